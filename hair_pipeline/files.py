@@ -1,0 +1,230 @@
+"""Reading and writing files safely: atomic writes, content hashes, confined paths, bounded image decoding.
+
+Belongs here: what every floor needs to touch the disk without leaving half a file or trusting a hostile one.
+Does not belong here: anything that knows about hair, labels or models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from hair_pipeline.errors import PipelineError
+
+MAX_IMAGE_PIXELS = 64_000_000
+"""Decoding is refused above this many pixels (the raw K-Hairstyle set has 12.2 million per photo)."""
+
+
+@contextlib.contextmanager
+def atomic_open(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path`; on success fsync it and rename it to `path`.
+
+    A reader sees the old file or the new one, never a part. On any exception the temporary file is removed
+    and `path` is left as it was.
+
+    Raises:
+        PipelineError: the folder cannot be written or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise _explain_write_error(error, path) from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _explain_write_error(error, path) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Like `atomic_open`, for libraries that want a path to write to: yields a temporary path, renamed on success.
+
+    The temporary name keeps `path`'s suffix, since some writers choose the format by it.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _explain_write_error(error, path) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _explain_write_error(error: OSError, path: Path) -> PipelineError:
+    if error.errno == errno.ENOSPC:
+        return PipelineError(
+            "no space left on the device", file=path, remedy="free some disk space and run the same command again"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return PipelineError(
+            "the folder cannot be written to",
+            file=path,
+            remedy="give this user write access or set HAIR_PIPELINE_TRAINING_ROOT to another folder",
+        )
+    return PipelineError(f"cannot be written ({error})", file=path, remedy="check the disk and the path")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` atomically."""
+    with atomic_open(path) as file:
+        file.write(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable UTF-8 JSON, atomically. NaN is refused: JSON has none."""
+    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        PipelineError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PipelineError("no such file", file=path, remedy="materialise the asset that writes it") from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise PipelineError(f"is not JSON ({error})", file=path, remedy="delete it and materialise again") from error
+
+
+def hash_bytes(*parts: bytes | str) -> str:
+    """SHA-256 (hex) over the parts, each preceded by its length so that no two lists collide."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 (hex) of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(paths: Iterable[Path], root: Path) -> str:
+    """One SHA-256 (hex) over the names (relative to `root`) and contents of `paths`, in sorted order."""
+    return hash_bytes(
+        *(part for path in sorted(paths) for part in (path.relative_to(root).as_posix(), hash_file(path)))
+    )
+
+
+def confined(root: Path, relative: str | Path) -> Path:
+    """`root / relative`, refused when it climbs out of `root` (also through symbolic links).
+
+    Raises:
+        PipelineError: the path leaves the root.
+    """
+    base = root.resolve()
+    path = (base / relative).resolve()
+    if not path.is_relative_to(base):
+        raise PipelineError(
+            f"the path {str(relative)!r} climbs out of its root", file=root, remedy="mend or remove the entry"
+        )
+    return path
+
+
+class UnreadableImage(Exception):
+    """The bytes are not an image that may be decoded; the message says why."""
+
+
+def decode_image(data: bytes, *, alpha: bool = False, max_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
+    """Decode image bytes without applying EXIF rotation; the size is checked from the header first.
+
+    Args:
+        data: an encoded JPEG, PNG or WebP.
+        alpha: keep the alpha channel.
+        max_pixels: refuse larger images before decoding.
+
+    Returns:
+        uint8 array (H, W, 3) in RGB, or (H, W, 4) in RGBA when `alpha`.
+
+    Raises:
+        UnreadableImage: not an image, truncated, or larger than `max_pixels`.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as header:
+            width, height = header.size
+    except Exception as error:  # Pillow raises many types on hostile headers
+        raise UnreadableImage(f"not an image ({type(error).__name__})") from error
+    if width * height > max_pixels:
+        raise UnreadableImage(f"{width}x{height} exceeds the limit of {max_pixels} pixels")
+    if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-1024:]:
+        raise UnreadableImage("truncated JPEG: it has no end marker")
+    flags = cv2.IMREAD_UNCHANGED if alpha else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise UnreadableImage(f"cannot be decoded ({error.err})") from error
+    if image is None:
+        raise UnreadableImage("cannot be decoded")
+    if not alpha:
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    if image.ndim == 2:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGBA)
+    return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if image.shape[2] == 4 else cv2.COLOR_BGR2RGBA)
+
+
+def read_image(path: Path, *, alpha: bool = False) -> np.ndarray:
+    """Read an image file as RGB (or RGBA) uint8. See `decode_image`.
+
+    Raises:
+        UnreadableImage: not an image, or it cannot be read.
+    """
+    try:
+        return decode_image(path.read_bytes(), alpha=alpha)
+    except OSError as error:
+        raise UnreadableImage(f"cannot be read ({error.strerror})") from error
+
+
+def encode_image(image: np.ndarray, extension: str, quality: int = 95) -> bytes:
+    """Encode an RGB or RGBA uint8 array.
+
+    Args:
+        image: (H, W, 3) RGB or (H, W, 4) RGBA, uint8.
+        extension: ".jpg", ".png" or ".webp" (WebP is lossless and keeps RGB under alpha 0 exactly).
+        quality: JPEG quality, 1-100.
+    """
+    if extension == ".webp":
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "WEBP", lossless=True, exact=True, quality=20, method=1)
+        return buffer.getvalue()
+    code = cv2.COLOR_RGBA2BGRA if image.shape[2] == 4 else cv2.COLOR_RGB2BGR
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if extension in (".jpg", ".jpeg") else []
+    done, data = cv2.imencode(extension, cv2.cvtColor(image, code), options)
+    if not done:
+        raise ValueError(f"OpenCV cannot encode {extension}")
+    return data.tobytes()

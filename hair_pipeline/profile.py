@@ -1,0 +1,245 @@
+"""How to process, train and evaluate: typed values, read from `profiles/*.yaml`.
+
+Belongs here: every number and choice that a profile may set, with its meaning and unit.
+Does not belong here: paths and the environment (`settings`), and any code that uses the values.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hair_pipeline.errors import PipelineError
+
+PROFILES_DIR = Path(__file__).parent / "profiles"
+PROFILE_NAMES = ("sample", "rtx24gb", "h100")
+
+
+class Values(BaseModel):
+    """Base of all groups: unknown names are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InputsConfig(Values):
+    """Reading and splitting of the inputs."""
+
+    validation_fraction: float = Field(0.05, gt=0, lt=1, description="share of people held out")
+    split_seed: int = 0
+    shard_size: int = Field(1000, ge=1, description="images per shard; a person is never cut in two")
+    min_face_confidence: float = Field(0.5, description="training_face faces below it are ignored")
+    max_identity_yaw: float = Field(45.0, description="degrees; beyond it training_face uses AdaFace, another space")
+    min_mask_iou: float = Field(0.5, description="hair mask against polygon1: below it the two disagree")
+
+
+class BaldConfig(Values):
+    """Removal of the hair."""
+
+    method: Literal["telea", "navier_stokes", "gaussian_blur", "gray"] = "telea"
+    growth: float = Field(0.06, ge=0, description="how far the hair mask is grown, in face heights (or 0.3 of image)")
+    inpaint_scale: float = Field(0.5, gt=0, le=1, description="Telea and Navier-Stokes run at this scale in the hole")
+
+
+class PatchConfig(Values):
+    """Texture patches."""
+
+    sizes: tuple[int, ...] = (128, 64)
+    per_image: int = Field(8, ge=1, description="at most this many patches per size and image")
+    seed: int = 0
+
+
+class ProcessingConfig(Values):
+    """Images cut into parts."""
+
+    size: int = Field(512, description="side of every processed image, pixels")
+    image_format: Literal["compact", "png"] = "compact"
+    bald: BaldConfig = BaldConfig()
+    patches: PatchConfig = PatchConfig()
+
+
+class ModelsConfig(Values):
+    """Which networks are used. `stand_in` is the small network trained in the `base` group from the inputs."""
+
+    base: str = Field("stand_in", description="stand_in, a diffusers folder or a hub id")
+    recogniser: str = Field("stand_in", description="stand_in, or an ONNX file name in the models folder")
+    evaluation_recogniser: str | None = Field(None, description="a second recogniser, only for evaluation")
+    perceptual: Literal["stand_in", "vgg", "alex"] = Field("stand_in", description="trunk of LPIPS and Gram")
+    inception: Literal["stand_in", "inception-v3-compat"] = Field("stand_in", description="extractor of FID and KID")
+    clip: str | None = Field(None, description="CLIP folder in the models folder, for style_vectors.source = clip")
+    style_tokens: int = Field(4, ge=1, description="cross-attention tokens the style vector is projected to")
+    style_mode: Literal["replace", "add"] = Field("replace", description="replace the text tokens or add to them")
+    lora_rank: int = Field(64, ge=1)
+
+
+class BaseTrainingConfig(Values):
+    """Training of the stand-in networks (sample profile only)."""
+
+    resolution: int = 128
+    vae_steps: int = 300
+    unet_steps: int = 300
+    recogniser_steps: int = 200
+    perceptual_steps: int = 200
+    seed: int = 0
+
+
+class PatchEncoderConfig(Values):
+    """The hair patch encoder and its InfoNCE training."""
+
+    architecture: Literal["resnet", "vit"] = "resnet"
+    width: int = Field(64, description="channels of the first stage (resnet) or embedding width (vit)")
+    embedding_dim: int = 256
+    input_size: int = Field(128, description="patches are resized to this side")
+    temperature: float = 0.1
+    person_weight: float = Field(0.5, description="weight of the same-person positives")
+    curl_weight: float = Field(0.5, description="weight of the same-curl positives (across people)")
+    people_per_batch: int = 16
+    patches_per_person: int = 4
+    steps: int = 20000
+    learning_rate: float = 3e-4
+    weight_decay: float = 1e-4
+    seed: int = 0
+
+
+class ClassifierConfig(Values):
+    """The style classifiers (curl class and bangs): one for the loss, another, differently built, for evaluation."""
+
+    resolution: int = 256
+    width: int = 32
+    steps: int = 5000
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+
+class StyleVectorConfig(Values):
+    """Where style vectors come from."""
+
+    source: Literal["patch_encoder", "classifier", "clip"] = "patch_encoder"
+
+
+class LossTerm(Values):
+    """Weight and schedule of one loss."""
+
+    weight: float = Field(0.0, ge=0)
+    ramp_steps: int = Field(0, ge=0, description="the weight grows linearly from 0 over this many optimizer steps")
+
+
+class LossesConfig(Values):
+    """The five losses of the specification, and how the pixel losses are gated."""
+
+    mask_l2: LossTerm = LossTerm(weight=1.0)
+    identity: LossTerm = LossTerm(weight=0.1)
+    lpips: LossTerm = LossTerm(weight=0.1)
+    gram: LossTerm = LossTerm(weight=0.1)
+    style: LossTerm = LossTerm(weight=0.02)
+    anchor: LossTerm = Field(LossTerm(weight=0.0), description="keeps the base's prediction outside the mask")
+    min_snr_gamma: float | None = Field(None, description="per-sample min-SNR weighting of mask_l2")
+    pixel_max_t: float = Field(0.35, gt=0, le=1, description="pixel losses only where t < pixel_max_t * T")
+    pixel_every: int = Field(2, ge=1, description="pixel losses every so many optimizer steps")
+    pixel_batch: int = Field(2, ge=1, description="at most this many samples of a micro-batch are decoded")
+
+
+class StageConfig(Values):
+    """One training stage of the inpainting model; the defaults are the specification's section 6."""
+
+    resolution: int = 512
+    epochs: int = 60
+    max_steps: int | None = Field(None, description="stop after this many optimizer steps, whatever the epochs say")
+    batch_size: int = 4
+    gradient_accumulation_steps: int = 4
+    learning_rate: float = Field(1e-4, description="new layers: LoRA, IP-Adapter, style projection")
+    learning_rate_deep: float = Field(1e-5, description="UNet blocks named in finetune_blocks")
+    finetune_blocks: tuple[str, ...] = Field((), description="UNet parameter name prefixes trained in full")
+    weight_decay: float = 0.01
+    warmup_fraction: float = 0.05
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    gradient_checkpointing: bool = True
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    compile: bool = False
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.9995
+    drop_style: float = Field(0.075, description="probability that only the style is dropped")
+    drop_identity: float = Field(0.075, description="probability that only the identity is dropped")
+    drop_both: float = 0.05
+    mask_variants: int = Field(4, ge=1, description="differently grown masks cached per image (Stage 2)")
+    patch_fraction: float = Field(0.5, ge=0, le=1, description="share of patches among Stage 1 samples")
+    checkpoint_every: int = Field(500, description="optimizer steps between checkpoints")
+    keep_checkpoints: int = 3
+    validate_every: int = Field(500, description="optimizer steps between validations")
+    workers: int = Field(4, description="data loading processes")
+    seed: int = 0
+    losses: LossesConfig = LossesConfig()
+
+
+class EvaluationConfig(Values):
+    """Validation report."""
+
+    steps: int = Field(30, description="sampler steps")
+    scheduler: Literal["ddim", "dpm++"] = "ddim"
+    guidance_scale: float = 2.0
+    batch_size: int = 4
+    max_images: int | None = Field(None, description="evaluate at most this many validation images")
+    identity_threshold: float = 0.70
+    grid_rows: int = 8
+    seed: int = 0
+
+
+class AbTestConfig(Values):
+    """A/B verdict."""
+
+    min_improvement: float = 0.05
+    identity_margin: float = Field(0.01, description="identity may not be worse by more than this")
+    bootstrap_samples: int = 2000
+    seed: int = 0
+
+
+class ReleaseConfig(Values):
+    """What is written when a model goes into production."""
+
+    deploy_command: tuple[str, ...] = Field((), description="run after a promotion, e.g. to restart the workers")
+
+
+class Profile(Values):
+    """All values of one profile."""
+
+    name: str
+    inputs: InputsConfig = InputsConfig()
+    processing: ProcessingConfig = ProcessingConfig()
+    models: ModelsConfig = ModelsConfig()
+    base_training: BaseTrainingConfig | None = Field(None, description="set: the stand-ins are trained in group base")
+    patch_encoder: PatchEncoderConfig = PatchEncoderConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    style_vectors: StyleVectorConfig = StyleVectorConfig()
+    stage1: StageConfig = StageConfig()
+    stage2: StageConfig = StageConfig(epochs=120)
+    evaluation: EvaluationConfig = EvaluationConfig()
+    ab_test: AbTestConfig = AbTestConfig()
+    release: ReleaseConfig = ReleaseConfig()
+
+
+def load_profile(name_or_path: str | Path) -> Profile:
+    """Read a profile by name (`sample`, `rtx24gb`, `h100`) or from a YAML file.
+
+    Raises:
+        PipelineError: no such profile, or a value in it is not allowed; the message names it.
+    """
+    path = PROFILES_DIR / f"{name_or_path}.yaml" if name_or_path in PROFILE_NAMES else Path(name_or_path)
+    try:
+        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PipelineError(
+            f"no such profile ({error.strerror})", file=path, remedy=f"choose one of {', '.join(PROFILE_NAMES)}"
+        ) from error
+    except yaml.YAMLError as error:
+        raise PipelineError(f"is not YAML: {error}", file=path, remedy="mend the file") from error
+    try:
+        return Profile.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise PipelineError(
+            f"{name} = {first.get('input')!r} is not allowed: {first['msg']}", file=path, remedy=f"correct {name}"
+        ) from error

@@ -1,0 +1,104 @@
+"""Where things are on this machine: roots, profile name and executor, read from HAIR_PIPELINE_* variables.
+
+Belongs here: paths and the environment. Does not belong here: how to process or train (`profile`).
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.profile import Profile, load_profile
+
+
+def _project_root() -> Path:
+    """The checkout this package stands in, or the current folder when it is installed elsewhere."""
+    checkout = Path(__file__).resolve().parents[1]
+    return checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
+
+
+PROJECT_ROOT = _project_root()
+SAMPLE_ROOT = PROJECT_ROOT / "data" / "sample"
+
+
+class Settings(BaseSettings):
+    """The machine's side of the configuration; every field is an environment variable HAIR_PIPELINE_<FIELD>."""
+
+    model_config = SettingsConfigDict(env_prefix="HAIR_PIPELINE_", env_ignore_empty=True, frozen=True, extra="ignore")
+
+    profile: Literal["sample", "rtx24gb", "h100"] = "sample"
+    k_hairstyle_root: Path = Field(default=SAMPLE_ROOT / "k_hairstyle", description="K-Hairstyle copy, read-only")
+    training_face_root: Path = Field(
+        default=SAMPLE_ROOT / "training_face", description="training_face outputs, read-only"
+    )
+    training_root: Path = Field(
+        default=PROJECT_ROOT / "data" / "training", description="everything the pipeline writes"
+    )
+    customers_root: Path | None = Field(default=None, description="customer photos for the A/B test")
+    models_dir: Path = Field(
+        default=PROJECT_ROOT / "data" / "models", description="local weights, looked in before the hub"
+    )
+    executor: Literal["local", "ray", "k8s"] = "local"
+
+    @field_validator(
+        "k_hairstyle_root", "training_face_root", "training_root", "customers_root", "models_dir", mode="after"
+    )
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.expanduser().absolute()
+
+    @cached_property
+    def profile_values(self) -> Profile:
+        """The values of the chosen profile."""
+        return load_profile(self.profile)
+
+    @property
+    def processed(self) -> Path:
+        return self.training_root / "processed"
+
+    @property
+    def catalog_path(self) -> Path:
+        return self.processed / "catalog.parquet"
+
+    @property
+    def base_dir(self) -> Path:
+        """Where the stand-in networks of the sample profile are trained to."""
+        return self.training_root / "base"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.training_root / "checkpoints"
+
+    @property
+    def runs(self) -> Path:
+        return self.training_root / "runs"
+
+    @property
+    def reports(self) -> Path:
+        return self.training_root / "reports"
+
+    @property
+    def registry_path(self) -> Path:
+        return self.training_root / "registry" / "registry.json"
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        PipelineError: a variable holds a value that is not allowed; the message names it.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        variable = "HAIR_PIPELINE_" + str(first["loc"][0]).upper()
+        raise PipelineError(
+            f"{variable}={first.get('input')!r} is not allowed: {first['msg']}",
+            remedy=f"set {variable} to an allowed value or unset it",
+        ) from error
