@@ -1,0 +1,153 @@
+"""The rule that turns paired measurements of an old and a new model into approve, reject or inconclusive.
+
+Belongs here: the statistics of the verdict, on plain arrays. Does not belong here: pictures, models, files.
+
+The rule, exactly. Both models drew the same images from the same seeds, masks and style references.
+With ``L`` = hair-region LPIPS (lower is better) and ``S`` = identity similarity (higher is better), means over images:
+
+    gain_L = (mean L_old - mean L_new) / mean L_old
+    gain_S = (mean S_new - mean S_old) / |mean S_old|
+    improvement = (gain_L + gain_S) / 2
+    identity difference = mean S_new - mean S_old
+
+Each has a 95% interval from a bootstrap that draws persons, and every draw takes a person's old and new images
+together (paired, clustered). The verdict is
+
+    inconclusive   when no identity or no LPIPS was measured, or fewer than `min_people` people have both;
+    approve        when the lower bound of the improvement is above 5% and the lower bound of the identity
+                   difference is above -0.01 (not inferior);
+    reject         when the upper bound of the improvement is below 5%, or the upper bound of the identity
+                   difference is below -0.01 (certainly inferior);
+    inconclusive   otherwise: more images are needed.
+
+People's sign-off is a separate input, recorded in the registry; this rule never looks at it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from hair_pipeline.evaluation.statistics import Estimate, cluster_sums, cluster_weights, expanded_interval, missing
+from hair_pipeline.profile import AbTestConfig
+
+Verdict = Literal["approve", "reject", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A verdict, why, and the numbers behind it.
+
+    Attributes:
+        verdict: see the module's rule.
+        reasons: one sentence per condition that decided.
+        improvement: relative, 0.05 is 5%. lpips_gain, identity_gain: its two halves.
+        identity_difference: in units of cosine similarity.
+    """
+
+    verdict: Verdict
+    reasons: list[str]
+    improvement: Estimate
+    lpips_gain: Estimate
+    identity_gain: Estimate
+    identity_difference: Estimate
+    people: int = field(default=0)
+
+
+def decide(
+    people: np.ndarray,
+    lpips_old: np.ndarray,
+    lpips_new: np.ndarray,
+    identity_old: np.ndarray,
+    identity_new: np.ndarray,
+    config: AbTestConfig,
+) -> Decision:
+    """Apply the rule.
+
+    Args:
+        people: (n,) the person of each image.
+        lpips_old, lpips_new, identity_old, identity_new: (n,) float, NaN where not measured. A pair with one side
+            missing is left out.
+    """
+    names = np.asarray(people, str)
+    lpips_pairs, identity_pairs = _pairs(lpips_old, lpips_new), _pairs(identity_old, identity_new)
+    for what, pairs in (("hair-region LPIPS", lpips_pairs), ("identity similarity", identity_pairs)):
+        if not np.isfinite(pairs).any():
+            reason = f"{what} could not be measured on any image of both models"
+            none = missing(reason)
+            return Decision("inconclusive", [f"inconclusive: {reason}"], none, none, none, none)
+    draws = _draws(names, lpips_pairs, identity_pairs, config)
+    both = names[np.isfinite(lpips_pairs).all(0) & np.isfinite(identity_pairs).all(0)]
+    clusters = len(np.unique(both))
+    numbers = {name: _estimate(values, n, clusters) for name, (values, n) in draws.items()}
+    verdict, reasons = _judge(numbers["improvement"], numbers["identity_difference"], clusters, config)
+    return Decision(verdict, reasons, people=clusters, **numbers)
+
+
+def _pairs(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """(2, n) old and new, NaN in both rows where either is missing."""
+    pairs = np.stack([np.asarray(old, np.float64), np.asarray(new, np.float64)])
+    return np.where(np.isfinite(pairs).all(0), pairs, np.nan)
+
+
+def _draws(
+    names: np.ndarray, lpips: np.ndarray, identity: np.ndarray, config: AbTestConfig
+) -> dict[str, tuple[np.ndarray, int]]:
+    """Bootstrap draws of every number, the estimate itself in front; and its number of images."""
+    clusters = len(np.unique(names))
+    weights = np.concatenate(
+        [np.ones((1, clusters), np.int64), cluster_weights(clusters, config.bootstrap_samples, config.seed)]
+    )
+
+    def means(values: np.ndarray) -> np.ndarray:
+        sums, counts = cluster_sums(values, names)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (weights @ sums) / (weights @ counts)
+
+    old_l, new_l, old_s, new_s = means(lpips[0]), means(lpips[1]), means(identity[0]), means(identity[1])
+    n_l, n_s = int(np.isfinite(lpips[0]).sum()), int(np.isfinite(identity[0]).sum())
+    lpips_gain = (old_l - new_l) / np.maximum(old_l, 1e-9)
+    identity_gain = (new_s - old_s) / np.maximum(np.abs(old_s), 1e-9)
+    return {
+        "improvement": ((lpips_gain + identity_gain) / 2, min(n_l, n_s)),
+        "lpips_gain": (lpips_gain, n_l),
+        "identity_gain": (identity_gain, n_s),
+        "identity_difference": (new_s - old_s, n_s),
+    }
+
+
+def _estimate(draws: np.ndarray, n: int, clusters: int) -> Estimate:
+    if clusters < 2:
+        return Estimate(float(draws[0]), n=n, people=clusters, reason="no interval: fewer than two people")
+    low, high = expanded_interval(draws[1:], clusters)
+    return Estimate(float(draws[0]), low, high, n, clusters)
+
+
+def _judge(improvement: Estimate, identity: Estimate, clusters: int, config: AbTestConfig) -> tuple[Verdict, list[str]]:
+    if clusters < config.min_people or improvement.ci_low is None or identity.ci_low is None:
+        return "inconclusive", [
+            f"inconclusive: LPIPS and identity were both measured on {clusters} people, "
+            f"the rule asks for at least {config.min_people}"
+        ]
+    assert improvement.ci_high is not None
+    assert identity.ci_high is not None
+    need, margin = config.min_improvement, -config.identity_margin
+    interval = f"95% interval {improvement.ci_low:+.1%} to {improvement.ci_high:+.1%}"
+    difference = f"identity difference, 95% interval {identity.ci_low:+.4f} to {identity.ci_high:+.4f}"
+    if improvement.ci_high < need:
+        return "reject", [f"reject: the improvement is below {need:.0%} ({interval})"]
+    if identity.ci_high < margin:
+        return "reject", [f"reject: identity is worse by more than {config.identity_margin} ({difference})"]
+    reasons = []
+    if improvement.ci_low <= need:
+        reasons.append(f"inconclusive: the improvement is not surely above {need:.0%} ({interval})")
+    if identity.ci_low <= margin:
+        reasons.append(f"inconclusive: identity may be worse by more than {config.identity_margin} ({difference})")
+    if reasons:
+        return "inconclusive", reasons
+    return "approve", [
+        f"approve: the improvement is surely above {need:.0%} ({interval})",
+        f"approve: identity is not worse by more than {config.identity_margin} ({difference})",
+    ]

@@ -1,0 +1,150 @@
+"""What each metric is called and means: the table behind metrics.json and the report.
+
+Belongs here: titles, units, directions, sources, explanations. Does not belong here: the computations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        name: key in metrics.json and column in per_image.parquet (metrics of whole sets have no column).
+        direction: which values are better.
+        threshold: pass mark, if the specification sets one.
+        explanation: two or three sentences for the report's reader.
+    """
+
+    name: str
+    title: str
+    unit: str
+    direction: Literal["higher", "lower", "zero"]
+    source: str
+    explanation: str
+    threshold: float | None = None
+    digits: int = 3
+
+
+METRICS = (
+    Metric(
+        "identity_raw",
+        "Identity similarity before paste-back",
+        "cosine, -1 to 1",
+        "higher",
+        "ArcFace, Deng et al. 2019, doi:10.1109/CVPR.2019.00482",
+        "Is it still the same person? Cosine between the face recogniser's embeddings of the original photo and of "
+        "what the model drew, before the original pixels are pasted back. Only reliable faces count: no blurred, "
+        "missing or strongly turned ones.",
+        threshold=0.70,
+    ),
+    Metric(
+        "identity",
+        "Identity similarity after paste-back",
+        "cosine, -1 to 1",
+        "higher",
+        "ArcFace, Deng et al. 2019, doi:10.1109/CVPR.2019.00482",
+        "The same on the finished picture, as a customer sees it. Close to 1 by construction, since the face outside "
+        "the mask is the photo's own; a low value means that hair or mask covers the face.",
+        threshold=0.70,
+    ),
+    Metric(
+        "lpips_hair",
+        "Hair-region LPIPS",
+        "distance, 0 and up",
+        "lower",
+        "Zhang et al. 2018, arXiv:1801.03924",
+        "How different the redrawn hair looks from the photo's own hair, when its own style is asked for. Both are "
+        "cut out with the hair mask; everything else is gray and masked out of the features.",
+    ),
+    Metric(
+        "frechet_ring",
+        "FID in the hair-skin ring",
+        "squared feature distance",
+        "lower",
+        "Heusel et al. 2017, arXiv:1706.08500; torch-fidelity",
+        "Distance between the feature distributions of real and generated pictures in a ring where hair meets skin. "
+        "Biased upwards with few pictures: compare only at equal N, and distrust it below 2,000.",
+    ),
+    Metric(
+        "kernel_ring",
+        "KID in the hair-skin ring",
+        "squared MMD",
+        "lower",
+        "Binkowski et al. 2018, arXiv:1801.01401; torch-fidelity",
+        "The same comparison by an estimator without that bias: around 0 (also slightly below) when real and "
+        "generated rings cannot be told apart.",
+        digits=4,
+    ),
+    Metric(
+        "curl_accuracy",
+        "Curl as asked, own style",
+        "share of images",
+        "higher",
+        "evaluation classifier, not the one in the loss",
+        "Asked for the photo's own hair, does an independent classifier see the photo's curl class (straight, wavy, "
+        "curly) in the result?",
+    ),
+    Metric(
+        "bangs_accuracy",
+        "Bangs as asked, own style",
+        "share of images",
+        "higher",
+        "evaluation classifier, not the one in the loss",
+        "The same for bangs or no bangs.",
+    ),
+    Metric(
+        "curl_accuracy_transfer",
+        "Curl as asked, another person's style",
+        "share of images",
+        "higher",
+        "evaluation classifier, not the one in the loss",
+        "Asked for another person's hair style, does the classifier see that person's curl class? This is what a "
+        "try-on does, and the hardest of the texture metrics.",
+    ),
+    Metric(
+        "curl_accuracy_real",
+        "Curl seen in the real photos",
+        "share of images",
+        "higher",
+        "evaluation classifier, not the one in the loss",
+        "The classifier's own accuracy on the untouched validation photos: no model can be expected to score higher "
+        "than this, and a low value makes the texture metrics worthless.",
+    ),
+    Metric(
+        "halo",
+        "Halo along the mask border",
+        "Delta E (CIE 1976)",
+        "zero",
+        "this project, see hair_pipeline.evaluation.metrics.seam",
+        "How much more the border of the repainted region shows in the result than in the photo: colour step across "
+        "it plus rim colours that lie on neither side. 0 is invisible, about 2.3 just noticeable. Look at the "
+        "pictures too: seams at forehead, ears and hair roots are judged by people.",
+        digits=2,
+    ),
+    Metric(
+        "rim_sharpness",
+        "Sharpness of the hair's edge",
+        "octaves of gradient energy",
+        "zero",
+        "gradient energy, Krotkov 1988",
+        "Detail along the hair's outline against the photo: 0 is equal, -1 is half (a blurred rim), +1 double.",
+        digits=2,
+    ),
+    Metric(
+        "untouched_changed",
+        "Changed bytes outside the mask",
+        "share of bytes",
+        "lower",
+        "this project's guarantee",
+        "Share of bytes outside the feathered mask that differ from the photo. Must be 0.",
+        threshold=0.0,
+        digits=6,
+    ),
+)
+
+BY_NAME = {metric.name: metric for metric in METRICS}

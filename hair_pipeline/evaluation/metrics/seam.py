@@ -1,0 +1,113 @@
+"""What paste-back leaves behind: a halo or a blurred rim along the mask border, and bytes that changed elsewhere.
+
+Belongs here: metrics on pixels along and outside the repaint mask. Does not belong here: anything learned.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+BAND = 0.008
+"""Width of one band along the border, in image sides: 4 pixels at 512."""
+
+
+def halo(photo: np.ndarray, output: np.ndarray, repaint_mask: np.ndarray) -> float:
+    """How much more visible the mask border is in the output than in the photo, in CIE76 colour difference.
+
+    Along the border three bands are averaged locally: inside (repainted), rim (on the border), outside (kept). Two
+    faults are added up: the step between inside and outside, and the overshoot, how far the rim's colour lies off
+    the straight line between them (a clean edge or a blend lies on it; a light, dark or leftover rim does not). The
+    same sum on the photo is subtracted.
+
+    Unit: Delta E (about 2.3 is just noticeable). Direction: lower is better; 0 means the border shows no more than
+    in the photo itself, below 0 less. Source: this project; colour difference after CIE 1976.
+
+    Args:
+        photo, output: uint8 RGB (H, W, 3).
+        repaint_mask: bool (H, W); where the output may differ.
+
+    Returns:
+        NaN when the mask has no border inside the picture.
+    """
+    real, made = _discontinuity(photo, repaint_mask), _discontinuity(output, repaint_mask)
+    if real is None or made is None:
+        return float("nan")
+    return float(np.mean(made) - np.mean(real))
+
+
+def _discontinuity(image: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
+    """Step plus overshoot at every border pixel, in Delta E; None without a border."""
+    band = max(2, round(BAND * image.shape[0]))
+    distance = _signed_distance(mask)
+    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    inside, c_in = _local_mean(lab, (distance > band) & (distance <= 2 * band), 3 * band)
+    outside, c_out = _local_mean(lab, (distance < -band) & (distance >= -2 * band), 3 * band)
+    rim, c_rim = _local_mean(lab, np.abs(distance) <= band, band)
+    border = (np.abs(distance) <= 1) & inside & outside & rim
+    if not border.any():
+        return None
+    a, b, p = c_in[border], c_out[border], c_rim[border]
+    span = b - a
+    along = np.clip((span * (p - a)).sum(1) / np.maximum((span**2).sum(1), 1e-6), 0, 1)
+    overshoot = np.linalg.norm(p - (a + along[:, None] * span), axis=1)
+    step: np.ndarray = np.linalg.norm(span, axis=1) + overshoot
+    return step
+
+
+def rim_sharpness(photo: np.ndarray, output: np.ndarray, repaint_mask: np.ndarray, hair_mask: np.ndarray) -> float:
+    """Fine detail of the hair's edge in the output against the photo, as a log2 ratio of gradient energy.
+
+    Unit: octaves; -1 is half the detail. Direction: near 0 is better, negative is a blurred rim, positive is noise.
+    Measured within two bands of the hair's outline, inside the repainted region only. Source: this project; gradient
+    energy (Tenengrad, Krotkov 1988).
+
+    Returns:
+        NaN when the hair has no outline inside the repainted region.
+    """
+    band = max(2, round(BAND * photo.shape[0]))
+    rim = (np.abs(_signed_distance(hair_mask)) <= 2 * band) & repaint_mask
+    if not rim.any():
+        return float("nan")
+    energy = [float(_gradient_energy(image)[rim].mean()) + 1.0 for image in (photo, output)]
+    return float(np.log2(energy[1] / energy[0]))
+
+
+def untouched_share_changed(photo: np.ndarray, output: np.ndarray, allowed: np.ndarray) -> float:
+    """Share of the bytes outside the allowed region that differ from the photo.
+
+    Unit: share, 0 to 1. Direction: lower is better; anything above 0 after paste-back is a fault. Source: this
+    project's guarantee that a customer's picture is byte-identical outside the feathered mask.
+
+    Args:
+        photo, output: uint8 RGB (H, W, 3). allowed: bool (H, W), the feathered mask's extent.
+
+    Returns:
+        NaN when nothing lies outside.
+    """
+    if allowed.all():
+        return float("nan")
+    return float((photo != output)[~allowed].mean())
+
+
+def _signed_distance(mask: np.ndarray) -> np.ndarray:
+    """Pixels to the border, positive inside; the picture's own frame is no border. float32 (H, W)."""
+    inside = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
+    outside = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 5)
+    distance: np.ndarray = inside - outside
+    return distance
+
+
+def _local_mean(lab: np.ndarray, region: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean colour of the region's pixels around every pixel: (bool there are some, (H, W, 3))."""
+    size = (2 * radius + 1, 2 * radius + 1)
+    weight = region.astype(np.float32)
+    total = cv2.boxFilter(weight, -1, size, normalize=False, borderType=cv2.BORDER_CONSTANT)
+    colour = cv2.boxFilter(lab * weight[..., None], -1, size, normalize=False, borderType=cv2.BORDER_CONSTANT)
+    return total > 0.5, colour / np.maximum(total, 1.0)[..., None]
+
+
+def _gradient_energy(image: np.ndarray) -> np.ndarray:
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    energy: np.ndarray = cv2.Sobel(gray, cv2.CV_32F, 1, 0) ** 2 + cv2.Sobel(gray, cv2.CV_32F, 0, 1) ** 2
+    return energy

@@ -1,0 +1,95 @@
+"""Finding and reading the verdict of an A/B test again, from disk: what release decides by.
+
+Belongs here: the pointer `reports/ab/current.json` and the checks on what it points to. Does not belong here:
+making a verdict (`ab_test`, `ab_rule`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hair_pipeline import files
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.settings import Settings
+
+POINTER = "current.json"
+REMEDY = "materialise ab_verdict for this model, or run: uv run hair-pipeline ab-test --help"
+
+
+@dataclass(frozen=True)
+class VerdictRecord:
+    """A verdict as it stands on disk.
+
+    Attributes:
+        verdict: approve, reject or inconclusive. reasons: why.
+        id: of the A/B test. version: the new model's. against: the old model's, in words.
+        path: verdict.json, relative to the training root. sha256: of its content.
+    """
+
+    verdict: str
+    reasons: list[str]
+    id: str
+    version: str
+    against: str
+    path: str
+    sha256: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def write_pointer(ab_folder: Path, identifier: str, version: str, verdict: str, folder: Path) -> None:
+    """Make `folder` the current A/B test."""
+    content = {"id": identifier, "version": version, "verdict": verdict, "folder": folder.name}
+    files.write_json(ab_folder / POINTER, content)
+
+
+def read_verdict(settings: Settings, version: str) -> VerdictRecord:
+    """The current A/B verdict, which must be about `version`.
+
+    Raises:
+        PipelineError: no A/B test has been run, its files are broken, or it judged another model.
+    """
+    pointer_path = settings.reports / "ab" / POINTER
+    if not pointer_path.exists():
+        raise PipelineError("no A/B test has been run yet", file=pointer_path, remedy=REMEDY)
+    pointer = files.read_json(pointer_path)
+    try:
+        path = files.confined(settings.reports / "ab", pointer["folder"]) / "verdict.json"
+        data = files.read_json(path)
+        record = VerdictRecord(
+            verdict=data["verdict"],
+            reasons=list(data["reasons"]),
+            id=data["id"],
+            version=data["new"]["version"],
+            against=data["old"]["label"],
+            path=path.relative_to(settings.training_root.resolve()).as_posix(),
+            sha256=files.hash_file(path),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise PipelineError(
+            f"the A/B test's files are incomplete ({error})", file=pointer_path, remedy=REMEDY
+        ) from error
+    if record.version != version:
+        raise PipelineError(
+            f"the last A/B test judged version {record.version}, not {version}", file=pointer_path, remedy=REMEDY
+        )
+    return record
+
+
+def require_approval(settings: Settings, version: str) -> VerdictRecord:
+    """The verdict on `version`, which must be approve.
+
+    Raises:
+        PipelineError: as `read_verdict`, or the verdict is reject or inconclusive.
+    """
+    record = read_verdict(settings, version)
+    if record.verdict != "approve":
+        raise PipelineError(
+            f"version {version} may not be released: its A/B verdict is {record.verdict} ({'; '.join(record.reasons)})",
+            file=settings.training_root / record.path,
+            remedy="read the report beside this file; train longer or on more data, or test on more customers",
+        )
+    return record

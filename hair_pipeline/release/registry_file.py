@@ -1,0 +1,319 @@
+"""The registry: which versions exist, what was said about them, and which one is in production. One JSON file.
+
+Belongs here: the file's format, its state machine and its lock. Does not belong here: making the artifacts
+(`export`), and what an operator does with the registry (`registry`).
+
+Format of registry.json (schema 1)::
+
+    {"schema": 1,
+     "production": version or null,
+     "previous": [earlier production versions, oldest first],
+     "versions": {version: {"registered_at", "folder" (relative to the training root), "files": {path: sha256},
+                            "verdict": {"verdict", "id", "path", "sha256", "against"},
+                            "sign_offs": [{"reviewer", "decision", "notes", "at"}]}},
+     "history": [{"at", "event", "version", ...}]}          (append-only)
+
+States of a version: candidate -> (verdict approve, sign-off approve, hashes intact) -> production -> previous.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from hair_pipeline import files
+from hair_pipeline.errors import PipelineError
+
+SCHEMA = 1
+Decision = Literal["approve", "reject"]
+Names = list[str]
+AS_READ = "as read"
+
+
+class Registry:
+    """Reads and changes one registry file. Every change happens under a lock and replaces the file atomically.
+
+    A process killed at any moment leaves the file as it was before or after its change.
+
+    Args:
+        path: registry.json; it and its folder are made by the first change.
+        artifacts_root: what the versions' folders are relative to; by default the training root, two folders up.
+    """
+
+    def __init__(self, path: Path, artifacts_root: Path | None = None) -> None:
+        self.path = path
+        self.artifacts_root = artifacts_root or path.parent.parent
+
+    # --- reading ---
+
+    def state(self) -> dict[str, Any]:
+        """The whole content.
+
+        Raises:
+            PipelineError: the file is not a registry of this schema.
+        """
+        if not self.path.exists():
+            return {"schema": SCHEMA, "production": None, "previous": [], "versions": {}, "history": []}
+        state = files.read_json(self.path)
+        if not isinstance(state, dict) or state.get("schema") != SCHEMA:
+            raise PipelineError(
+                f"is not a registry of schema {SCHEMA}", file=self.path, remedy="restore it from a backup"
+            )
+        return state
+
+    def production(self) -> str | None:
+        """The version in production, or None."""
+        version: str | None = self.state()["production"]
+        return version
+
+    def list(self) -> dict[str, dict[str, Any]]:
+        """Every version with its record, oldest first, each with its `status`."""
+        state = self.state()
+        return {version: record | {"status": status(state, version)} for version, record in state["versions"].items()}
+
+    def show(self, version: str) -> dict[str, Any]:
+        """One version's record with its `status` and its part of the history.
+
+        Raises:
+            PipelineError: no such version.
+        """
+        state = self.state()
+        record = self._record(state, version)
+        history = [event for event in state["history"] if event["version"] == version]
+        return record | {"status": status(state, version), "history": history}
+
+    def folder(self, version: str) -> Path:
+        """The version's exported folder."""
+        return files.confined(self.artifacts_root, self._record(self.state(), version)["folder"])
+
+    def damaged_files(self, version: str) -> Names:
+        """Artifacts that are gone or whose content is not what was registered."""
+        record = self._record(self.state(), version)
+        folder = files.confined(self.artifacts_root, record["folder"])
+        bad = []
+        for name, digest in record["files"].items():
+            path = files.confined(folder, name)
+            if not path.is_file() or files.hash_file(path) != digest:
+                bad.append(name)
+        return bad
+
+    def obstacles(self, version: str) -> Names:
+        """Why the version may not be promoted; empty when it may. Hashes are not checked here: they take time."""
+        record = self._record(self.state(), version)
+        found = []
+        if record["verdict"]["verdict"] != "approve":
+            found.append(f"its A/B verdict is {record['verdict']['verdict']}, not approve")
+        decisions = _last_decisions(record)
+        rejected = sorted(name for name, decision in decisions.items() if decision == "reject")
+        if rejected:
+            found.append(f"rejected by {', '.join(rejected)}")
+        elif "approve" not in decisions.values():
+            found.append("nobody has signed it off")
+        return found
+
+    # --- changing ---
+
+    def register(self, version: str, folder: Path, hashes: Mapping[str, str], verdict: Mapping[str, Any]) -> None:
+        """Add a version, or give a known one the verdict of a later A/B test.
+
+        Args:
+            version: its name. folder: where its files are, inside the artifacts' root.
+            hashes: path relative to `folder` -> SHA-256.
+            verdict: at least {"verdict": approve|reject|inconclusive}.
+
+        Raises:
+            PipelineError: the version is known with other files.
+        """
+        relative = folder.resolve().relative_to(self.artifacts_root.resolve()).as_posix()
+        with self._changing() as state:
+            known = state["versions"].get(version)
+            if known is None:
+                state["versions"][version] = {
+                    "registered_at": _now(),
+                    "folder": relative,
+                    "files": dict(hashes),
+                    "verdict": dict(verdict),
+                    "sign_offs": [],
+                }
+                _log(state, "registered", version, verdict=verdict["verdict"])
+                return
+            if known["files"] != dict(hashes):
+                raise PipelineError(
+                    f"version {version} is registered with other files",
+                    file=self.path,
+                    remedy="a version never changes: export the new model as a version of its own",
+                )
+            if known["verdict"] != dict(verdict):
+                known["verdict"] = dict(verdict)
+                _log(state, "verdict", version, verdict=verdict["verdict"])
+
+    def sign_off(self, version: str, reviewer: str, decision: str, notes: str = "") -> None:
+        """Record what a person who looked at the pictures says. A reviewer's last word counts.
+
+        Raises:
+            PipelineError: no such version, no reviewer, or a decision that is neither approve nor reject.
+        """
+        if decision not in get_args(Decision):
+            raise PipelineError(f"the decision {decision!r} is not allowed", remedy="say approve or reject")
+        if not reviewer.strip():
+            raise PipelineError("the reviewer has no name", remedy="pass --reviewer NAME")
+        with self._changing() as state:
+            entry = {"reviewer": reviewer.strip(), "decision": decision, "notes": notes, "at": _now()}
+            self._record(state, version)["sign_offs"].append(entry)
+            _log(state, "sign_off", version, reviewer=entry["reviewer"], decision=decision)
+
+    def promote(self, version: str, *, replacing: str | None = AS_READ) -> str | None:
+        """Put a version into production.
+
+        Args:
+            version: the candidate.
+            replacing: the version the caller believes to be in production (None: no version); by default the one
+                found when the call begins. If it is another one when the change is made, nothing changes.
+
+        Returns:
+            The version that was in production before.
+
+        Raises:
+            PipelineError: unknown version, verdict not approve, not signed off, a damaged file, already in
+                production, or somebody else changed production meanwhile.
+        """
+        expected = self.production() if replacing == AS_READ else replacing
+        obstacles = self.obstacles(version)
+        if obstacles:
+            raise PipelineError(
+                f"version {version} cannot be promoted: {'; '.join(obstacles)}",
+                file=self.path,
+                remedy=self._next_step(version, obstacles),
+            )
+        self._require_intact(version)
+        with self._changing() as state:
+            current: str | None = state["production"]
+            if current == version:
+                raise PipelineError(f"version {version} is in production already", file=self.path)
+            if current != expected:
+                raise PipelineError(
+                    f"production changed from {expected} to {current} meanwhile; {version} was not promoted",
+                    file=self.path,
+                    remedy=f"compare with {current} and run: uv run hair-pipeline registry promote {version}",
+                )
+            if self.obstacles(version):
+                raise PipelineError(f"version {version} was rejected meanwhile", file=self.path)
+            if current is not None:
+                state["previous"].append(current)
+            state["production"] = version
+            _log(state, "promoted", version, replaced=current)
+            return current
+
+    def rollback(self, reason: str = "") -> str:
+        """Restore the version that was in production before the present one.
+
+        Returns:
+            The version in production now.
+
+        Raises:
+            PipelineError: there is none, or its files are damaged.
+        """
+        state = self.state()
+        if not state["previous"]:
+            raise PipelineError(
+                "there is no earlier version to go back to", file=self.path, remedy="promote another version"
+            )
+        target: str = state["previous"][-1]
+        self._require_intact(target)
+        with self._changing() as state:
+            if not state["previous"] or state["previous"][-1] != target:
+                raise PipelineError("the registry changed meanwhile; nothing was rolled back", file=self.path)
+            left = state["production"]
+            state["previous"].pop()
+            state["production"] = target
+            _log(state, "rolled_back", target, left=left, reason=reason)
+            return target
+
+    def withdraw(self, version: str, reason: str) -> None:
+        """Take the first version ever promoted out of production again: there is none to roll back to."""
+        with self._changing() as state:
+            if state["production"] == version:
+                state["production"] = state["previous"].pop() if state["previous"] else None
+                _log(state, "withdrawn", version, reason=reason, production=state["production"])
+
+    # --- inside ---
+
+    def _record(self, state: dict[str, Any], version: str) -> dict[str, Any]:
+        record: dict[str, Any] | None = state["versions"].get(version)
+        if record is None:
+            known = ", ".join(state["versions"]) or "none yet"
+            raise PipelineError(
+                f"no version {version} (known: {known})",
+                file=self.path,
+                remedy="run: uv run hair-pipeline registry list",
+            )
+        return record
+
+    def _require_intact(self, version: str) -> None:
+        damaged = self.damaged_files(version)
+        if damaged:
+            raise PipelineError(
+                f"files of version {version} are gone or changed since they were registered: {', '.join(damaged)}",
+                file=self.folder(version),
+                remedy="restore them from a backup, or export the model again",
+            )
+
+    def _next_step(self, version: str, obstacles: Names) -> str:
+        if any("verdict" in obstacle for obstacle in obstacles):
+            return "train a better model, or run: uv run hair-pipeline ab-test --help"
+        return sign_off_command(version)
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[dict[str, Any]]:
+        """The state, to be changed in place under an exclusive lock; written when the block ends well."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock = self.path.with_suffix(".lock").open("a")
+        except OSError as error:
+            raise PipelineError(
+                f"the registry cannot be written ({error.strerror})", file=self.path, remedy="mend the permissions"
+            ) from error
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for leftover in self.path.parent.glob(f".{self.path.name}.*.tmp"):
+                leftover.unlink(missing_ok=True)  # of a process that was killed while writing
+            state = self.state()
+            yield state
+            files.write_json(self.path, state)
+
+
+def status(state: Mapping[str, Any], version: str) -> str:
+    """production, previous, rejected, approved (signed off, not promoted), or candidate."""
+    if state["production"] == version:
+        return "production"
+    if version in state["previous"]:
+        return "previous"
+    record = state["versions"][version]
+    decisions = _last_decisions(record).values()
+    if record["verdict"]["verdict"] == "reject" or "reject" in decisions:
+        return "rejected"
+    return "approved" if "approve" in decisions and record["verdict"]["verdict"] == "approve" else "candidate"
+
+
+def sign_off_command(version: str) -> str:
+    """What a person types after looking at the A/B report."""
+    return (
+        "look at the A/B report, then run: "
+        f"uv run hair-pipeline registry sign-off {version} --reviewer NAME --decision approve"
+    )
+
+
+def _last_decisions(record: Mapping[str, Any]) -> dict[str, str]:
+    return {entry["reviewer"]: entry["decision"] for entry in record["sign_offs"]}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _log(state: dict[str, Any], event: str, version: str, **details: Any) -> None:
+    state["history"].append({"at": _now(), "event": event, "version": version} | details)
