@@ -192,6 +192,7 @@ class AbTestConfig(Values):
 
     min_improvement: float = 0.05
     identity_margin: float = Field(0.01, description="identity may not be worse by more than this")
+    min_people: int = Field(5, ge=2, description="with fewer people the verdict is inconclusive")
     bootstrap_samples: int = 2000
     seed: int = 0
 
@@ -200,6 +201,7 @@ class ReleaseConfig(Values):
     """What is written when a model goes into production."""
 
     deploy_command: tuple[str, ...] = Field((), description="run after a promotion, e.g. to restart the workers")
+    deploy_timeout: float = Field(120.0, gt=0, description="seconds after which deploy_command counts as failed")
 
 
 class Profile(Values):
