@@ -1,0 +1,199 @@
+"""The diffusion base: VAE, 9-channel inpainting UNet and noise schedule, from any diffusers folder or hub id.
+
+Belongs here: loading, widening of 4-channel UNets, encoding and decoding, the small base of the sample profile.
+Does not belong here: adapters (`inpainter`) and sampling (`pipeline`).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.models.weights import STAND_IN_BASE, find_weight
+from hair_pipeline.profile import Profile
+from hair_pipeline.settings import Settings
+
+log = logging.getLogger(__name__)
+
+INPAINTING_CHANNELS_PER_LATENT = 2
+"""A 9-channel UNet takes 2 x 4 latent channels and 1 mask channel."""
+
+
+@dataclass
+class Base:
+    """The networks an inpainting model is built on.
+
+    Attributes:
+        vae: maps images (B, 3, H, W) in [-1, 1] to latents (B, C, H/f, W/f); f is `latent_factor(vae)`.
+        unet: takes (B, 2C + 1, h, w): noisy latents, mask (1 = repaint), latents of the masked image.
+        noise_scheduler: the schedule the base was trained with; `config.prediction_type` says what it predicts.
+        null_tokens: (1, L, cross_attention_dim), the encoded empty prompt, or one zero token where the base has
+            no text encoder.
+    """
+
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    noise_scheduler: DDPMScheduler
+    null_tokens: Tensor
+
+
+def base_reference(settings: Settings, profile: Profile) -> str | Path:
+    """The base a profile asks for: `stand_in` is the one trained in the `base` group.
+
+    Raises:
+        PipelineError: the stand-in is asked for and has not been trained.
+    """
+    if profile.models.base == "stand_in":
+        return find_weight(STAND_IN_BASE, settings)
+    return profile.models.base
+
+
+def load_base(reference: str | Path, models_dir: Path | None = None) -> Base:
+    """Load a base of the Stable Diffusion family, UNets of 4 inputs widened to 9.
+
+    Args:
+        reference: a diffusers folder, or a hub id such as "stable-diffusion-v1-5/stable-diffusion-inpainting".
+            `models_dir/<id>` and `models_dir/<last part of id>` are looked in before the hub.
+        models_dir: folder of local weights.
+
+    Raises:
+        PipelineError: not found, incomplete, or the UNet fits neither text-to-image nor inpainting.
+    """
+    source, local = _locate(str(reference), models_dir)
+    options: dict[str, Any] = {"local_files_only": local, "use_safetensors": True}
+    try:
+        vae = AutoencoderKL.from_pretrained(source, subfolder="vae", **options)
+        unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet", **options)
+        scheduler = DDPMScheduler.from_pretrained(source, subfolder="scheduler", local_files_only=local)
+        null_tokens = _null_tokens(source, local, unet.config.cross_attention_dim)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PipelineError(
+            f"the base model cannot be loaded: {reason}",
+            file=source,
+            remedy="give models.base a diffusers folder with vae/, unet/ and scheduler/ (safetensors), put one named "
+            f"{Path(str(reference)).name} into {models_dir or 'HAIR_PIPELINE_MODELS_DIR'}, or allow access to the hub",
+        ) from error
+    return Base(vae.eval(), widen(unet, vae.config.latent_channels), scheduler, null_tokens)
+
+
+def _locate(reference: str, models_dir: Path | None) -> tuple[str, bool]:
+    """(folder or hub id, whether it is local)."""
+    candidates = [Path(reference)]
+    if models_dir is not None:
+        candidates += [models_dir / reference, models_dir / Path(reference).name]
+    for folder in candidates:
+        if (folder / "unet").is_dir():
+            return str(folder), True
+    if Path(reference).is_absolute() or reference.count("/") != 1:
+        raise PipelineError(
+            "no such base model (a folder with vae/, unet/ and scheduler/)",
+            file=reference,
+            remedy="correct models.base in the profile, or materialise the asset group base",
+        )
+    return reference, False
+
+
+def _null_tokens(source: str, local: bool, dim: int) -> Tensor:
+    """The encoded empty prompt (1, L, dim), or zeros (1, 1, dim) where the folder has no text encoder."""
+    if local and not ((Path(source) / "tokenizer").is_dir() and (Path(source) / "text_encoder").is_dir()):
+        return torch.zeros(1, 1, dim)
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", local_files_only=local)
+    encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", local_files_only=local)
+    ids = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
+    with torch.no_grad():
+        return encoder(ids)[0].float()
+
+
+def widen(unet: UNet2DConditionModel, latent_channels: int) -> UNet2DConditionModel:
+    """Give a text-to-image UNet the mask and masked-image inputs: old weights copied, new ones zero.
+
+    So widened, it predicts exactly what it predicted before, whatever stands in the new channels.
+
+    Raises:
+        PipelineError: the UNet has neither C nor 2C + 1 input channels.
+    """
+    wanted = INPAINTING_CHANNELS_PER_LATENT * latent_channels + 1
+    if unet.config.in_channels == wanted:
+        return unet
+    if unet.config.in_channels != latent_channels:
+        raise PipelineError(
+            f"the UNet takes {unet.config.in_channels} channels, neither {latent_channels} nor {wanted}",
+            remedy="choose a text-to-image or inpainting base whose VAE and UNet belong together",
+        )
+    old = unet.conv_in
+    new = nn.Conv2d(wanted, old.out_channels, 3, padding=old.padding, dtype=old.weight.dtype, device=old.weight.device)
+    with torch.no_grad():
+        new.weight.zero_()
+        new.weight[:, :latent_channels] = old.weight
+        new.bias.copy_(old.bias)  # type: ignore[union-attr]
+    unet.conv_in = new
+    unet.register_to_config(in_channels=wanted)
+    log.info("widened the UNet from %d to %d input channels", latent_channels, wanted)
+    return unet
+
+
+def latent_factor(vae: AutoencoderKL) -> int:
+    """Pixels per latent cell along one side."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
+def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1] -> scaled latents (B, C, H/f, W/f): the posterior's mode, not a sample."""
+    latents: Tensor = vae.encode(images.to(vae.dtype)).latent_dist.mode()
+    return (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+
+
+def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Scaled latents (B, C, h, w) -> images (B, 3, H, W), nominally in [-1, 1] (not clamped); differentiable."""
+    latents = latents.to(vae.dtype) / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+    images: Tensor = vae.decode(latents).sample
+    return images
+
+
+def tiny_base(seed: int = 0, vae_channels: tuple[int, ...] = (16, 32, 48, 48), latent_size: int = 16) -> Base:
+    """A small random base with the shapes of Stable Diffusion's: what the sample profile trains, and tests use.
+
+    Args:
+        seed: of the random weights; the global generator is left as it was.
+        vae_channels: one entry per resolution; the factor is 2 ** (entries - 1).
+        latent_size: side of the latents the UNet is meant for.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        stages = len(vae_channels)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * stages,
+            up_block_types=("UpDecoderBlock2D",) * stages,
+            block_out_channels=vae_channels,
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=8,
+            sample_size=latent_size * 2 ** (stages - 1),
+            mid_block_add_attention=False,
+        )
+        unet = UNet2DConditionModel(
+            sample_size=latent_size,
+            in_channels=9,
+            out_channels=4,
+            block_out_channels=(32, 64, 96),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            attention_head_dim=4,
+            cross_attention_dim=64,
+            norm_num_groups=16,
+        )
+    scheduler = DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1
+    )
+    return Base(vae.eval(), unet, scheduler, torch.zeros(1, 1, 64))

@@ -1,0 +1,43 @@
+"""Finding a named weight file or folder: the models folder first, then the stand-ins of the `base` group.
+
+Belongs here: where to look and what to say when nothing is there. Does not belong here: reading the weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.settings import Settings
+
+STAND_IN_BASE = "inpainting"
+STAND_IN_RECOGNISER = "face_recogniser.onnx"
+STAND_IN_PERCEPTUAL = "perceptual_alex.safetensors"
+
+SOURCES = {
+    "w600k_r50.onnx": "insightface's buffalo_l pack (https://github.com/deepinsight/insightface/releases)",
+    "lpips_vgg.safetensors": "the state dict of lpips.LPIPS(net='vgg') with the trunk of torchvision's vgg16",
+    "lpips_alex.safetensors": "the state dict of lpips.LPIPS(net='alex') with the trunk of torchvision's alexnet",
+    STAND_IN_BASE: "the asset group base (hair-pipeline train inpainting-base)",
+    STAND_IN_RECOGNISER: "the asset group base (hair-pipeline train face-recogniser)",
+    STAND_IN_PERCEPTUAL: "the asset group base (hair-pipeline train perceptual-trunk)",
+}
+"""Where a weight comes from, for the message shown when it is missing."""
+
+
+def find_weight(name: str, settings: Settings) -> Path:
+    """The file or folder called `name`: an absolute path, or in `models_dir`, or among the stand-ins.
+
+    Raises:
+        PipelineError: it is nowhere; the message names it and where to get it.
+    """
+    for folder in (settings.models_dir, settings.base_dir):
+        path = folder / name
+        if path.exists():
+            return path
+    raise PipelineError(
+        f"the weights {name!r} are missing",
+        file=settings.models_dir / name,
+        remedy=f"get them from {SOURCES.get(name, 'their publisher')} and put them there, "
+        "or set HAIR_PIPELINE_MODELS_DIR to the folder that has them",
+    )
