@@ -58,6 +58,13 @@ class Settings(BaseSettings):
         return load_profile(self.profile)
 
     @property
+    def customers(self) -> Path | None:
+        """The customers' photos: as configured, else the sample's when the inputs are the sample, else None."""
+        if self.customers_root is None and self.k_hairstyle_root == SAMPLE_ROOT / "k_hairstyle":
+            return SAMPLE_ROOT / "customers"
+        return self.customers_root
+
+    @property
     def processed(self) -> Path:
         return self.training_root / "processed"
 

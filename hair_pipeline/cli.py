@@ -1,0 +1,291 @@
+"""The `hair-pipeline` command. Each subcommand is thin: arguments in, one function of a floor, plain words out.
+
+Heavy modules (Dagster, torch) are imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from hair_pipeline import __version__
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.profile import load_profile
+from hair_pipeline.settings import SAMPLE_ROOT, Settings, load_settings
+
+if TYPE_CHECKING:
+    from hair_pipeline.orchestration.launch import Outcome
+    from hair_pipeline.release.registry import Registry
+
+app = typer.Typer(
+    name="hair-pipeline",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="From K-Hairstyle photos and training_face outputs to a released hair inpainting model.\n\n"
+    "Start with `hair-pipeline demo`: it needs no data, no weights and no GPU. Inputs and outputs are set by "
+    "HAIR_PIPELINE_* variables; `hair-pipeline doctor` shows them and what is missing.",
+)
+registry_app = typer.Typer(no_args_is_help=True, help="Versions, sign-offs, promotion to production and rollback.")
+app.add_typer(registry_app, name="registry")
+console = Console(stderr=True, highlight=False)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(f"hair-pipeline {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo() -> None:
+    """Run the whole lineage on an embedded sample: rendered people in both real input formats.
+
+    Renders the inputs once (data/sample), trains small stand-in networks from them, and materialises every asset
+    through Dagster, each step in its own process. Afterwards `uv run dagster dev` shows all of it. A second call only
+    does again what changed.
+    """
+    from hair_pipeline.sample.write import write_sample
+
+    os.environ["HAIR_PIPELINE_PROFILE"] = "sample"
+    for variable in ("K_HAIRSTYLE_ROOT", "TRAINING_FACE_ROOT", "CUSTOMERS_ROOT"):
+        os.environ.pop(f"HAIR_PIPELINE_{variable}", None)
+    settings = load_settings()
+    console.print("[bold]1. Sample inputs[/bold] (rendered people; no photographs)")
+    write_sample(SAMPLE_ROOT)
+    console.print(f"   {SAMPLE_ROOT}\n[bold]2. Lineage[/bold]")
+    outcome = _run_lineage(settings, selection=None, force=False, launched_by="hair-pipeline demo")
+    _finish(settings, outcome)
+
+
+@app.command()
+def run(
+    select: Annotated[
+        str | None,
+        typer.Option(help="Dagster asset selection, e.g. `group:processed`, `+eval_report`, `stage2_checkpoint+`."),
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Also run what is up to date.")] = False,
+) -> None:
+    """Run the lineage on the configured inputs, without the UI: only what is missing or out of date.
+
+    The same executor and instance as the UI's, so everything shows there afterwards. Ctrl-C stops it; the same command
+    goes on where it stopped.
+    """
+    settings = load_settings()
+    outcome = _run_lineage(settings, select, force, launched_by="hair-pipeline run")
+    _finish(settings, outcome)
+
+
+def _run_lineage(settings: Settings, selection: str | None, force: bool, launched_by: str) -> Outcome:
+    from hair_pipeline.orchestration.instance import open_instance
+    from hair_pipeline.orchestration.launch import launch
+    from hair_pipeline.orchestration.progress import StepProgress
+
+    with open_instance(settings) as instance, StepProgress(console) as progress:
+        return launch(instance, selection=selection, force=force, launched_by=launched_by, on_step=progress.on_step)
+
+
+def _finish(settings: Settings, outcome: Outcome) -> None:
+    """Say what happened and what comes next; exit 1 if a step failed that was not the release gate."""
+    from hair_pipeline.orchestration.progress import summary_lines
+
+    for line in summary_lines(settings, outcome):
+        typer.echo(line)
+    if outcome.faults:
+        raise typer.Exit(1)
+
+
+@app.command()
+def sample(
+    out: Annotated[Path, typer.Option(help="Folder to write k_hairstyle/, training_face/ and customers/ into.")],
+    people: Annotated[int, typer.Option(min=2, help="Number of people.")] = 60,
+    views: Annotated[int, typer.Option(min=1, help="Photos per person, around the head.")] = 4,
+    customers: Annotated[int, typer.Option(min=0, help="Number of customer photos.")] = 8,
+    seed: Annotated[int, typer.Option(help="Another seed renders other people.")] = 0,
+    faults: Annotated[bool, typer.Option(help="Also write every fault the real release has.")] = False,
+) -> None:
+    """Render people into K-Hairstyle's layout and label schema, with training_face's outputs beside them."""
+    from hair_pipeline.sample.write import write_sample
+
+    write_sample(out.absolute(), people=people, views=views, customers=customers, seed=seed, faults=faults)
+    typer.echo(f"sample inputs: {out}")
+
+
+class TrainerName(StrEnum):
+    """What can be trained; the same names as `training.entry.TRAINERS`."""
+
+    INPAINTING_BASE = "inpainting-base"
+    FACE_RECOGNISER = "face-recogniser"
+    PERCEPTUAL_TRUNK = "perceptual-trunk"
+    PATCH_ENCODER = "patch-encoder"
+    STYLE_CLASSIFIER = "style-classifier"
+    STAGE1 = "stage1"
+    STAGE2 = "stage2"
+
+
+@app.command()
+def train(
+    name: Annotated[TrainerName, typer.Argument(help="What to train.")],
+    config: Annotated[
+        Path | None, typer.Option(help="A profile file (YAML); the configured profile if left out.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option(help="Go on from the newest valid checkpoint of the same configuration and data.")
+    ] = True,
+) -> None:
+    """Train one network by hand, without Dagster; the assets run this same command.
+
+    Reads the processed data under HAIR_PIPELINE_TRAINING_ROOT and writes runs/NAME/RUN_ID there, with TensorBoard logs.
+    """
+    settings = load_settings()
+    profile = load_profile(config) if config else settings.profile_values
+    with _pipes_session():
+        from hair_pipeline.training.entry import train as run_training
+
+        result = run_training(name.value, settings, profile, resume=resume)
+    for metric, value in result.metrics.items():
+        typer.echo(f"{metric}: {value:.6g}" if value is not None else f"{metric}: not measured")
+    typer.echo(f"{'reused' if result.reused else 'trained'} {name} {result.version}: {result.final_dir}")
+
+
+def _pipes_session() -> AbstractContextManager[object]:
+    """A Dagster Pipes session when the command runs inside a Dagster step (on rank 0), else nothing."""
+    from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, open_dagster_pipes
+
+    if DAGSTER_PIPES_CONTEXT_ENV_VAR in os.environ and os.environ.get("RANK", "0") == "0":
+        return open_dagster_pipes()
+    return nullcontext()
+
+
+@app.command(name="ab-test")
+def ab_test(
+    customers: Annotated[Path, typer.Option(help="Customer photos <id>.jpg with training_face outputs beside them.")],
+    old: Annotated[
+        str, typer.Option(help="`production`, a version, `untrained`, a folder of an export or of pictures.")
+    ],
+    new: Annotated[str, typer.Option(help="`current` (the last Stage 2), or as for --old.")],
+    out: Annotated[Path, typer.Option(help="Folder for verdict.json, per_image.parquet and report.html.")],
+) -> None:
+    """Compare two models on the same customers, masks, styles and seeds: approve, reject or inconclusive."""
+    from hair_pipeline.evaluation.ab_test import run_ab_test
+
+    settings = load_settings()
+    result = run_ab_test(customers.absolute(), old, new, out.absolute(), settings, settings.profile_values)
+    for reason in result.reasons:
+        typer.echo(f"- {reason}")
+    typer.echo(f"verdict: {result.verdict}\nreport: {result.report_path}")
+
+
+@app.command(name="try-on")
+def try_on(
+    image: Annotated[Path, typer.Option(help="The photo to change, any size.")],
+    style: Annotated[Path, typer.Option(help="A photo of the hairstyle to put on.")],
+    out: Annotated[Path, typer.Option(help="Where to write the result (.jpg or .png; PNG keeps untouched bytes).")],
+    model: Annotated[
+        str, typer.Option(help="`production`, `current`, a version, or an exported folder.")
+    ] = "production",
+    training_face: Annotated[
+        Path | None, typer.Option(help="Folder of training_face outputs; beside the photos if left out.")
+    ] = None,
+    hair_mask: Annotated[Path | None, typer.Option(help="Hair mask (white = hair) instead of training_face's.")] = None,
+) -> None:
+    """Put the hairstyle of one photo on the person of another; everything outside the hair stays as it is."""
+    from hair_pipeline.release.serving import try_on_files
+
+    settings = load_settings()
+    written = try_on_files(
+        model, image, style, out, training_face, settings, settings.profile_values, hair_mask=hair_mask
+    )
+    typer.echo(f"written: {written}")
+
+
+@app.command()
+def doctor() -> None:
+    """Check inputs, weights, GPU, disk and versions, and say what to do. Exit status 1 if something must be mended."""
+    from hair_pipeline.doctor import examine
+
+    findings = examine(load_settings())
+    for finding in findings:
+        typer.echo(finding.line)
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+@registry_app.command(name="list")
+def registry_list() -> None:
+    """List all versions with their verdict and status, oldest first."""
+    versions = _registry().list()
+    if not versions:
+        typer.echo("no version is registered yet: materialise exported_weights and production_registry")
+    for version, record in versions.items():
+        typer.echo(f"{version}  verdict: {record['verdict']['verdict']:<12}  {record['status']}")
+
+
+@registry_app.command(name="show")
+def registry_show(version: Annotated[str, typer.Argument(help="A version of `registry list`.")]) -> None:
+    """Show one version as JSON: files and hashes, verdict, sign-offs, history."""
+    import json
+
+    typer.echo(json.dumps(_registry().show(version), ensure_ascii=False, indent=2))
+
+
+@registry_app.command(name="sign-off")
+def registry_sign_off(
+    version: Annotated[str, typer.Argument(help="A version of `registry list`.")],
+    reviewer: Annotated[str, typer.Option(help="Who looked at the report.")],
+    decision: Annotated[str, typer.Option(help="approve or reject.")],
+    notes: Annotated[str, typer.Option(help="What was seen.")] = "",
+) -> None:
+    """Record a person's decision about a version, after looking at the A/B report."""
+    _registry().sign_off(version, reviewer, decision, notes)
+    typer.echo(f"{version}: {decision} by {reviewer}")
+    if decision == "approve":
+        typer.echo(f"next: uv run hair-pipeline registry promote {version}")
+
+
+@registry_app.command(name="promote")
+def registry_promote(version: Annotated[str, typer.Argument(help="A version of `registry list`.")]) -> None:
+    """Put a version into production; refused without an `approve` verdict, a sign-off and intact files."""
+    from hair_pipeline.release.registry import promote_and_deploy
+
+    before = promote_and_deploy(_registry(), version, load_settings().profile_values.release)
+    typer.echo(f"production: {version} (before: {before or 'nothing'})")
+
+
+@registry_app.command(name="rollback")
+def registry_rollback(reason: Annotated[str, typer.Option(help="Kept in the history.")] = "") -> None:
+    """Put the previous production version back."""
+    typer.echo(f"production: {_registry().rollback(reason)}")
+
+
+def _registry() -> Registry:
+    from hair_pipeline.release.registry import Registry
+
+    return Registry(load_settings().registry_path)
+
+
+def main() -> None:
+    """Entry point: a `PipelineError` is printed as one message, without a traceback, and exits with status 1."""
+    try:
+        app()
+    except PipelineError as error:
+        if error_file := os.environ.get("HAIR_PIPELINE_ERROR_FILE"):
+            Path(error_file).write_text(error.message, encoding="utf-8")
+        console.print(f"[bold red]error:[/bold red] {error.message}", markup=True, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on where it stopped")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""`hair-pipeline doctor`: is everything there that the configured run needs, and if not, what to do.
+
+Belongs here: quick looks at inputs, weights, GPU, disk and versions. Does not belong here: reading the inputs in full
+(that is the catalog's work).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from hair_pipeline.profile import Profile
+from hair_pipeline.settings import SAMPLE_ROOT, Settings
+
+NEEDED_FREE_GIB = 10
+_MARKS = {"ok": "ok   ", "note": "note ", "error": "ERROR"}
+_PACKAGES = ("torch", "diffusers", "peft", "accelerate", "dagster", "insightface", "lpips", "torch-fidelity")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    level: Literal["ok", "note", "error"]
+    what: str
+    remedy: str = ""
+
+    @property
+    def line(self) -> str:
+        """How it is shown."""
+        return f"{_MARKS[self.level]} {self.what}" + (f"\n      -> {self.remedy}" if self.remedy else "")
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Look at everything; the order is that of a user's questions."""
+    profile = settings.profile_values
+    return [
+        Finding("ok", f"profile {profile.name}, executor {settings.executor}"),
+        *_versions(),
+        *_gpu(profile),
+        *_inputs(settings),
+        _writable(settings.training_root),
+        *_weights(settings, profile),
+    ]
+
+
+def _versions() -> Iterator[Finding]:
+    packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+    yield Finding("ok", f"Python {platform.python_version()}, {packages}")
+
+
+def _gpu(profile: Profile) -> Iterator[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            card = torch.cuda.get_device_properties(index)
+            yield Finding("ok", f"GPU {index}: {card.name}, {card.total_memory / 2**30:.0f} GiB")
+    elif profile.name == "sample":
+        yield Finding("note", f"no GPU; the sample profile is made for {os.cpu_count()} CPU cores or so")
+    else:
+        yield Finding(
+            "error",
+            f"no GPU, but the profile {profile.name} needs one",
+            "install a CUDA driver, or set HAIR_PIPELINE_PROFILE=sample",
+        )
+
+
+def _inputs(settings: Settings) -> Iterator[Finding]:
+    roots = {
+        "HAIR_PIPELINE_K_HAIRSTYLE_ROOT": (settings.k_hairstyle_root, "*.[jJ][pP]*[gG]"),
+        "HAIR_PIPELINE_TRAINING_FACE_ROOT": (settings.training_face_root, "*.npy"),
+    }
+    for variable, (root, pattern) in roots.items():
+        if not root.is_dir():
+            remedy = f"set {variable} to the folder"
+            if root.is_relative_to(SAMPLE_ROOT):
+                remedy = f"run `hair-pipeline demo`, or `hair-pipeline sample --out {SAMPLE_ROOT}`; or {remedy}"
+            yield Finding("error", f"{variable}: no such folder: {root}", remedy)
+        elif next(root.rglob(pattern), None) is None:
+            yield Finding("error", f"{variable}: no {pattern} below {root}", "check that this is the right folder")
+        else:
+            some = sum(1 for _ in islice(root.rglob(pattern), 1000))
+            yield Finding("ok", f"{variable}: {'1000 or more' if some == 1000 else some} files below {root}")
+    customers = settings.customers
+    if customers is None:
+        yield Finding(
+            "note",
+            "no customer photos: the A/B test will use held-out people",
+            "set HAIR_PIPELINE_CUSTOMERS_ROOT to a folder of about 100 photos with their training_face outputs",
+        )
+    elif not customers.is_dir():
+        yield Finding("error", f"no such folder: {customers}", "set or unset HAIR_PIPELINE_CUSTOMERS_ROOT")
+
+
+def _writable(root: Path) -> Finding:
+    existing = next(path for path in (root, *root.parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        return Finding("error", f"cannot write to {existing}", "give write access or set HAIR_PIPELINE_TRAINING_ROOT")
+    free = shutil.disk_usage(existing).free / 2**30
+    if free < NEEDED_FREE_GIB:
+        return Finding("error", f"only {free:.1f} GiB free at {existing}", f"free at least {NEEDED_FREE_GIB} GiB")
+    return Finding("ok", f"training root {root}, {free:.0f} GiB free")
+
+
+def _weights(settings: Settings, profile: Profile) -> Iterator[Finding]:
+    from hair_pipeline.errors import PipelineError
+    from hair_pipeline.models.weights import find_weight
+
+    names = {
+        "base": profile.models.base,
+        "recogniser": profile.models.recogniser,
+        "perceptual": {"vgg": "lpips_vgg.safetensors", "alex": "lpips_alex.safetensors"}.get(
+            profile.models.perceptual, "stand_in"
+        ),
+    }
+    for role, name in names.items():
+        if name == "stand_in":
+            yield Finding("ok", f"weights for {role}: a small stand-in, trained in the asset group `base`")
+            continue
+        try:
+            yield Finding("ok", f"weights for {role}: {find_weight(name, settings)}")
+        except PipelineError as error:
+            yield Finding("note" if role == "base" else "error", f"weights for {role}: {error.what}", error.remedy)

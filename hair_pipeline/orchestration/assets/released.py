@@ -1,0 +1,133 @@
+"""Groups `evaluation` and `release`: how good the model is, whether it is better, and putting it into production.
+
+The release assets read the verdict and the sign-off again: a blocking check guards only its own run.
+"""
+
+import dagster as dg
+
+from hair_pipeline.orchestration.assets.processed import identity_embeddings, style_vectors
+from hair_pipeline.orchestration.assets.trained import (
+    face_recogniser,
+    patch_encoder,
+    perceptual_trunk,
+    stage2_checkpoint,
+    style_classifier,
+)
+from hair_pipeline.orchestration.compute_tags import CPU, GPU
+from hair_pipeline.orchestration.metadata import numbers, thumbnail
+from hair_pipeline.orchestration.resources import PipelineResource, explained
+
+
+@dg.asset(
+    group_name="evaluation",
+    deps=[
+        stage2_checkpoint,
+        identity_embeddings,
+        style_vectors,
+        style_classifier,
+        face_recogniser,
+        perceptual_trunk,
+    ],
+    description="The five metrics on held-out people, with confidence intervals, beside the untrained base, and an "
+    "HTML report with pictures.",
+    code_version="1",
+    kinds={"torch", "html"},
+    **GPU,
+)
+def eval_report(pipeline: PipelineResource) -> dg.MaterializeResult:
+    from hair_pipeline.evaluation.report import evaluate
+
+    with explained():
+        result = evaluate(pipeline.settings, pipeline.profile)
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(result.data_version),
+        metadata={
+            "model_version": result.version,
+            "report": dg.MetadataValue.url(result.report_path.as_uri()),
+            "report_path": dg.MetadataValue.path(str(result.report_path)),
+            **numbers(result.numbers),
+            **thumbnail(result.preview),
+        },
+    )
+
+
+@dg.asset(
+    group_name="evaluation",
+    deps=[stage2_checkpoint, eval_report],
+    description="The new model against the one in production (or the untrained base) on customer images: approve, "
+    "reject or inconclusive.",
+    code_version="1",
+    kinds={"torch", "html"},
+    **GPU,
+)
+def ab_verdict(pipeline: PipelineResource) -> dg.MaterializeResult:
+    from hair_pipeline.evaluation.ab_test import run_ab_test
+    from hair_pipeline.release.registry import Registry
+
+    settings = pipeline.settings
+    with explained():
+        old = "production" if Registry(settings.registry_path).production() else "untrained"
+        result = run_ab_test(settings.customers, old, "current", settings.reports / "ab", settings, pipeline.profile)
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(result.data_version),
+        metadata={
+            "verdict": result.verdict,
+            "compared_with": old,
+            "reasons": dg.MetadataValue.md("\n".join(f"- {reason}" for reason in result.reasons)),
+            "report": dg.MetadataValue.url(result.report_path.as_uri()),
+            "report_path": dg.MetadataValue.path(str(result.report_path)),
+            **numbers(result.numbers),
+            **thumbnail(result.preview),
+        },
+    )
+
+
+@dg.asset(
+    group_name="release",
+    deps=[ab_verdict, stage2_checkpoint, patch_encoder],
+    description="The released files: the merged UNet, LoRA and IP-Adapter in diffusers format, the patch encoder. "
+    "Refused unless the verdict is `approve`.",
+    code_version="1",
+    kinds={"torch", "diffusers"},
+    **GPU,
+)
+def exported_weights(pipeline: PipelineResource) -> dg.MaterializeResult:
+    from hair_pipeline.release.export import export_weights
+
+    with explained():
+        result = export_weights(pipeline.settings, pipeline.profile)
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(result.data_version),
+        metadata={
+            "version": result.version,
+            "folder": dg.MetadataValue.path(str(result.folder)),
+            "sha256": dg.MetadataValue.json(dict(result.hashes)),
+            **numbers(result.numbers),
+        },
+    )
+
+
+@dg.asset(
+    group_name="release",
+    deps=[exported_weights, ab_verdict],
+    description="Records version, hashes and verdict; promotes to production only with `approve` and a person's "
+    "sign-off. Without a sign-off the version waits as a candidate.",
+    code_version="1",
+    kinds={"json"},
+    **CPU,
+)
+def production_registry(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
+    from hair_pipeline.release.registry import record_candidate
+
+    with explained():
+        state = record_candidate(pipeline.settings, pipeline.profile)
+    context.log.info(state.message)
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(state.data_version),
+        metadata={
+            "version": state.version,
+            "state": state.state,
+            "next_step": state.message,
+            "path": dg.MetadataValue.path(str(pipeline.settings.registry_path)),
+        },
+    )

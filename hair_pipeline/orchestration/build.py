@@ -1,0 +1,84 @@
+"""Putting the definitions together, with a seam for tests.
+
+Belongs here: `build_defs`. Does not belong here: any definition itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import dagster as dg
+
+from hair_pipeline.orchestration.assets.inputs import catalog, k_hairstyle_images, training_face_outputs
+from hair_pipeline.orchestration.assets.processed import (
+    bald_images,
+    hair_only_images,
+    hair_patches,
+    identity_embeddings,
+    latents,
+    style_vectors,
+)
+from hair_pipeline.orchestration.assets.released import ab_verdict, eval_report, exported_weights, production_registry
+from hair_pipeline.orchestration.assets.trained import BASE_ASSETS, TRAINED_ASSETS
+from hair_pipeline.orchestration.checks import CHECKS
+from hair_pipeline.orchestration.code_versions import with_profile
+from hair_pipeline.orchestration.executors import build_executor
+from hair_pipeline.orchestration.jobs import JOBS
+from hair_pipeline.orchestration.resources import PipelineResource
+from hair_pipeline.profile import Profile
+from hair_pipeline.settings import Settings, load_settings
+
+ASSETS = [
+    catalog,
+    identity_embeddings,
+    bald_images,
+    hair_only_images,
+    hair_patches,
+    latents,
+    style_vectors,
+    *TRAINED_ASSETS,
+    eval_report,
+    ab_verdict,
+    exported_weights,
+    production_registry,
+]
+
+
+def _base_assets(profile: Profile) -> list[dg.AssetsDefinition | dg.AssetSpec]:
+    """The `base` group: trained here under the sample profile, otherwise published weights from outside."""
+    if profile.base_training is not None:
+        return list(BASE_ASSETS)
+    published = {
+        "inpainting_base": profile.models.base,
+        "face_recogniser": profile.models.recogniser,
+        "perceptual_trunk": profile.models.perceptual,
+    }
+    return [
+        dg.AssetSpec(name, group_name="base", description=f"Published weights: {reference}", kinds={"torch"})
+        for name, reference in published.items()
+    ]
+
+
+def build_defs(
+    *, settings: Settings | None = None, resource_overrides: Mapping[str, object] | None = None
+) -> dg.Definitions:
+    """All definitions of the code location.
+
+    Args:
+        settings: instead of those of the environment.
+        resource_overrides: resources by name, instead of the default ones.
+    """
+    settings = settings or load_settings()
+    profile = settings.profile_values
+    assets = dg.map_asset_specs(lambda spec: with_profile(spec, profile), [*_base_assets(profile), *ASSETS])
+    return dg.Definitions(
+        assets=[k_hairstyle_images, training_face_outputs, *assets],
+        asset_checks=CHECKS,
+        jobs=JOBS,
+        executor=build_executor(settings.executor),
+        resources={
+            "pipeline": PipelineResource(),
+            "pipes": dg.PipesSubprocessClient(),
+            **(resource_overrides or {}),
+        },
+    )

@@ -1,0 +1,52 @@
+"""Code versions that change with the profile: an asset becomes stale when the values it depends on change.
+
+Belongs here: which profile values concern which asset. Does not belong here: the code's own version, which stands at
+the asset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import dagster as dg
+
+from hair_pipeline.files import hash_bytes
+from hair_pipeline.profile import Profile
+
+CONCERNS: Mapping[str, tuple[str, ...]] = {
+    "catalog": ("inputs", "processing.size"),
+    "identity_embeddings": ("inputs",),
+    "bald_images": ("processing.size", "processing.image_format", "processing.bald"),
+    "hair_only_images": ("processing.size", "processing.image_format"),
+    "hair_patches": ("processing.image_format", "processing.patches"),
+    "latents": ("processing.bald", "models.base", "stage2.resolution", "stage2.mask_variants"),
+    "style_vectors": ("style_vectors", "models.clip"),
+    "inpainting_base": ("base_training",),
+    "face_recogniser": ("base_training",),
+    "perceptual_trunk": ("base_training",),
+    "patch_encoder": ("patch_encoder",),
+    "style_classifier": ("classifier",),
+    "stage1_checkpoint": ("models", "stage1"),
+    "stage2_checkpoint": ("models", "stage2"),
+    "eval_report": ("models", "evaluation"),
+    "ab_verdict": ("models", "evaluation", "ab_test"),
+    "exported_weights": (),
+    "production_registry": ("release",),
+}
+"""Asset -> profile values (dotted) that change what it writes."""
+
+
+def _value(profile: Profile, dotted: str) -> object:
+    value: object = profile
+    for name in dotted.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def with_profile(spec: dg.AssetSpec, profile: Profile) -> dg.AssetSpec:
+    """The spec with a code version made of the code's own version and a hash of the values that concern it."""
+    dotted = CONCERNS.get(spec.key.to_user_string())
+    if dotted is None or spec.code_version is None:
+        return spec
+    values = hash_bytes(*(repr(_value(profile, name)) for name in dotted))
+    return spec.replace_attributes(code_version=f"{spec.code_version}-{values[:8]}")

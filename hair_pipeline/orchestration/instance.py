@@ -1,0 +1,105 @@
+"""The Dagster instance that `hair-pipeline run` shares with `dagster dev`.
+
+Belongs here: finding and opening the instance, pool sizes, and freeing what killed runs hold.
+Does not belong here: the instance's configuration, which is `dagster.yaml`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+import yaml
+from dagster._core.instance.ref import InstanceRef
+
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.files import write_bytes
+from hair_pipeline.orchestration.compute_tags import CPU_POOL, GPU_POOL
+from hair_pipeline.settings import PROJECT_ROOT, Settings
+
+PID_TAG = "hair_pipeline/pid"
+"""Run tag: `<process id>:<its start time>` of the command that executes the run."""
+
+
+def dagster_home(settings: Settings) -> Path:
+    """The folder of the instance: data/dagster for the default training root, else a folder in the training root."""
+    default_root = PROJECT_ROOT / "data" / "training"
+    return (
+        PROJECT_ROOT / "data" / "dagster"
+        if settings.training_root == default_root
+        else (settings.training_root / "dagster")
+    )
+
+
+@contextmanager
+def open_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
+    """Open the instance: $DAGSTER_HOME if it is set, else `dagster_home(settings)` configured by dagster.yaml.
+
+    Nothing is written outside the training root when that is not the default one.
+
+    Raises:
+        PipelineError: the folder cannot be written to.
+    """
+    if os.environ.get("DAGSTER_HOME"):
+        with dg.DagsterInstance.get() as instance:
+            _prepare(instance)
+            yield instance
+        return
+    home = dagster_home(settings)
+    write_bytes(home / "dagster.yaml", yaml.safe_dump(_configuration(home), sort_keys=False).encode())
+    with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home))) as instance:
+        _prepare(instance)
+        yield instance
+
+
+def _configuration(home: Path) -> dict:
+    """The repository's dagster.yaml with its storage moved to `home`, as absolute paths."""
+    path = PROJECT_ROOT / "dagster.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PipelineError(
+            f"cannot be read ({error.strerror})", file=path, remedy="run inside a checkout of hair-pipeline"
+        ) from error
+    values["storage"]["sqlite"]["base_dir"] = str(home / "storage")
+    values["local_artifact_storage"]["config"]["base_dir"] = str(home / "artifacts")
+    values["compute_logs"]["config"]["base_dir"] = str(home / "compute_logs")
+    return values
+
+
+def _prepare(instance: dg.DagsterInstance) -> None:
+    free_dead_runs(instance)
+    if CPU_POOL not in instance.event_log_storage.get_concurrency_keys():
+        instance.event_log_storage.set_concurrency_slots(CPU_POOL, os.cpu_count() or 1)
+    if GPU_POOL not in instance.event_log_storage.get_concurrency_keys():
+        instance.event_log_storage.set_concurrency_slots(GPU_POOL, 1)
+
+
+def process_tag(pid: int | None = None) -> str | None:
+    """`<pid>:<start time>` of a living process, or None: a process id alone may be used again by another process."""
+    pid = pid or os.getpid()
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return f"{pid}:{fields[19]}"
+
+
+def free_dead_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Mark runs whose command was killed as failed, and free their places in the pools; returns their ids.
+
+    Without this a `kill -9` of `hair-pipeline run` would hold the GPU for ever, as no daemon need be running.
+    """
+    alive = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
+    dead = []
+    for run in instance.get_runs(dg.RunsFilter(statuses=alive)):
+        tag = run.tags.get(PID_TAG)
+        if tag is None or process_tag(int(tag.split(":")[0])) == tag:
+            continue
+        instance.report_run_failed(run, "The command that executed this run was killed.")
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        dead.append(run.run_id)
+    return dead

@@ -1,0 +1,277 @@
+"""Running the lineage without the UI: observe, then materialise what is missing or out of date, round by round.
+
+Belongs here: choosing what to run, by Dagster's own data versions, and executing it with the configured executor in
+the shared instance. Does not belong here: what a step does, or printing (the caller gets events).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluation
+from dagster._core.definitions.asset_selection import AssetSelection
+from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.execution.api import execute_run_iterator
+from dagster._core.loader import LoadingContext
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+
+from hair_pipeline.orchestration.build import build_defs
+from hair_pipeline.orchestration.instance import PID_TAG, process_tag
+from hair_pipeline.orchestration.partitions import MAX_SHARDS_PER_RUN, SHARDS
+
+LAUNCHER_TAG = "hair_pipeline/launched_by"
+GATE_ASSETS = frozenset({"exported_weights", "production_registry"})
+"""Assets that may refuse to go on; a refusal is an outcome of the lineage, not a fault."""
+
+
+def lineage_job() -> dg.JobDefinition:
+    """The job of all assets; child processes build it again by this name."""
+    return build_defs().resolve_implicit_global_asset_job_def()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happened to one step of a run, for progress output."""
+
+    assets: str
+    kind: str  # "start" | "success" | "failure"
+    message: str = ""
+
+
+@dataclass
+class Outcome:
+    """What a launch did."""
+
+    runs: list[str] = field(default_factory=list)
+    materialised: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    blocked_checks: set[str] = field(default_factory=set)
+
+    @property
+    def refusals(self) -> dict[str, str]:
+        """Failures of the release gate alone."""
+        return {name: why for name, why in self.failures.items() if name in GATE_ASSETS}
+
+    @property
+    def faults(self) -> dict[str, str]:
+        """Failures that are faults."""
+        return {name: why for name, why in self.failures.items() if name not in GATE_ASSETS}
+
+
+@dataclass(frozen=True)
+class Round:
+    """One run: assets that are all partitioned, over a range of shards, or all not."""
+
+    assets: tuple[dg.AssetKey, ...]
+    shards: tuple[str, ...] = ()
+
+
+class _Loading(LoadingContext):
+    """Dagster's batch loaders for one look at the instance."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self._instance = instance
+        self._loaders: dict[type, Any] = {}
+
+    @property
+    def instance(self) -> dg.DagsterInstance:
+        return self._instance
+
+    @property
+    def loaders(self) -> dict[type, Any]:
+        return self._loaders
+
+
+class Lineage:
+    """The asset graph and what of it is out of date in an instance."""
+
+    def __init__(self, instance: dg.DagsterInstance, selection: str | None = None) -> None:
+        self.instance = instance
+        self.graph: AssetGraph = build_defs().resolve_asset_graph()
+        chosen = (
+            AssetSelection.from_string(selection).resolve(self.graph) if selection else self.graph.get_all_asset_keys()
+        )
+        self.selected = frozenset(chosen)
+        self.order = [key for key in self.graph.toposorted_asset_keys if key in self.selected]
+
+    @property
+    def sources(self) -> list[dg.AssetKey]:
+        """The observable inputs."""
+        return [key for key in self.graph.toposorted_asset_keys if self.graph.get(key).is_observable]
+
+    def out_of_date(self) -> dict[dg.AssetKey, tuple[str, ...]]:
+        """Selected assets that are missing or stale; for partitioned ones, the shards that are."""
+        resolver = CachingStaleStatusResolver(self.instance, self.graph, _Loading(self.instance))
+        shards = tuple(self.instance.get_dynamic_partitions(str(SHARDS.name)))
+        stale: dict[dg.AssetKey, tuple[str, ...]] = {}
+        for key in self.order:
+            node = self.graph.get(key)
+            if not node.is_materializable:
+                continue
+            if node.is_partitioned:
+                parts = tuple(s for s in shards if resolver.get_status(key, s) != StaleStatus.FRESH)
+                if parts:
+                    stale[key] = parts
+            elif resolver.get_status(key) != StaleStatus.FRESH:
+                stale[key] = ()
+        return stale
+
+    def next_round(self, stale: Mapping[dg.AssetKey, tuple[str, ...]], done: frozenset[dg.AssetKey]) -> Round | None:
+        """The largest set of out-of-date assets of one kind (partitioned or not) that can run now.
+
+        Args:
+            stale: result of `out_of_date`.
+            done: assets already run or failed in this launch; they and what waits for them are left alone.
+        """
+        waiting = [key for key in self.order if key in stale and key not in done]
+        chosen: list[dg.AssetKey] = []
+        blocked: set[dg.AssetKey] = set()
+        partitioned: bool | None = None
+        for key in waiting:
+            node = self.graph.get(key)
+            behind = blocked.intersection(node.parent_keys)
+            if behind or (partitioned is not None and node.is_partitioned != partitioned):
+                blocked.add(key)
+                continue
+            partitioned = node.is_partitioned
+            chosen.append(key)
+        if not chosen:
+            return None
+        shards = sorted({shard for key in chosen for shard in stale[key]})
+        return Round(tuple(chosen), tuple(shards))
+
+
+def _ignore(_: Step) -> None:
+    """Progress that nobody looks at."""
+
+
+def launch(
+    instance: dg.DagsterInstance,
+    *,
+    selection: str | None = None,
+    force: bool = False,
+    launched_by: str = "hair-pipeline run",
+    on_step: Callable[[Step], None] = _ignore,
+) -> Outcome:
+    """Observe the inputs, then materialise everything selected that is missing or out of date.
+
+    Args:
+        instance: where runs and materialisations are recorded.
+        selection: Dagster's selection syntax, e.g. `group:processed` or `+eval_report`; all assets if None.
+        force: also materialise what is up to date.
+        launched_by: recorded as a run tag.
+        on_step: called as steps start and end.
+    """
+    lineage = Lineage(instance, selection)
+    outcome = Outcome()
+    _execute(instance, Round(tuple(lineage.sources)), launched_by, on_step, outcome)
+    failed: set[dg.AssetKey] = {dg.AssetKey.from_user_string(name) for name in outcome.failures}
+    done: set[dg.AssetKey] = set()
+    forced = set(lineage.order) if force else set()
+    while True:
+        stale = lineage.out_of_date()
+        if force:
+            stale = _with_forced(lineage, stale, forced - done)
+        blocked = _with_descendants(lineage.graph, failed)
+        round_ = lineage.next_round(stale, frozenset(done | blocked))
+        if round_ is None:
+            return outcome
+        for part in _split(round_):
+            _execute(instance, part, launched_by, on_step, outcome)
+        done.update(round_.assets)
+        failed = {dg.AssetKey.from_user_string(name) for name in outcome.failures}
+
+
+def _with_forced(
+    lineage: Lineage, stale: Mapping[dg.AssetKey, tuple[str, ...]], forced: set[dg.AssetKey]
+) -> dict[dg.AssetKey, tuple[str, ...]]:
+    shards = tuple(lineage.instance.get_dynamic_partitions(str(SHARDS.name)))
+    return {
+        key: shards if lineage.graph.get(key).is_partitioned else ()
+        for key in lineage.order
+        if lineage.graph.get(key).is_materializable and (key in forced or key in stale)
+    }
+
+
+def _with_descendants(graph: AssetGraph, keys: set[dg.AssetKey]) -> set[dg.AssetKey]:
+    found = set(keys)
+    for key in graph.toposorted_asset_keys:
+        if found.intersection(graph.get(key).parent_keys):
+            found.add(key)
+    return found
+
+
+def _split(round_: Round) -> Iterator[Round]:
+    """Runs of at most MAX_SHARDS_PER_RUN shards."""
+    if not round_.shards:
+        yield round_
+    for start in range(0, len(round_.shards), MAX_SHARDS_PER_RUN):
+        yield Round(round_.assets, round_.shards[start : start + MAX_SHARDS_PER_RUN])
+
+
+def _execute(
+    instance: dg.DagsterInstance,
+    round_: Round,
+    launched_by: str,
+    on_step: Callable[[Step], None],
+    outcome: Outcome,
+) -> None:
+    job = dg.reconstructable(lineage_job)
+    tags = {LAUNCHER_TAG: launched_by, PID_TAG: process_tag() or ""}
+    if round_.shards:
+        tags |= {ASSET_PARTITION_RANGE_START_TAG: round_.shards[0], ASSET_PARTITION_RANGE_END_TAG: round_.shards[-1]}
+    subset = job.get_subset(asset_selection=frozenset(round_.assets))
+    run = instance.create_run_for_job(
+        subset.get_definition(),
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        tags=tags,
+        asset_selection=frozenset(round_.assets),
+        job_code_origin=job.get_python_origin(),
+    )
+    outcome.runs.append(run.run_id)
+    for event in execute_run_iterator(subset, run, instance):
+        _record(event, on_step, outcome)
+
+
+def _record(event: dg.DagsterEvent, on_step: Callable[[Step], None], outcome: Outcome) -> None:
+    name = (event.step_key or "").split("[")[0]
+    if event.is_step_start:
+        on_step(Step(name, "start"))
+    elif event.is_step_success:
+        on_step(Step(name, "success"))
+    elif event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+        _record_check(event.asset_check_evaluation_data, outcome)
+    elif event.is_step_failure and name not in outcome.blocked_checks:
+        message = _failure_message(event)
+        outcome.failures[name] = message
+        on_step(Step(name, "failure", message))
+    elif event.is_step_materialization and event.asset_key:
+        outcome.materialised.append(event.asset_key.to_user_string())
+    elif event.is_run_failure and not outcome.failures:
+        outcome.failures["run"] = event.message or "the run failed"
+
+
+def _record_check(evaluation: AssetCheckEvaluation, outcome: Outcome) -> None:
+    """Note a failed check; one of severity ERROR stops what is downstream of its asset."""
+    if evaluation.passed:
+        return
+    asset, check = evaluation.asset_key.to_user_string(), evaluation.check_name
+    outcome.warnings.append(f"{asset}: check {check} did not pass")
+    if evaluation.severity == dg.AssetCheckSeverity.ERROR and evaluation.blocking:
+        outcome.failures[asset] = f"the blocking check {check} did not pass: {evaluation.description or 'see the UI'}"
+        outcome.blocked_checks.add(f"{asset}_{check}")
+
+
+def _failure_message(event: dg.DagsterEvent) -> str:
+    data = event.step_failure_data
+    if data.user_failure_data and data.user_failure_data.description:
+        return str(data.user_failure_data.description)
+    error = data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return error.message.strip() if error is not None else str(event.message)

@@ -1,0 +1,67 @@
+"""What people see on an asset: thumbnails, numbers that plot over time, tables, links.
+
+Belongs here: turning results of the lower floors into Dagster metadata. Does not belong here: making pictures.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+if TYPE_CHECKING:
+    from hair_pipeline.processing.report import ShardReport
+
+MAX_THUMBNAIL_BYTES = 20_000
+"""Inline pictures live in the event log: a 200 KB picture would cost 1.2 MB of database."""
+
+
+def thumbnail(picture: Path | None) -> dict[str, dg.MetadataValue]:
+    """A small JPEG as inline Markdown; left out when there is none or it is too large for the database."""
+    if picture is None or not picture.exists():
+        return {}
+    data = picture.read_bytes()
+    if len(data) > MAX_THUMBNAIL_BYTES:
+        return {"preview": dg.MetadataValue.path(str(picture))}
+    encoded = base64.b64encode(data).decode()
+    return {"preview": dg.MetadataValue.md(f"![preview](data:image/jpeg;base64,{encoded})")}
+
+
+def numbers(values: Mapping[str, float | None]) -> dict[str, dg.MetadataValue]:
+    """Numbers, plotted over time by the UI; a number that could not be computed is left out, never 0."""
+    return {
+        name: dg.MetadataValue.int(value) if isinstance(value, int) else dg.MetadataValue.float(float(value))
+        for name, value in values.items()
+        if value is not None and math.isfinite(value)
+    }
+
+
+def counts_table(counts: Mapping[str, Any], what: str = "reason") -> dg.MetadataValue:
+    """A two-column table of counts, largest first."""
+    records = [
+        dg.TableRecord({what: str(name), "count": int(count)})
+        for name, count in sorted(counts.items(), key=lambda item: -int(item[1]))
+    ]
+    columns = [dg.TableColumn(what, "string"), dg.TableColumn("count", "int")]
+    return dg.MetadataValue.table(records, dg.TableSchema(columns))
+
+
+def shard_metadata(report: ShardReport) -> dict[str, dg.MetadataValue]:
+    """Counts, reasons and the contact sheet of one shard."""
+    metadata: dict[str, Any] = {
+        "written": report.written,
+        "failed": len(report.failed),
+        "left_out": sum(report.skipped.values()),
+        "reused": report.reused,
+        **numbers(report.numbers),
+        **thumbnail(report.preview),
+    }
+    if report.skipped:
+        metadata["left_out_by_reason"] = counts_table(report.skipped)
+    if report.failed:
+        metadata["failed_images"] = dg.MetadataValue.json(dict(list(report.failed.items())[:50]))
+    return metadata
