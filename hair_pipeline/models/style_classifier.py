@@ -5,6 +5,7 @@ Belongs here: the two architectures and their file format. Does not belong here:
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +29,7 @@ class StyleClassifier(nn.Module):
     The images are resized to `resolution` inside. The two variants differ in kind, so that a model trained
     against the one is not judged by the same eyes:
     `loss` is a plain ReLU convolutional network with GroupNorm and average and maximum pooling;
-    `evaluation` is depthwise-separable with GELU, a patch stem and coarse-grid pooling (after ConvNeXt, Liu et al. 2022).
+    `evaluation` is depthwise-separable with GELU and a patch stem (after ConvNeXt, Liu et al. 2022), pooled by halves.
 
     Args:
         variant: which of the two.
@@ -65,7 +66,7 @@ class StyleClassifier(nn.Module):
         return {name: head(features) for name, head in self.heads.items()}
 
     def save(self, path: Path, extra: dict[str, Any] | None = None) -> None:
-        """Write `<path>.safetensors` and, last, `<path>.json` (architecture and `extra`); a suffix of path is dropped."""
+        """Write `<path>.safetensors` and, last, `<path>.json` (architecture and `extra`); a suffix is dropped."""
         state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         with atomic_path(path.with_suffix(".safetensors")) as temporary:
             save_file(state, temporary)
@@ -102,7 +103,7 @@ class _PlainTrunk(nn.Module):
         super().__init__()
         widths = [3, width, 2 * width, 2 * width, 4 * width, 4 * width]
         layers: list[nn.Module] = []
-        for a, b in zip(widths[:-1], widths[1:], strict=True):
+        for a, b in itertools.pairwise(widths):
             layers += [nn.Conv2d(a, b, 3, 2, 1, bias=False), _norm(b), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
 

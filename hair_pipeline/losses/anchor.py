@@ -1,0 +1,23 @@
+"""Optional: outside the mask the model keeps predicting what the base predicts (after H-Adapter).
+
+Belongs here: the anchor. Does not belong here: computing the base's prediction (`HairInpainter.base_prediction`).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hair_pipeline.losses.mask_l2 import mask_l2
+
+
+def anchor(prediction: Tensor, base_prediction: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared difference from the base's prediction where mask = 0.
+
+    Args:
+        prediction, base_prediction: (B, C, h, w); the second carries no gradient.
+        mask: (B, 1, h, w) in [0, 1], 1 = repaint.
+
+    Returns:
+        Scalar.
+    """
+    return mask_l2(prediction, base_prediction.detach(), 1 - mask.float())

@@ -1,0 +1,206 @@
+"""Face recognisers: an ArcFace-style ONNX as a frozen, differentiable torch module, with alignment inside.
+
+Belongs here: loading, the differentiable warp to the recogniser's template, and the small network that stands in
+for a downloaded one, with its ONNX export. Does not belong here: training it, the identity loss, thresholds.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import onnx
+import torch
+from onnx2torch import convert
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.files import atomic_path
+from hair_pipeline.models.weights import STAND_IN_RECOGNISER, find_weight
+from hair_pipeline.profile import Profile
+from hair_pipeline.settings import Settings
+
+log = logging.getLogger(__name__)
+
+CROP = 112
+"""Side of the recogniser's input, pixels."""
+
+BOX_IN_TEMPLATE = (16.0, 8.0, 96.0, 118.0)
+"""Where a detector's face box (x1, y1, x2, y2) lies when the eyes and mouth are on the ArcFace template's points.
+
+From the template (insightface `arcface_dst`: eyes at y = 51.6, mouth at 92.3) and the usual position of eyes and
+mouth in a RetinaFace or SCRFD box (0.40 and 0.77 of its height).
+"""
+
+
+def recogniser_path(settings: Settings, profile: Profile, which: Literal["loss", "evaluation"] = "loss") -> Path | None:
+    """The ONNX file a profile asks for.
+
+    Returns:
+        None where there is none to use: no second recogniser is configured, or the stand-in could not be trained
+        (no reliable face in the inputs). The reason is logged.
+
+    Raises:
+        PipelineError: a named ONNX file is missing.
+    """
+    name = profile.models.recogniser if which == "loss" else profile.models.evaluation_recogniser
+    if name is None:
+        log.info("no second recogniser is configured for evaluation (models.evaluation_recogniser)")
+        return None
+    if name != "stand_in":
+        return find_weight(name, settings)
+    path = settings.base_dir / STAND_IN_RECOGNISER
+    if path.is_file():
+        return path
+    log.warning("no face recogniser: the stand-in has not been trained (%s)", path)
+    return None
+
+
+def load_recogniser(path: Path) -> FaceRecogniser:
+    """Load an ArcFace-style ONNX: input (N, 3, 112, 112) RGB, (x - 127.5) / 127.5, output (N, D).
+
+    Raises:
+        PipelineError: missing, damaged, or of another input size.
+    """
+    try:
+        network = convert(path)
+        with torch.no_grad():
+            dim = int(network.eval()(torch.zeros(2, 3, CROP, CROP)).shape[1])
+    except Exception as error:  # onnx, protobuf and onnx2torch raise many types
+        raise PipelineError(
+            f"is not a usable face recogniser ({type(error).__name__}: {error})",
+            file=path,
+            remedy="give an ArcFace ONNX with input (N, 3, 112, 112) and one output (N, D)",
+        ) from error
+    return FaceRecogniser(network, dim, path.stem)
+
+
+class FaceRecogniser(nn.Module):
+    """A frozen recogniser; gradients flow to the images, not to the weights.
+
+    Attributes:
+        dim: D, length of the embeddings.
+        name: the file's name without suffix; embeddings of different names are not comparable.
+    """
+
+    def __init__(self, network: nn.Module, dim: int, name: str) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.dim = dim
+        self.name = name
+
+    def train(self, mode: bool = True) -> FaceRecogniser:  # noqa: ARG002 - always in evaluation mode
+        """Stays in evaluation mode: batch statistics must not change the embedding."""
+        return super().train(False)
+
+    def embed(self, images: Tensor, boxes: Tensor) -> Tensor:
+        """Unit embeddings of the faces in the boxes.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            boxes: (B, 4), x1, y1, x2, y2 in pixels of these images.
+
+        Returns:
+            (B, D).
+        """
+        return self.embed_aligned(align(images, boxes))
+
+    def embed_aligned(self, crops: Tensor) -> Tensor:
+        """Unit embeddings (B, D) of aligned crops (B, 3, 112, 112) in [-1, 1]."""
+        return F.normalize(self.network(crops.float()), dim=-1)
+
+
+def align(images: Tensor, boxes: Tensor, size: int = CROP) -> Tensor:
+    """Cut the faces out in the framing of the ArcFace template, differentiably; outside the image is black.
+
+    Args:
+        images: (B, 3, H, W) in [-1, 1].
+        boxes: (B, 4), x1, y1, x2, y2 in pixels.
+        size: side of the crops.
+
+    Returns:
+        (B, 3, size, size). The scale follows the box's height: its width changes with the head's yaw.
+    """
+    height, width = images.shape[-2:]
+    x1, y1, x2, y2 = BOX_IN_TEMPLATE
+    boxes = boxes.to(images.dtype)
+    pixels = (boxes[:, 3] - boxes[:, 1]) / (y2 - y1)  # image pixels per template pixel
+    centre_x = (boxes[:, 0] + boxes[:, 2]) / 2 + (CROP / 2 - (x1 + x2) / 2) * pixels
+    centre_y = (boxes[:, 1] + boxes[:, 3]) / 2 + (CROP / 2 - (y1 + y2) / 2) * pixels
+    side = CROP * pixels
+    theta = images.new_zeros(len(images), 2, 3)
+    theta[:, 0, 0] = side / width
+    theta[:, 1, 1] = side / height
+    theta[:, 0, 2] = 2 * centre_x / width - 1
+    theta[:, 1, 2] = 2 * centre_y / height - 1
+    grid = F.affine_grid(theta, [len(images), 3, size, size], align_corners=False)
+    return F.grid_sample(images + 1, grid, mode="bilinear", padding_mode="zeros", align_corners=False) - 1
+
+
+class SmallFaceNet(nn.Module):
+    """Crops (B, 3, 112, 112) in [-1, 1] -> embeddings (B, dim), not normalised.
+
+    At dim = 512 it has 0.45 M parameters and takes 57 million multiply-adds a face.
+
+    Strided convolutions, a residual block and MobileFaceNet's global depthwise convolution (Chen et al.
+    2018) instead of pooling, so that the place of every feature counts.
+    """
+
+    def __init__(self, dim: int = 512) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            _conv(3, 24, stride=2),
+            _conv(24, 48, stride=2),
+            _conv(48, 96, stride=2),
+            _Residual(96),
+            _conv(96, 160, stride=2),
+            nn.Conv2d(160, 160, 7, groups=160, bias=False),
+            nn.BatchNorm2d(160),
+            nn.Flatten(),
+            nn.Linear(160, dim, bias=False),
+            nn.BatchNorm1d(dim),
+        )
+
+    def forward(self, crops: Tensor) -> Tensor:
+        embeddings: Tensor = self.layers(crops)
+        return embeddings
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(_conv(channels, channels), _conv(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def export_onnx(network: nn.Module, path: Path) -> None:
+    """Write a recogniser (B, 3, 112, 112) -> (B, D) as ONNX that insightface and `load_recogniser` read.
+
+    Raises:
+        PipelineError: the file cannot be written.
+    """
+    was_training = network.training
+    network.eval()
+    with warnings.catch_warnings(), atomic_path(path) as temporary:
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(
+            network,
+            (torch.zeros(1, 3, CROP, CROP, device=next(network.parameters()).device),),
+            str(temporary),
+            input_names=["face"],
+            output_names=["embedding"],
+            dynamic_axes={"face": {0: "n"}, "embedding": {0: "n"}},
+            opset_version=17,
+            dynamo=False,  # the newer exporter needs onnxscript
+        )
+        onnx.checker.check_model(str(temporary))
+    network.train(was_training)
