@@ -1,0 +1,109 @@
+"""K-Hairstyle's polygons: every form they come in, and drawing them as masks.
+
+Belongs here: `polygon1` (hair) and `polygon2` (blurred face). Does not belong here: the rest of the label.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import cv2
+import numpy as np
+
+MAX_POINTS = 200_000
+_LIMIT = 30_000.0
+_SUBPIXEL_BITS = 3
+
+
+class BadPolygon(ValueError):
+    """The value is none of the known polygon forms; the message says what it is."""
+
+
+def parse_polygon(value: object) -> list[np.ndarray]:
+    """Read a polygon in any known form.
+
+    Forms: a list of rings of points, a flat list of points, either of them as a JSON string (also encoded twice),
+    and "[]", "", "nan", "none", null or absent for "no polygon". A point is {"x": .., "y": ..} or [x, y].
+
+    Returns:
+        Rings, each (N, 2) float32 as x, y in pixels, N >= 3 (shorter rings enclose nothing and are dropped).
+
+    Raises:
+        BadPolygon: anything else.
+    """
+    for _ in range(2):
+        if not isinstance(value, str):
+            break
+        text = value.strip()
+        if text.lower() in ("", "nan", "none", "null"):
+            return []
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BadPolygon(f"not JSON: {text[:40]!r}") from error
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return []
+    if not isinstance(value, list):
+        raise BadPolygon(f"not a list but {type(value).__name__}")
+    if _is_point(value):
+        raise BadPolygon("a single point")
+    rings = [value] if value and _is_point(value[0]) else value
+    if not all(isinstance(ring, list) for ring in rings):
+        raise BadPolygon("neither a list of points nor a list of rings")
+    if sum(map(len, rings)) > MAX_POINTS:
+        raise BadPolygon(f"more than {MAX_POINTS} points")
+    return [np.array([_point(point) for point in ring], np.float32) for ring in rings if len(ring) >= 3]
+
+
+def _is_point(value: Any) -> bool:
+    if isinstance(value, dict):
+        return "x" in value and "y" in value
+    return isinstance(value, list) and len(value) == 2 and not any(isinstance(part, list | dict) for part in value)
+
+
+def _point(value: Any) -> tuple[float, float]:
+    if not _is_point(value):
+        raise BadPolygon(f"not a point: {str(value)[:40]!r}")
+    pair = (value["x"], value["y"]) if isinstance(value, dict) else value
+    try:
+        x, y = float(pair[0]), float(pair[1])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadPolygon(f"not a point: {str(value)[:40]!r}") from error
+    if not (math.isfinite(x) and math.isfinite(y)):
+        raise BadPolygon("a coordinate is not finite")
+    return x, y
+
+
+def polygon_scale(label_size: tuple[int | None, int | None], width: int, height: int) -> tuple[float, float]:
+    """Photo pixels per label pixel in x and y.
+
+    1 where the label gives no size, or gives the photo's own size turned by 90 degrees: coordinates refer to the
+    stored file, without EXIF rotation.
+    """
+    label_width, label_height = label_size
+    if not label_width or not label_height or (label_width, label_height) == (height, width):
+        return 1.0, 1.0
+    return width / label_width, height / label_height
+
+
+def draw_polygon(
+    rings: list[np.ndarray], width: int, height: int, scale: tuple[float, float] = (1.0, 1.0)
+) -> np.ndarray:
+    """Draw rings as a mask.
+
+    Rings are united; a ring that lies wholly inside what the larger ones cover is a hole.
+
+    Returns:
+        (height, width) bool.
+    """
+    mask = np.zeros((height, width), np.uint8)
+    scaled = [np.clip(ring * np.array(scale, np.float32), -_LIMIT, _LIMIT) for ring in rings]
+    for ring in sorted(scaled, key=lambda ring: -abs(cv2.contourArea(ring))):
+        points = np.round(ring * (1 << _SUBPIXEL_BITS)).astype(np.int32)
+        part = np.zeros_like(mask)
+        cv2.fillPoly(part, [points], 1, shift=_SUBPIXEL_BITS)
+        inside = part.any() and bool(mask[part > 0].all())
+        mask[part > 0] = 0 if inside else 1
+    return mask.astype(bool)

@@ -1,0 +1,306 @@
+"""training_face's outputs: finding them, checking them, and reading masks from the 2x2 sheet. Read-only.
+
+Belongs here: the JSON, the `.npy` and the sheet of one face. Does not belong here: what the face is used for.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import cv2
+import numpy as np
+
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.files import UnreadableImage, confined, decode_image
+from hair_pipeline.inputs.k_hairstyle import walk_files
+from hair_pipeline.inputs.reasons import FaceReason, IdentityReason
+from hair_pipeline.profile import InputsConfig
+
+EMBEDDING_DIM = 512
+IDENTITY_MODEL = "InsightFace"
+MAX_NORM_ERROR = 0.02
+MAX_OTHER_VALUES = 1e-3
+"""Share of the mask quadrant's pixels that may be further than `VALUE_TOLERANCE` from 0, 128 and 255."""
+VALUE_TOLERANCE = 8
+MIN_FACE_FRACTION = 0.002
+MIN_HAIR_FRACTION = 0.001
+"""Masks covering less of the photo count as "found nothing"."""
+_MAX_JSON_BYTES = 1_000_000
+_MAX_NPY_BYTES = 1_000_000
+_FACE_FOLDER = re.compile(r"^face_(\d+)$", re.IGNORECASE)
+_DATE = re.compile(r"_(\d{8})$")
+
+
+class BadFace(Exception):
+    """An output that cannot be used.
+
+    Attributes:
+        reason: one of `FaceReason`.
+        detail: what was found.
+    """
+
+    def __init__(self, reason: FaceReason, detail: str = "") -> None:
+        self.reason, self.detail = reason, detail
+        super().__init__(f"{reason}: {detail}")
+
+
+@dataclass(frozen=True)
+class Face:
+    """One face of training_face, as its JSON describes it.
+
+    Attributes:
+        path: of the JSON; sheet_path and embedding_path beside it; all relative to the root, posix.
+        face_id: its number in the photo.
+        box: x1, y1, x2, y2 in photo pixels.
+        yaw, pitch, roll: degrees; None when missing.
+        confidence: of the detector.
+        embedding_model: "InsightFace" or "AdaFace"; their embeddings must never be compared.
+    """
+
+    path: str
+    sheet_path: str
+    embedding_path: str
+    face_id: int
+    box: tuple[float, float, float, float]
+    yaw: float | None
+    pitch: float | None
+    roll: float | None
+    confidence: float
+    embedding_model: str
+
+    @property
+    def area(self) -> float:
+        """Of the box, photo pixels squared."""
+        return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
+
+
+@dataclass(frozen=True)
+class SheetMasks:
+    """Masks from a sheet, both (H, W) bool at photo size. Hair and face never overlap."""
+
+    hair: np.ndarray
+    face: np.ndarray
+
+
+def index_faces(root: Path) -> dict[str, list[str]]:
+    """Find every face JSON under `root`: stem (NFC) -> JSON paths relative to `root`, sorted, newest naming first.
+
+    The stem is the folder above `face_NN`, which covers the stem nested twice; a date suffix of that folder
+    (`<stem>_YYYYMMDD`) is known under both names.
+    """
+    index: dict[str, list[str]] = {}
+    for path in walk_files(root):
+        parts = path.split("/")
+        if len(parts) < 3 or not path.lower().endswith(".json") or not _FACE_FOLDER.match(parts[-2]):
+            continue
+        stem = unicodedata.normalize("NFC", parts[-3])
+        index.setdefault(stem, []).append(path)
+        undated = _DATE.sub("", stem)
+        if undated != stem:
+            index.setdefault(undated, []).append(path)
+    for paths in index.values():
+        paths.sort(key=_newest_first)
+    return index
+
+
+def _newest_first(path: str) -> tuple[int, str]:
+    dates = [
+        int(found[1])
+        for part in (PurePosixPath(path).stem, PurePosixPath(path).parts[-3])
+        if (found := _DATE.search(part))
+    ]
+    return (-max(dates) if dates else -99999999, path)
+
+
+def read_face_json(root: Path, path: str) -> Face:
+    """Read and check one face's JSON.
+
+    Raises:
+        BadFace: BAD_JSON, BAD_BOX or PATH_OUTSIDE_ROOT.
+    """
+    try:
+        with (root / path).open("rb") as file:
+            values: Any = json.loads(file.read(_MAX_JSON_BYTES).decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadFace(FaceReason.BAD_JSON, str(error)[:80]) from error
+    if not isinstance(values, dict):
+        raise BadFace(FaceReason.BAD_JSON, f"a JSON {type(values).__name__}, not an object")
+    box = values.get("bbox")
+    numbers = [_number(value) for value in box] if isinstance(box, list) else []
+    if len(numbers) != 4 or any(number is None for number in numbers):
+        raise BadFace(FaceReason.BAD_JSON, f"bbox {str(box)[:60]}")
+    x1, y1, x2, y2 = (float(number or 0.0) for number in numbers)
+    if x2 - x1 < 1 or y2 - y1 < 1:
+        raise BadFace(FaceReason.BAD_BOX, f"bbox {box}")
+    model = values.get("embedding_model")
+    return Face(
+        path=path,
+        sheet_path=_beside(root, path, values.get("visualization_path"), ".png"),
+        embedding_path=_beside(root, path, values.get("embedding_path"), ".npy"),
+        face_id=int(_number(values.get("face_id")) or 0),
+        box=(x1, y1, x2, y2),
+        yaw=_number(values.get("yaw")),
+        pitch=_number(values.get("pitch")),
+        roll=_number(values.get("roll")),
+        confidence=_number(values.get("confidence")) or 0.0,
+        embedding_model=model[:40] if isinstance(model, str) else "",
+    )
+
+
+def _beside(root: Path, path: str, named: object, suffix: str) -> str:
+    """The file a JSON names, relative to `root`: beside the JSON, else the JSON's own name with another suffix."""
+    folder = PurePosixPath(path).parent
+    if isinstance(named, str) and named and "\x00" not in named:
+        name = PurePosixPath(named.replace("\\", "/"))
+        relative = folder / (name.name if name.is_absolute() else name)
+        try:
+            inside = confined(root, str(relative))
+        except PipelineError as error:
+            raise BadFace(FaceReason.PATH_OUTSIDE_ROOT, named[:80]) from error
+        except OSError:
+            inside = root / "missing"
+        if inside.is_file():
+            return str(relative)
+    return str(PurePosixPath(path).with_suffix(suffix))
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def choose_face(root: Path, paths: list[str], width: int, height: int, config: InputsConfig) -> Face:
+    """The face with the largest box among those with enough confidence.
+
+    Args:
+        root: training_face root. paths: the photo's face JSONs, relative to it.
+        width, height: of the photo: the box must overlap it.
+        config: `min_face_confidence`.
+
+    Raises:
+        BadFace: there is none; the reason is that of the last candidate looked at.
+    """
+    problem = BadFace(FaceReason.NO_OUTPUT)
+    faces: list[Face] = []
+    for path in paths:
+        try:
+            face = read_face_json(root, path)
+        except BadFace as error:
+            problem = error
+            continue
+        if min(face.box[2], width) - max(face.box[0], 0) < 1 or min(face.box[3], height) - max(face.box[1], 0) < 1:
+            problem = BadFace(FaceReason.BAD_BOX, f"bbox {list(face.box)} lies outside {width}x{height}")
+        elif face.confidence < config.min_face_confidence:
+            problem = BadFace(FaceReason.LOW_CONFIDENCE, f"confidence {face.confidence:.3f}")
+        else:
+            faces.append(face)
+    if not faces:
+        raise problem
+    return max(faces, key=lambda face: face.area)
+
+
+def decode_sheet(data: bytes, width: int, height: int) -> SheetMasks:
+    """Read hair and face masks from a sheet's top-right quadrant.
+
+    Args:
+        data: the sheet, an encoded image of 2 width x 2 height pixels.
+        width, height: of the photo.
+
+    Raises:
+        BadFace: SHEET_UNREADABLE, SHEET_WRONG_SIZE, SHEET_OTHER_VALUES or SHEET_EMPTY.
+    """
+    try:
+        sheet = decode_image(data)
+    except UnreadableImage as error:
+        raise BadFace(FaceReason.SHEET_UNREADABLE, str(error)) from error
+    if sheet.shape[:2] != (2 * height, 2 * width):
+        found = f"{sheet.shape[1]}x{sheet.shape[0]}"
+        raise BadFace(FaceReason.SHEET_WRONG_SIZE, f"{found} for a photo of {width}x{height}")
+    return classify_quadrant(sheet[:height, width:])
+
+
+_NEAREST = np.array([min((0, 128, 255), key=lambda known: abs(known - value)) for value in range(256)], np.uint8)
+_STRAYS = np.array([abs(int(_NEAREST[value]) - value) > VALUE_TOLERANCE for value in range(256)], np.uint8)
+
+
+def classify_quadrant(quadrant: np.ndarray) -> SheetMasks:
+    """Classify a mask quadrant (H, W, 3) uint8 by the nearest of hair 0, other 128 and face 255.
+
+    Raises:
+        BadFace: SHEET_OTHER_VALUES or SHEET_EMPTY.
+    """
+    red, green, blue = cv2.split(np.ascontiguousarray(quadrant))
+    strays = cv2.countNonZero(cv2.LUT(green, _STRAYS))
+    colored = np.count_nonzero(cv2.absdiff(red, green) > VALUE_TOLERANCE)
+    colored += np.count_nonzero(cv2.absdiff(blue, green) > VALUE_TOLERANCE)
+    share = (strays + colored) / green.size
+    if share > MAX_OTHER_VALUES:
+        raise BadFace(FaceReason.SHEET_OTHER_VALUES, f"{share:.1%} of the quadrant's pixels")
+    values = cv2.LUT(green, _NEAREST)
+    masks = SheetMasks(values == 0, values == 255)
+    if not masks.hair.any() and not masks.face.any():
+        raise BadFace(FaceReason.SHEET_EMPTY)
+    return masks
+
+
+def read_sheet(root: Path, face: Face, width: int, height: int) -> SheetMasks:
+    """Read a face's masks. Raises `BadFace` as `decode_sheet`, or SHEET_MISSING."""
+    try:
+        data = (root / face.sheet_path).read_bytes()
+    except OSError as error:
+        raise BadFace(FaceReason.SHEET_MISSING, f"{face.sheet_path} ({error.strerror})") from error
+    try:
+        return decode_sheet(data, width, height)
+    except BadFace as error:
+        raise BadFace(error.reason, f"{face.sheet_path}: {error.detail}".removesuffix(": ")) from error
+
+
+def parse_embedding(data: bytes) -> np.ndarray | None:
+    """An embedding's `.npy` bytes -> (512,) float32, or None when its length, norm or values are wrong."""
+    try:
+        vector = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception:  # NumPy raises many types on hostile headers
+        return None
+    if not isinstance(vector, np.ndarray) or vector.size != EMBEDDING_DIM or vector.dtype.kind != "f":
+        return None
+    vector = vector.reshape(EMBEDDING_DIM).astype(np.float32)
+    norm = float(np.linalg.norm(vector.astype(np.float64)))
+    return vector if math.isfinite(norm) and abs(norm - 1) <= MAX_NORM_ERROR else None
+
+
+def read_embedding(root: Path, path: str) -> np.ndarray | None:
+    """Read a face's embedding, (512,) float32; None when it is missing or wrong."""
+    try:
+        with (root / path).open("rb") as file:
+            return parse_embedding(file.read(_MAX_NPY_BYTES))
+    except OSError:
+        return None
+
+
+def identity_reason(
+    face: Face | None, face_problem: FaceReason | None, blurred: bool, embedding_ok: bool, config: InputsConfig
+) -> IdentityReason | None:
+    """Why the identity is not relied on; None when it is reliable."""
+    if face is None:
+        low = face_problem == FaceReason.LOW_CONFIDENCE
+        return IdentityReason.LOW_CONFIDENCE if low else IdentityReason.NO_FACE
+    checks = (
+        (blurred, IdentityReason.BLURRED_FACE),
+        (face.embedding_model != IDENTITY_MODEL, IdentityReason.OTHER_MODEL),
+        (face.yaw is None, IdentityReason.UNKNOWN_POSE),
+        (abs(face.yaw or 0.0) > config.max_identity_yaw, IdentityReason.LARGE_YAW),
+        (not embedding_ok, IdentityReason.BAD_EMBEDDING),
+    )
+    return next((reason for failed, reason in checks if failed), None)

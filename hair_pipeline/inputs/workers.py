@@ -1,0 +1,83 @@
+"""A process pool for per-image work: results in order, bounded memory, OpenCV pinned to one thread per worker.
+
+Belongs here: how work is spread over cores. Does not belong here: the work.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import TypeVar
+
+import cv2
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def cpu_count() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def map_in_processes(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    description: str,
+    chunk: int = 16,
+    workers: int | None = None,
+) -> Iterator[Result]:
+    """Yield `function(item)` for every item, in order, computed by a spawned process pool with a progress bar.
+
+    At most a few chunks per worker are in flight, so memory does not grow with the number of items. Few items (less
+    than two chunks), or one core, run in this process.
+
+    Args:
+        function: picklable (module level, or a `functools.partial` of one).
+        items: picklable.
+        description: of the progress bar.
+        chunk: items per task.
+        workers: processes; by default one per core.
+    """
+    workers = min(workers or cpu_count(), max(1, len(items) // chunk))
+    bar = tqdm(total=len(items), desc=description, unit="image", disable=None, leave=False)
+    with bar:
+        if workers == 1:
+            for item in items:
+                yield function(item)
+                bar.update()
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_pin_threads) as pool:
+            try:
+                for results in _in_flight(pool, function, items, chunk, 3 * workers):
+                    yield from results
+                    bar.update(len(results))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _in_flight(
+    pool: ProcessPoolExecutor, function: Callable[[Item], Result], items: Sequence[Item], chunk: int, limit: int
+) -> Iterator[list[Result]]:
+    waiting: deque[Future[list[Result]]] = deque()
+    for start in range(0, len(items), chunk):
+        waiting.append(pool.submit(_run_chunk, function, items[start : start + chunk]))
+        if len(waiting) >= limit:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _run_chunk(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    return [function(item) for item in items]
+
+
+def _pin_threads() -> None:
+    cv2.setNumThreads(1)
