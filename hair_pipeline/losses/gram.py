@@ -56,7 +56,9 @@ def patch_gram_loss(
         theirs = local_grams(net, reference[valid], reference_mask[valid], reference_grid)
     terms, rows = [], []
     for sample in range(len(valid)):
-        distances = [_nearest(a[sample], u[sample], b[sample], w[sample]) for (a, u), (b, w) in zip(ours, theirs)]
+        distances = [
+            _nearest(a[sample], u[sample], b[sample], w[sample]) for (a, u), (b, w) in zip(ours, theirs, strict=True)
+        ]
         found = [distance for distance in distances if distance is not None]
         if found:
             terms.append(torch.stack(found).mean())

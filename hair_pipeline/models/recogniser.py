@@ -39,17 +39,17 @@ mouth in a RetinaFace or SCRFD box (0.40 and 0.77 of its height).
 def recogniser_path(settings: Settings, profile: Profile, which: Literal["loss", "evaluation"] = "loss") -> Path | None:
     """The ONNX file a profile asks for.
 
+    For evaluation that is `models.evaluation_recogniser`, or, where none is configured, the loss's own.
+
     Returns:
-        None where there is none to use: no second recogniser is configured, or the stand-in could not be trained
-        (no reliable face in the inputs). The reason is logged.
+        None where the stand-in is asked for and could not be trained (no reliable face in the inputs); logged.
 
     Raises:
         PipelineError: a named ONNX file is missing.
     """
-    name = profile.models.recogniser if which == "loss" else profile.models.evaluation_recogniser
-    if name is None:
-        log.info("no second recogniser is configured for evaluation (models.evaluation_recogniser)")
-        return None
+    name = profile.models.recogniser
+    if which == "evaluation":
+        name = profile.models.evaluation_recogniser or name
     if name != "stand_in":
         return find_weight(name, settings)
     path = settings.base_dir / STAND_IN_RECOGNISER

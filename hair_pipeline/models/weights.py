@@ -13,8 +13,10 @@ from hair_pipeline.settings import Settings
 STAND_IN_BASE = "inpainting"
 STAND_IN_RECOGNISER = "face_recogniser.onnx"
 STAND_IN_PERCEPTUAL = "perceptual_alex.safetensors"
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
 SOURCES = {
+    INCEPTION_FILE: "https://github.com/toshas/torch-fidelity/releases/tag/v0.2.0",
     "w600k_r50.onnx": "insightface's buffalo_l pack (https://github.com/deepinsight/insightface/releases)",
     "lpips_vgg.safetensors": "the state dict of lpips.LPIPS(net='vgg') with the trunk of torchvision's vgg16",
     "lpips_alex.safetensors": "the state dict of lpips.LPIPS(net='alex') with the trunk of torchvision's alexnet",
@@ -26,7 +28,7 @@ SOURCES = {
 
 
 def find_weight(name: str, settings: Settings) -> Path:
-    """The file or folder called `name`: an absolute path, or in `models_dir`, or among the stand-ins.
+    """The file or folder called `name` (or an absolute path): in `models_dir`, or else among the stand-ins.
 
     Raises:
         PipelineError: it is nowhere; the message names it and where to get it.
