@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.profile import Profile, load_profile
+from hair_pipeline.profile import PROFILE_NAMES, Profile, load_profile
 
 
 def _project_root() -> Path:
@@ -31,7 +31,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="HAIR_PIPELINE_", env_ignore_empty=True, frozen=True, extra="ignore")
 
-    profile: Literal["sample", "rtx24gb", "h100"] = "sample"
+    profile: str = Field(default="sample", description="sample, rtx24gb, h100, or the path of a profile file (.yaml)")
     k_hairstyle_root: Path = Field(default=SAMPLE_ROOT / "k_hairstyle", description="K-Hairstyle copy, read-only")
     training_face_root: Path = Field(
         default=SAMPLE_ROOT / "training_face", description="training_face outputs, read-only"
@@ -51,6 +51,16 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().absolute()
+
+    @field_validator("profile", mode="after")
+    @classmethod
+    def _known_profile(cls, profile: str) -> str:
+        if profile in PROFILE_NAMES:
+            return profile
+        path = Path(profile).expanduser()
+        if path.suffix in (".yaml", ".yml") and path.is_file():
+            return str(path.absolute())
+        raise ValueError(f"neither one of {', '.join(PROFILE_NAMES)} nor a profile file (.yaml)")
 
     @cached_property
     def profile_values(self) -> Profile:

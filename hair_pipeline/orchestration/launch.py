@@ -14,12 +14,13 @@ import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluation
 from dagster._core.definitions.asset_selection import AssetSelection
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.execution.api import execute_run_iterator
 from dagster._core.loader import LoadingContext
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
-from hair_pipeline.orchestration.build import build_defs
 from hair_pipeline.orchestration.instance import PID_TAG, process_tag
 from hair_pipeline.orchestration.partitions import MAX_SHARDS_PER_RUN, SHARDS
 
@@ -28,9 +29,7 @@ GATE_ASSETS = frozenset({"exported_weights", "production_registry"})
 """Assets that may refuse to go on; a refusal is an outcome of the lineage, not a fault."""
 
 
-def lineage_job() -> dg.JobDefinition:
-    """The job of all assets; child processes build it again by this name."""
-    return build_defs().resolve_implicit_global_asset_job_def()
+DEFINITIONS_MODULE = "hair_pipeline.definitions"
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,14 @@ class Round:
     shards: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Stale:
+    """An asset that is out of date: missing altogether or not, and for a partitioned one, in which shards."""
+
+    missing: bool
+    shards: tuple[str, ...] = ()
+
+
 class _Loading(LoadingContext):
     """Dagster's batch loaders for one look at the instance."""
 
@@ -90,9 +97,12 @@ class _Loading(LoadingContext):
 class Lineage:
     """The asset graph and what of it is out of date in an instance."""
 
-    def __init__(self, instance: dg.DagsterInstance, selection: str | None = None) -> None:
+    def __init__(
+        self, instance: dg.DagsterInstance, selection: str | None = None, module: str = DEFINITIONS_MODULE
+    ) -> None:
         self.instance = instance
-        self.graph: AssetGraph = build_defs().resolve_asset_graph()
+        self.repository = ReconstructableRepository.for_module(module, "defs")
+        self.graph: AssetGraph = self.repository.get_definition().asset_graph
         chosen = (
             AssetSelection.from_string(selection).resolve(self.graph) if selection else self.graph.get_all_asset_keys()
         )
@@ -104,46 +114,55 @@ class Lineage:
         """The observable inputs."""
         return [key for key in self.graph.toposorted_asset_keys if self.graph.get(key).is_observable]
 
-    def out_of_date(self) -> dict[dg.AssetKey, tuple[str, ...]]:
-        """Selected assets that are missing or stale; for partitioned ones, the shards that are."""
+    def out_of_date(self) -> dict[dg.AssetKey, Stale]:
+        """Selected assets that are missing or stale, with the shards concerned."""
         resolver = CachingStaleStatusResolver(self.instance, self.graph, _Loading(self.instance))
-        shards = tuple(self.instance.get_dynamic_partitions(str(SHARDS.name)))
-        stale: dict[dg.AssetKey, tuple[str, ...]] = {}
+        stale: dict[dg.AssetKey, Stale] = {}
         for key in self.order:
             node = self.graph.get(key)
             if not node.is_materializable:
                 continue
             if node.is_partitioned:
-                parts = tuple(s for s in shards if resolver.get_status(key, s) != StaleStatus.FRESH)
-                if parts:
-                    stale[key] = parts
-            elif resolver.get_status(key) != StaleStatus.FRESH:
-                stale[key] = ()
+                statuses = {shard: resolver.get_status(key, shard) for shard in self.shards}
+                shards = tuple(shard for shard, status in statuses.items() if status != StaleStatus.FRESH)
+                if shards or not statuses:
+                    stale[key] = Stale(all(status == StaleStatus.MISSING for status in statuses.values()), shards)
+            elif (status := resolver.get_status(key)) != StaleStatus.FRESH:
+                stale[key] = Stale(status == StaleStatus.MISSING)
         return stale
 
-    def next_round(self, stale: Mapping[dg.AssetKey, tuple[str, ...]], done: frozenset[dg.AssetKey]) -> Round | None:
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """The registered shards, in order of registration."""
+        return tuple(self.instance.get_dynamic_partitions(str(SHARDS.name)))
+
+    def next_round(self, stale: Mapping[dg.AssetKey, Stale], done: frozenset[dg.AssetKey]) -> Round | None:
         """The largest set of out-of-date assets of one kind (partitioned or not) that can run now.
+
+        An asset waits while anything upstream of it is still to run, since that may leave its inputs as they are. Only
+        one that is missing anyway may run in the same round as its upstream.
 
         Args:
             stale: result of `out_of_date`.
             done: assets already run or failed in this launch; they and what waits for them are left alone.
         """
-        waiting = [key for key in self.order if key in stale and key not in done]
         chosen: list[dg.AssetKey] = []
-        blocked: set[dg.AssetKey] = set()
-        partitioned: bool | None = None
-        for key in waiting:
+        unsettled: set[dg.AssetKey] = set()
+        for key in self.order:
             node = self.graph.get(key)
-            behind = blocked.intersection(node.parent_keys)
-            if behind or (partitioned is not None and node.is_partitioned != partitioned):
-                blocked.add(key)
+            upstream = unsettled.intersection(node.parent_keys)
+            if key in done or (key not in stale and not upstream):
                 continue
-            partitioned = node.is_partitioned
-            chosen.append(key)
+            unsettled.add(key)
+            if key not in stale or (upstream and not (stale[key].missing and upstream <= set(chosen))):
+                continue
+            same_kind = not chosen or node.is_partitioned == self.graph.get(chosen[0]).is_partitioned
+            if same_kind and (stale[key].shards or not node.is_partitioned):
+                chosen.append(key)
         if not chosen:
             return None
-        shards = sorted({shard for key in chosen for shard in stale[key]})
-        return Round(tuple(chosen), tuple(shards))
+        concerned = {shard for key in chosen for shard in stale[key].shards}
+        return Round(tuple(chosen), tuple(shard for shard in self.shards if shard in concerned))
 
 
 def _ignore(_: Step) -> None:
@@ -157,6 +176,7 @@ def launch(
     force: bool = False,
     launched_by: str = "hair-pipeline run",
     on_step: Callable[[Step], None] = _ignore,
+    module: str = DEFINITIONS_MODULE,
 ) -> Outcome:
     """Observe the inputs, then materialise everything selected that is missing or out of date.
 
@@ -166,10 +186,11 @@ def launch(
         force: also materialise what is up to date.
         launched_by: recorded as a run tag.
         on_step: called as steps start and end.
+        module: the module that holds `defs`; child processes load it again by this name.
     """
-    lineage = Lineage(instance, selection)
+    lineage = Lineage(instance, selection, module)
     outcome = Outcome()
-    _execute(instance, Round(tuple(lineage.sources)), launched_by, on_step, outcome)
+    _execute(lineage, Round(tuple(lineage.sources)), launched_by, on_step, outcome)
     failed: set[dg.AssetKey] = {dg.AssetKey.from_user_string(name) for name in outcome.failures}
     done: set[dg.AssetKey] = set()
     forced = set(lineage.order) if force else set()
@@ -181,21 +202,21 @@ def launch(
         round_ = lineage.next_round(stale, frozenset(done | blocked))
         if round_ is None:
             return outcome
-        for part in _split(round_):
-            _execute(instance, part, launched_by, on_step, outcome)
+        for part in _split(round_, lineage.shards):
+            _execute(lineage, part, launched_by, on_step, outcome)
         done.update(round_.assets)
         failed = {dg.AssetKey.from_user_string(name) for name in outcome.failures}
 
 
 def _with_forced(
-    lineage: Lineage, stale: Mapping[dg.AssetKey, tuple[str, ...]], forced: set[dg.AssetKey]
-) -> dict[dg.AssetKey, tuple[str, ...]]:
-    shards = tuple(lineage.instance.get_dynamic_partitions(str(SHARDS.name)))
-    return {
-        key: shards if lineage.graph.get(key).is_partitioned else ()
-        for key in lineage.order
-        if lineage.graph.get(key).is_materializable and (key in forced or key in stale)
+    lineage: Lineage, stale: Mapping[dg.AssetKey, Stale], forced: set[dg.AssetKey]
+) -> dict[dg.AssetKey, Stale]:
+    added = {
+        key: Stale(False, lineage.shards if lineage.graph.get(key).is_partitioned else ())
+        for key in forced
+        if lineage.graph.get(key).is_materializable
     }
+    return {**stale, **added}
 
 
 def _with_descendants(graph: AssetGraph, keys: set[dg.AssetKey]) -> set[dg.AssetKey]:
@@ -206,22 +227,27 @@ def _with_descendants(graph: AssetGraph, keys: set[dg.AssetKey]) -> set[dg.Asset
     return found
 
 
-def _split(round_: Round) -> Iterator[Round]:
-    """Runs of at most MAX_SHARDS_PER_RUN shards."""
+def _split(round_: Round, registered: tuple[str, ...]) -> Iterator[Round]:
+    """Runs of at most MAX_SHARDS_PER_RUN shards, each an unbroken range, since a run takes its shards as a range."""
     if not round_.shards:
         yield round_
-    for start in range(0, len(round_.shards), MAX_SHARDS_PER_RUN):
-        yield Round(round_.assets, round_.shards[start : start + MAX_SHARDS_PER_RUN])
+    start = 0
+    positions = [registered.index(shard) for shard in round_.shards]
+    for end in range(1, len(positions) + 1):
+        full = end - start == MAX_SHARDS_PER_RUN
+        if end == len(positions) or full or positions[end] != positions[end - 1] + 1:
+            yield Round(round_.assets, round_.shards[start:end])
+            start = end
 
 
 def _execute(
-    instance: dg.DagsterInstance,
+    lineage: Lineage,
     round_: Round,
     launched_by: str,
     on_step: Callable[[Step], None],
     outcome: Outcome,
 ) -> None:
-    job = dg.reconstructable(lineage_job)
+    instance, job = lineage.instance, lineage.repository.get_reconstructable_job(IMPLICIT_ASSET_JOB_NAME)
     tags = {LAUNCHER_TAG: launched_by, PID_TAG: process_tag() or ""}
     if round_.shards:
         tags |= {ASSET_PARTITION_RANGE_START_TAG: round_.shards[0], ASSET_PARTITION_RANGE_END_TAG: round_.shards[-1]}

@@ -1,0 +1,99 @@
+"""The code location: what it holds, what its assets ask of a machine, and that it loads without the heavy libraries."""
+
+import subprocess
+import sys
+
+import pytest
+
+from hair_pipeline.orchestration.build import build_defs
+from hair_pipeline.orchestration.compute_tags import CPU, GPU
+from hair_pipeline.settings import Settings
+
+GROUPS = {
+    "inputs": {"k_hairstyle_images", "training_face_outputs", "catalog"},
+    "processed": {
+        "identity_embeddings",
+        "bald_images",
+        "hair_only_images",
+        "hair_patches",
+        "style_vectors",
+        "latents",
+    },
+    "texture": {"patch_encoder", "style_classifier"},
+    "training": {"stage1_checkpoint", "stage2_checkpoint"},
+    "evaluation": {"eval_report", "ab_verdict"},
+    "release": {"exported_weights", "production_registry"},
+    "base": {"inpainting_base", "face_recogniser", "perceptual_trunk"},
+}
+ON_GPU = {
+    "style_vectors",
+    "latents",
+    "patch_encoder",
+    "style_classifier",
+    "stage1_checkpoint",
+    "stage2_checkpoint",
+    "eval_report",
+    "ab_verdict",
+    "exported_weights",
+    *GROUPS["base"],
+}
+
+
+@pytest.mark.parametrize("profile", ["sample", "rtx24gb", "h100"])
+def test_every_asset_of_the_design_stands_in_its_group(profile):
+    graph = build_defs(settings=Settings(profile=profile)).resolve_asset_graph()
+    found = {}
+    for key in graph.get_all_asset_keys():
+        found.setdefault(graph.get(key).group_name, set()).add(key.to_user_string())
+    assert found == GROUPS
+
+
+def test_published_weights_replace_the_base_group_outside_the_sample_profile():
+    graph = build_defs(settings=Settings(profile="rtx24gb")).resolve_asset_graph()
+    assert not any(
+        graph.get(key).is_materializable for key in graph.get_all_asset_keys() if graph.get(key).group_name == "base"
+    )
+
+
+def test_every_step_carries_its_accelerator_mark_and_pool():
+    repository = build_defs().get_repository_def()
+    for assets in repository.assets_defs_by_key.values():
+        if not assets.is_executable or not assets.is_materializable:
+            continue
+        name = assets.key.to_user_string()
+        mark = GPU if name in ON_GPU else CPU
+        assert assets.op.pool == mark["pool"], name
+        assert assets.op.tags["hair_pipeline/accelerator"] == mark["pool"], name
+
+
+def test_every_asset_and_check_explains_itself():
+    definitions = build_defs()
+    graph = definitions.resolve_asset_graph()
+    assert all(graph.get(key).description for key in graph.get_all_asset_keys())
+    for key in graph.asset_check_keys:
+        assert "On failure" in graph.get(key).description or "nothing is" in graph.get(key).description, key
+
+
+def test_a_change_of_the_profile_changes_the_code_versions_it_concerns(tmp_path):
+    changed = tmp_path / "changed.yaml"
+    changed.write_text("name: changed\nprocessing: {bald: {method: gray}}\nbase_training: {}\n")
+    plain = tmp_path / "plain.yaml"
+    plain.write_text("name: plain\nbase_training: {}\n")
+    versions = [
+        {
+            key.to_user_string(): graph.get(key).code_version
+            for graph in [build_defs(settings=Settings(profile=str(path))).resolve_asset_graph()]
+            for key in graph.get_all_asset_keys()
+        }
+        for path in (plain, changed)
+    ]
+    assert {name for name in versions[0] if versions[0][name] != versions[1][name]} == {"bald_images", "latents"}
+
+
+def test_loading_definitions_imports_no_heavy_library():
+    script = (
+        "import sys, hair_pipeline.definitions;"
+        "print(sorted({'torch', 'diffusers', 'ray', 'transformers', 'lpips', 'insightface'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,49 @@
+"""The instance: where it lies, what it starts with, and that a killed command does not hold the GPU for ever."""
+
+import subprocess
+import sys
+
+import dagster as dg
+
+from hair_pipeline.orchestration.instance import PID_TAG, dagster_home, free_dead_runs, open_instance, process_tag
+from hair_pipeline.settings import PROJECT_ROOT, Settings
+
+
+def test_storage_stays_inside_a_training_root_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    settings = Settings(training_root=tmp_path / "training")
+    assert dagster_home(settings) == tmp_path / "training" / "dagster"
+    with open_instance(settings) as instance:
+        pools = instance.event_log_storage.get_concurrency_info("gpu")
+        assert pools.slot_count == 1
+        assert not instance.telemetry_enabled
+    assert {path.name for path in tmp_path.iterdir()} == {"training"}
+
+
+def test_the_default_training_root_keeps_dagster_beside_it():
+    assert dagster_home(Settings(training_root=PROJECT_ROOT / "data" / "training")) == PROJECT_ROOT / "data" / "dagster"
+
+
+def test_a_killed_command_frees_its_run_and_its_place_in_the_pool(tmp_path, monkeypatch):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    tag = process_tag(child.pid)
+
+    @dg.job
+    def nothing():
+        pass
+
+    with open_instance(Settings(training_root=tmp_path)) as instance:
+        running = [
+            instance.create_run_for_job(nothing, status=dg.DagsterRunStatus.STARTED, tags={PID_TAG: value})
+            for value in (str(tag), str(process_tag()))
+        ]
+        claim = instance.event_log_storage.claim_concurrency_slot("gpu", running[0].run_id, "step")
+        assert claim.is_claimed
+        assert free_dead_runs(instance) == []
+        child.kill()
+        child.wait()
+        assert free_dead_runs(instance) == [running[0].run_id]
+        assert instance.event_log_storage.get_concurrency_info("gpu").active_slot_count == 0
+        statuses = [instance.get_run_by_id(run.run_id).status for run in running]
+    assert statuses == [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED]
