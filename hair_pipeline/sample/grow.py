@@ -147,7 +147,9 @@ def _reach(roots: np.ndarray, hair: Hair, fringe: np.ndarray, brow: float, rng: 
             cut = np.where(layered, cut * rng.uniform(0.6, 0.95, n), cut)
     if hair.has_bangs:
         x = np.abs(roots[:, 0])
-        level = {"full": brow - 0.1, "see_through": brow - 0.5, "choppy": brow + 1.5, "mens_down": brow + 0.2}[hair.bangs]
+        level = {"full": brow - 0.1, "see_through": brow - 0.5, "choppy": brow + 1.5, "mens_down": brow + 0.2}[
+            hair.bangs
+        ]
         rough = {"full": 0.18, "see_through": 0.45, "choppy": 0.8, "mens_down": 0.75}[hair.bangs]
         level = level - np.clip(x - 4.0, 0, 3) * 0.9 + rng.normal(0, rough, n)
         cut = np.where(fringe, level, cut)
@@ -287,7 +289,9 @@ def grow(person: Person, shape: Shape) -> list[Strands]:
     guide_stretch = rng.uniform(0.82, 1.2, len(roots))
     phase = guide_phase[nearest] + rng.normal(0, 0.22, n)
     angle = (2 * np.pi / wavelength) * arc * guide_stretch[nearest][:, None] + phase[:, None]
-    grown = np.clip((arc / np.maximum(length[nearest][:, None], 1) - curl.begins) / 0.3, 0, 1) * np.clip(arc / 2.5, 0, 1)
+    grown = np.clip((arc / np.maximum(length[nearest][:, None], 1) - curl.begins) / 0.3, 0, 1) * np.clip(
+        arc / 2.5, 0, 1
+    )
     size = (radius * rng.uniform(0.75, 1.2, len(roots)))[nearest][:, None] * grown
     if hair.has_bangs:
         size = size * np.where(fringe[nearest], 0.55 if hair.curl_class != "straight" else 1.0, 1.0)[:, None]

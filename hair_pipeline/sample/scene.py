@@ -26,7 +26,11 @@ def paint_room(person: Person, view: View) -> np.ndarray:
     for _ in range(int(room.integers(2, 5))):
         kind = room.integers(4)
         x = int((room.uniform(0, 3) * side + shift) % (3 * side)) - side
-        width, top, height = int(side * room.uniform(0.15, 0.5)), int(side * room.uniform(-0.1, 0.4)), room.uniform(0.3, 0.9)
+        width, top, height = (
+            int(side * room.uniform(0.15, 0.5)),
+            int(side * room.uniform(-0.1, 0.4)),
+            room.uniform(0.3, 0.9),
+        )
         bottom = min(int(top + side * height), floor)
         color = accent * room.uniform(0.6, 1.1)
         if kind == 0:  # window
@@ -44,7 +48,9 @@ def paint_room(person: Person, view: View) -> np.ndarray:
                 cv2.rectangle(canvas, (x, level), (x + width, level + 4), (color * 0.8).tolist(), -1)
                 for book in range(x + 2, x + width - 6, 9):
                     tint = np.clip(accent * room.uniform(0.5, 1.3) + room.normal(0, 20, 3), 20, 245)
-                    cv2.rectangle(canvas, (book, level - int(room.integers(10, 24))), (book + 6, level), tint.tolist(), -1)
+                    cv2.rectangle(
+                        canvas, (book, level - int(room.integers(10, 24))), (book + 6, level), tint.tolist(), -1
+                    )
     canvas = cv2.GaussianBlur(canvas, (0, 0), float(room.uniform(1.6, 4.0)))
     canvas = linear(np.clip(cv2.resize(canvas, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR), 0, 255))
     y, x = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j].astype(np.float32)

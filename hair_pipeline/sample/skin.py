@@ -174,7 +174,9 @@ def paint_face(identity: dict[str, float], shape: Shape, female: bool, seed: int
     if not female:
         jaw = _ellipse(0, place["mouth_y"] - 1.4, 5.0, 3.4)
         chart.fill(jaw, skin * (0.8, 0.82, 0.86), 0.45, 0.7)
-    mottle = cv2.resize(rng.standard_normal((65, 45)).astype(np.float32), (_WIDTH, _HEIGHT), interpolation=cv2.INTER_CUBIC)
+    mottle = cv2.resize(
+        rng.standard_normal((65, 45)).astype(np.float32), (_WIDTH, _HEIGHT), interpolation=cv2.INTER_CUBIC
+    )
     pores = cv2.GaussianBlur(rng.standard_normal((_HEIGHT, _WIDTH)).astype(np.float32), (0, 0), 0.9)
     chart.pixels *= (1 + 0.025 * mottle + 0.09 * pores)[..., None]
     half = place["nose_half"]
