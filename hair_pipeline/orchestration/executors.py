@@ -21,7 +21,7 @@ def local_executor() -> dg.ExecutorDefinition:
     return dg.multiprocess_executor.configured(
         {
             "max_concurrent": os.cpu_count() or 2,
-            "start_method": {"forkserver": {"preload_modules": ["hair_pipeline.definitions"]}},
+            "start_method": {"forkserver": {"preload_modules": ["hair_pipeline.orchestration.preload"]}},
         },
         name="local",
     )
