@@ -1,0 +1,155 @@
+"""What a model is asked to draw: one photo, one style reference, one seed.
+
+Belongs here: the cases of the validation report, and their loading in batches. Does not belong here: drawing
+(`contenders`) and customers, whose cases `ab_test` makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hair_pipeline.files import UnreadableImage, hash_bytes
+from hair_pipeline.inputs.samples import Sample, load_sample
+from hair_pipeline.processing.bald import make_bald
+from hair_pipeline.profile import Profile
+from hair_pipeline.settings import Settings
+from hair_pipeline.training.data import VectorTable
+from hair_pipeline.vocabulary import CURL_CLASSES
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture to draw.
+
+    Attributes:
+        sample: the photo with its masks. reference: whose hair is asked for (the sample itself, or another person).
+        identity: training_face's embedding (512,) to condition on, None when there is none that can be trusted.
+        curl, bangs: class indices of the reference, None when its label lacks them.
+        bald: the photo without hair. repaint_mask: where it was removed and is drawn anew, bool (S, S).
+        seed: of the noise.
+    """
+
+    sample: Sample
+    reference: Sample
+    identity: np.ndarray | None
+    curl: int | None
+    bangs: int | None
+    bald: np.ndarray
+    repaint_mask: np.ndarray
+    seed: int
+
+    @property
+    def transfer(self) -> bool:
+        """Whether another person's style is asked for."""
+        return self.reference.person != self.sample.person
+
+    @property
+    def judged_identity(self) -> bool:
+        """Whether identity may be measured: a trusted embedding (so a reliable face) and its box."""
+        return self.identity is not None and self.sample.box is not None
+
+
+def make_case(
+    sample: Sample,
+    reference: Sample,
+    identity: np.ndarray | None,
+    classes: tuple[int | None, int | None],
+    profile: Profile,
+) -> Case:
+    """Remove the sample's hair and fix its seed, which depends on photo, reference and profile alone."""
+    bald, repaint = make_bald(sample.image, sample.hair_mask, sample.face_mask, profile.processing.bald)
+    seed = int(hash_bytes(sample.image_id, reference.image_id, str(profile.evaluation.seed))[:8], 16)
+    return Case(sample, reference, identity, *classes, bald, repaint, seed)
+
+
+@dataclass(frozen=True)
+class ValidationPlan:
+    """The validation images and whose style each is to receive.
+
+    Attributes:
+        rows: Stage 2 eligible validation images, catalog rows in id order.
+        donors: index of the style's row for the transfer of each row; None where nobody else can lend one.
+    """
+
+    rows: pd.DataFrame
+    donors: list[int | None]
+
+
+def plan_validation(catalog: pd.DataFrame, styles: VectorTable, limit: int | None) -> ValidationPlan:
+    """Choose the images and pair each with a style of another held-out person, of another curl class if possible.
+
+    Args:
+        styles: only images with a style vector are taken.
+        limit: at most this many images, spread over people; None takes all.
+    """
+    eligible = catalog[(catalog["split"] == "validation") & (catalog["stage2"].eq(True))]
+    eligible = eligible[eligible["image_id"].isin(set(styles.ids))].sort_values("image_id")
+    if limit is not None and len(eligible) > limit:
+        turn = eligible.groupby("source").cumcount()
+        eligible = eligible.assign(_turn=turn).sort_values(["_turn", "image_id"]).head(limit)
+        eligible = eligible.drop(columns="_turn").sort_values("image_id")
+    rows = eligible.reset_index(drop=True)
+    return ValidationPlan(rows, [_donor(rows, index) for index in range(len(rows))])
+
+
+def _donor(rows: pd.DataFrame, index: int) -> int | None:
+    """Another person's row: another curl class first, then the nearest head turn; ties by a hash of the pair."""
+    own = rows.iloc[index]
+    best: tuple[tuple[bool, float, str], int] | None = None
+    for other in range(len(rows)):
+        row = rows.iloc[other]
+        if row["source"] == own["source"]:
+            continue
+        turn = abs(_number(row["yaw"]) - _number(own["yaw"]))
+        key = (row["curl_class"] == own["curl_class"], round(turn / 15), hash_bytes(own["image_id"], row["image_id"]))
+        if best is None or key < best[0]:
+            best = (key, other)
+    return None if best is None else best[1]
+
+
+def _number(value: Any) -> float:
+    return 0.0 if pd.isna(value) else float(value)
+
+
+def classes_of(row: Any) -> tuple[int | None, int | None]:
+    """(curl class index, bangs index) of a catalog row, None where the label lacks them."""
+    curl, bangs = row["curl_class"], row["has_bangs"]
+    return (
+        CURL_CLASSES.index(curl) if isinstance(curl, str) and curl in CURL_CLASSES else None,
+        None if pd.isna(bangs) else int(bool(bangs)),
+    )
+
+
+def load_cases(
+    plan: ValidationPlan,
+    pairs: Sequence[tuple[int, int]],
+    identities: VectorTable,
+    settings: Settings,
+    profile: Profile,
+    left_out: dict[str, str],
+) -> Iterator[list[Case]]:
+    """Load (row, reference row) pairs batch by batch; never more than a batch is held.
+
+    Args:
+        left_out: receives image id -> reason for photos that cannot be read any more.
+    """
+    size = profile.evaluation.batch_size
+    for start in range(0, len(pairs), size):
+        batch = []
+        for index, donor in pairs[start : start + size]:
+            row, reference_row = plan.rows.iloc[index], plan.rows.iloc[donor]
+            try:
+                sample = load_sample(row, settings, profile.processing.size)
+                reference = sample if donor == index else load_sample(reference_row, settings, profile.processing.size)
+            except UnreadableImage as error:
+                left_out[str(row["image_id"])] = str(error)
+                continue
+            vector = identities.get(sample.image_id)
+            identity = None if vector is None else vector.numpy()
+            batch.append(make_case(sample, reference, identity, classes_of(reference_row), profile))
+        yield batch

@@ -1,0 +1,240 @@
+"""What can be compared: the untrained base, a checkpoint, an exported folder, or pictures some other system made.
+
+Belongs here: resolving a SPEC and drawing a batch of cases. Does not belong here: cases (`cases`) and measuring.
+
+SPEC is one of
+    untrained    the base without the stages: no style, no identity, no adapters
+    current      Stage 2's current adapters on their base
+    production   the version that the registry says is in production; or the name of any registered version
+    FOLDER       an exported version (model_index.json), or pictures `<image_id>.jpg|.jpeg|.png`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from hair_pipeline import files
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.evaluation.cases import Case
+from hair_pipeline.evaluation.styles import StyleSource, TableStyles, current_styles, exported_styles
+from hair_pipeline.inputs.geometry import letterbox
+from hair_pipeline.models.base import base_reference, load_base
+from hair_pipeline.models.pipeline import HairInpaintPipeline
+from hair_pipeline.profile import Profile
+from hair_pipeline.settings import Settings
+from hair_pipeline.training.data import VectorTable
+from hair_pipeline.training.runs import current
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+VERSION_DIGITS = 12
+"""A version is named by this many hex digits of its content hash."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A finished picture and, where known, what the model drew before paste-back; uint8 RGB (S, S, 3)."""
+
+    final: np.ndarray
+    raw: np.ndarray | None
+
+
+class Contender(Protocol):
+    """Something that turns cases into pictures.
+
+    Attributes:
+        label: for people. version: content hash or name, for provenance.
+    """
+
+    label: str
+    version: str
+
+    def draw(self, cases: Sequence[Case]) -> list[Drawing | str]:
+        """One drawing per case, or the reason why there is none."""
+        ...
+
+
+class ModelContender:
+    """A pipeline of this project.
+
+    Args:
+        pipeline: a `HairInpaintPipeline`. styles: where its style vectors come from; None for a model that takes none.
+        resolution: side at which it generates.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        version: str,
+        pipeline: Any,
+        styles: StyleSource | None,
+        resolution: int,
+        profile: Profile,
+    ) -> None:
+        self.label, self.version = label, version
+        self.pipeline, self.styles, self.resolution, self.profile = pipeline, styles, resolution, profile
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    def draw(self, cases: Sequence[Case]) -> list[Drawing | str]:
+        if not cases:
+            return []
+        styles, style_present = _stack(
+            [None if self.styles is None else self.styles.vector(case.reference) for case in cases]
+        )
+        identity, identity_present = _stack([case.identity for case in cases])
+        config = self.profile.evaluation
+        finite = torch.ones(len(cases), dtype=torch.bool)
+
+        def watch(_pipeline: object, _step: int, _t: object, state: dict[str, torch.Tensor]) -> None:
+            finite.logical_and_(torch.isfinite(state["latents"]).flatten(1).all(1).cpu())
+
+        output = self.pipeline(
+            images=[case.sample.image for case in cases],
+            hair_masks=[case.sample.hair_mask for case in cases],
+            face_masks=[case.sample.face_mask for case in cases],
+            style=styles,
+            identity=identity,
+            style_present=style_present,
+            identity_present=identity_present,
+            resolution=self.resolution,
+            num_inference_steps=config.steps,
+            guidance_scale=config.guidance_scale if self.pipeline.config.conditioned else 1.0,
+            generator=[torch.Generator().manual_seed(case.seed) for case in cases],
+            repaint_masks=[case.repaint_mask for case in cases],
+            bald_images=[case.bald for case in cases],
+            callback_on_step_end=watch,
+        )
+        pairs = zip(output.images, output.raw, finite.tolist(), strict=True)
+        return [
+            Drawing(final, raw) if ok else "the model returned values that are not finite" for final, raw, ok in pairs
+        ]
+
+
+def _stack(vectors: list[np.ndarray | None]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Vectors, some of which may be missing -> ((B, D) with zero rows, (B,) bool), or (None, None) if all are."""
+    known = next((vector for vector in vectors if vector is not None), None)
+    if known is None:
+        return None, None
+    rows = [np.zeros_like(known) if vector is None else vector for vector in vectors]
+    present = torch.tensor([vector is not None for vector in vectors])
+    return torch.from_numpy(np.stack(rows)).float(), present
+
+
+class PictureContender:
+    """A folder of finished pictures, named by image id: at the photo's size, or at the processed square's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.label = f"pictures in {folder.name}"
+        self.pictures = {
+            path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURE_SUFFIXES
+        }
+        self.version = files.hash_files(self.pictures.values(), folder)[:VERSION_DIGITS]
+
+    def draw(self, cases: Sequence[Case]) -> list[Drawing | str]:
+        return [self._read(case) for case in cases]
+
+    def _read(self, case: Case) -> Drawing | str:
+        path = self.pictures.get(case.sample.image_id)
+        if path is None:
+            return f"no picture {case.sample.image_id}.png or .jpg in {self.folder}"
+        try:
+            picture = files.read_image(path)
+        except files.UnreadableImage as error:
+            return f"{path.name}: {error}"
+        height, width = picture.shape[:2]
+        return Drawing(letterbox(width, height, case.sample.image.shape[0]).image(picture), None)
+
+
+def resolve(spec: str, settings: Settings, profile: Profile) -> Contender:
+    """The contender a SPEC names.
+
+    Raises:
+        PipelineError: it names nothing, or what it names cannot be loaded.
+    """
+    if spec == "untrained":
+        return untrained(settings, profile)
+    if spec == "current":
+        return stage2_current(settings, profile)
+    folder = Path(spec) if Path(spec).is_dir() else version_folder(spec, settings)
+    if (folder / "model_index.json").exists():
+        return exported(folder, settings, profile)
+    if any(path.suffix.lower() in PICTURE_SUFFIXES for path in folder.iterdir()):
+        return PictureContender(folder)
+    raise PipelineError(
+        "is neither an exported version (model_index.json) nor a folder of pictures (<image_id>.jpg or .png)",
+        file=folder,
+        remedy="say untrained, current, production, a registered version or such a folder",
+    )
+
+
+def untrained(settings: Settings, profile: Profile) -> ModelContender:
+    """The base as it is, without adapters: neither style nor identity is given."""
+    reference = base_reference(settings, profile)
+    base = load_base(reference, settings.models_dir)
+    pipeline = _on_device(HairInpaintPipeline.from_base(base, profile.evaluation.scheduler))
+    version = f"base {Path(str(reference)).name}"
+    return ModelContender("untrained base", version, pipeline, None, profile.stage2.resolution, profile)
+
+
+def stage2_current(settings: Settings, profile: Profile, table: VectorTable | None = None) -> ModelContender:
+    """Stage 2's current adapters on the profile's base.
+
+    Args:
+        table: style vectors of processed images, to be taken before embedding anew.
+
+    Raises:
+        PipelineError: Stage 2 has not been trained.
+    """
+    result = current("stage2", settings)
+    base = load_base(base_reference(settings, profile), settings.models_dir)
+    pipeline = _on_device(HairInpaintPipeline.from_adapters(base, result.final_dir, profile.evaluation.scheduler))
+    version = result.version[:VERSION_DIGITS]
+    styles = current_styles(settings, profile)
+    if table is not None:
+        styles = TableStyles(table, styles)
+    return ModelContender(f"Stage 2 {version}", version, pipeline, styles, profile.stage2.resolution, profile)
+
+
+def exported(folder: Path, settings: Settings, profile: Profile) -> ModelContender:
+    """A version's exported folder, with its own style encoder and generation size (hair_pipeline.json)."""
+    card = files.read_json(folder / "hair_pipeline.json")
+    pipeline = _on_device(HairInpaintPipeline.from_pretrained(folder))
+    label = f"version {card['version']}"
+    return ModelContender(
+        label, card["version"], pipeline, exported_styles(folder, settings, profile), card["resolution"], profile
+    )
+
+
+def version_folder(spec: str, settings: Settings) -> Path:
+    """The folder of a registered version, or of the one in production, as the registry's file says.
+
+    Raises:
+        PipelineError: no such version, or nothing is in production.
+    """
+    path = settings.registry_path
+    registry = files.read_json(path) if path.exists() else {"production": None, "versions": {}}
+    version = registry["production"] if spec == "production" else spec
+    if version is None:
+        raise PipelineError(
+            "no version is in production yet",
+            file=path,
+            remedy="say untrained or current, or promote a version: uv run hair-pipeline registry --help",
+        )
+    if version not in registry["versions"]:
+        known = ", ".join(registry["versions"]) or "none"
+        raise PipelineError(
+            f"{spec!r} is neither a folder nor a registered version (known: {known})",
+            file=path,
+            remedy="say untrained, current, production, a registered version or a folder",
+        )
+    return files.confined(settings.training_root, registry["versions"][version]["folder"])
+
+
+def _on_device(pipeline: Any) -> Any:
+    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")

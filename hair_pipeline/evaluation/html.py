@@ -1,0 +1,66 @@
+"""Rendering of the two reports: one self-contained page each, no script, nothing loaded from anywhere.
+
+Belongs here: formatting of numbers, the interval drawings, the templates' environment. Does not belong here: any
+computation of a metric.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from hair_pipeline.files import write_bytes
+
+_WIDTH, _PAD = 180.0, 6.0
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for a table; an en dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    """A relative change, signed; an en dash where there is none."""
+    return "–" if value is None else f"{value:+.1%}"
+
+
+def interval_rows(estimates: list[dict[str, Any] | None]) -> list[dict[str, float] | None]:
+    """Places on a common axis of 0 to 180 pixels for several estimates: {"low", "mid", "high"} each, or None."""
+    numbers = [
+        e[key] for e in estimates if e is not None for key in ("ci_low", "value", "ci_high") if e.get(key) is not None
+    ]
+    if not numbers:
+        return [None for _ in estimates]
+    least, span = min(numbers), max(max(numbers) - min(numbers), 1e-12)
+
+    def place(value: float) -> float:
+        return round(_PAD + (value - least) / span * (_WIDTH - 2 * _PAD), 1)
+
+    rows: list[dict[str, float] | None] = []
+    for estimate in estimates:
+        if estimate is None or estimate.get("value") is None:
+            rows.append(None)
+            continue
+        mid = estimate["value"]
+        low = mid if estimate.get("ci_low") is None else estimate["ci_low"]
+        high = mid if estimate.get("ci_high") is None else estimate["ci_high"]
+        rows.append({"low": place(low), "mid": place(mid), "high": place(high)})
+    return rows
+
+
+def write_page(template: str, path: Path, **values: Any) -> Path:
+    """Render a template of `evaluation/templates` and write it atomically; every text is escaped."""
+    environment = Environment(
+        loader=PackageLoader("hair_pipeline.evaluation", "templates"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    environment.filters["percent"] = percent
+    environment.globals["interval_rows"] = interval_rows
+    write_bytes(path, environment.get_template(template).render(**values).encode())
+    return path

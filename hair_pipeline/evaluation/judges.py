@@ -1,0 +1,110 @@
+"""The frozen networks that judge pictures: found, loaded and named, or missing with a reason.
+
+Belongs here: which judge the profile asks for, whether it is a stand-in, whether the loss used it too. Does not
+belong here: the metrics themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.models.feature_extractor import load_feature_extractor
+from hair_pipeline.models.perceptual import load_perceptual
+from hair_pipeline.models.recogniser import load_recogniser, recogniser_path
+from hair_pipeline.models.style_classifier import StyleClassifier
+from hair_pipeline.profile import Profile
+from hair_pipeline.settings import Settings
+from hair_pipeline.training.runs import current
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Judge(Generic[T]):
+    """One judge.
+
+    Attributes:
+        network: None when it is not available; then `reason` says why.
+        name: what metrics.json and the report call it.
+        stand_in: a small network trained on the inputs in place of the published one.
+        note: a sentence for the report.
+    """
+
+    network: T | None
+    name: str
+    stand_in: bool = False
+    reason: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Judges:
+    """All judges of a report, on `device`."""
+
+    recogniser: Judge[Any]
+    perceptual: Judge[Any]
+    classifier: Judge[Any]
+    extractor: Judge[Any]
+    device: torch.device
+
+
+def load_judges(settings: Settings, profile: Profile, *, sets: bool = True) -> Judges:
+    """Load what the profile names. What is missing becomes a judge without a network, never an error.
+
+    Args:
+        sets: also load the feature extractor for distances between sets.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    no_sets: Judge[Any] = Judge(None, "none", reason="distances between sets were not asked for")
+    return Judges(
+        recogniser=_or_reason(_recogniser, settings, profile, device),
+        perceptual=_or_reason(_perceptual, settings, profile, device),
+        classifier=_or_reason(_classifier, settings, profile, device),
+        extractor=_or_reason(_extractor, settings, profile, device) if sets else no_sets,
+        device=device,
+    )
+
+
+def _or_reason(load: Any, settings: Settings, profile: Profile, device: torch.device) -> Judge[Any]:
+    try:
+        judge: Judge[Any] = load(settings, profile, device)
+    except PipelineError as error:
+        where = f"{error.file}: " if error.file else ""
+        log.warning("a judge is not available: %s", error.message)
+        return Judge(None, "none", reason=f"{where}{error.what}")
+    return judge
+
+
+def _recogniser(settings: Settings, profile: Profile, device: torch.device) -> Judge[Any]:
+    own = recogniser_path(settings, profile, which="evaluation")
+    path = own or recogniser_path(settings, profile, which="loss")
+    if path is None:
+        return Judge(None, "none", reason="no face recogniser is available (see the log of face-recogniser)")
+    note = "The judge is the recogniser that the identity loss trained against." if own is None else ""
+    stand_in = path.is_relative_to(settings.base_dir)
+    name = f"stand-in {path.stem}" if stand_in else path.stem
+    return Judge(load_recogniser(path).to(device).eval(), name, stand_in, note=note)
+
+
+def _perceptual(settings: Settings, profile: Profile, device: torch.device) -> Judge[Any]:
+    network = load_perceptual(profile.models.perceptual, settings)
+    note = "The same network is used by the perceptual loss."
+    return Judge(network.to(device).eval(), network.name, network.is_stand_in, note=note)
+
+
+def _classifier(settings: Settings, profile: Profile, device: torch.device) -> Judge[Any]:
+    del profile
+    result = current("style-classifier", settings)
+    network = StyleClassifier.load(result.final_dir / "evaluation.safetensors")
+    return Judge(network.to(device), f"evaluation style classifier {result.version[:12]}")
+
+
+def _extractor(settings: Settings, profile: Profile, device: torch.device) -> Judge[Any]:
+    extractor, stand_in = load_feature_extractor(profile.models.inception, settings)
+    return Judge(extractor.to(device).eval(), extractor.get_name(), stand_in)

@@ -1,0 +1,48 @@
+"""Thumbnails for reports: data URIs, and the small preview sheet the orchestrator shows.
+
+Belongs here: shrinking and encoding for looking at. Does not belong here: pictures that are measured.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from hair_pipeline.files import encode_image, write_bytes
+
+THUMBNAIL_SIDE = 224
+PREVIEW_BYTES = 20_000
+
+
+def shrink(image: np.ndarray, side: int) -> np.ndarray:
+    """The image with its longer side at most `side` pixels; uint8."""
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return image
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def data_uri(image: np.ndarray, side: int = THUMBNAIL_SIDE, quality: int = 84) -> str:
+    """A JPEG thumbnail as a data URI, to stand in a page that loads nothing."""
+    return "data:image/jpeg;base64," + base64.b64encode(encode_image(shrink(image, side), ".jpg", quality)).decode()
+
+
+def write_preview(rows: Sequence[Sequence[np.ndarray]], path: Path) -> Path:
+    """Write a contact sheet of equally sized images as a JPEG of at most 20 KB.
+
+    Args:
+        rows: at least one row, all of the same length, of uint8 RGB images (S, S, 3).
+    """
+    for side, quality in ((128, 82), (112, 72), (96, 62), (80, 50), (64, 40), (48, 30)):
+        cells = [[cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) for image in row] for row in rows]
+        data = encode_image(np.vstack([np.hstack(row) for row in cells]), ".jpg", quality)
+        if len(data) <= PREVIEW_BYTES:
+            break
+    write_bytes(path, data)
+    return path

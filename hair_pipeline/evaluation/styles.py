@@ -1,0 +1,142 @@
+"""Style vectors of photos outside the processed shards, and the style encoder that travels with an export.
+
+Belongs here: from a sample's hair to its vector, for customers and for exported versions. Does not belong here: the
+vectors of training images (`training.style_vectors`) and the encoders' architectures (`models`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hair_pipeline import files
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.inputs.samples import Sample
+from hair_pipeline.models.patch_encoder import PatchEncoder, pool_style
+from hair_pipeline.models.style_classifier import StyleClassifier
+from hair_pipeline.processing.patches import cut_patches
+from hair_pipeline.profile import PatchConfig, Profile
+from hair_pipeline.settings import Settings
+from hair_pipeline.training.data import VectorTable
+from hair_pipeline.training.patches import patch_tensor
+from hair_pipeline.training.photos import hair_only
+from hair_pipeline.training.runs import current
+from hair_pipeline.training.style_vectors import ClipSource
+
+ENCODER_FILE = "style_patch_encoder.pt"
+CLASSIFIER_FILE = "style_classifier.safetensors"
+CLIP_FOLDER = "style_clip"
+CARD = "style_source.json"
+
+
+class StyleSource(Protocol):
+    """Gives the style vector (S,) float32 of a sample's hair, or None when there is too little hair."""
+
+    def vector(self, sample: Sample) -> np.ndarray | None: ...
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class PatchStyles:
+    """The patch encoder on patches cut from the processed square, pooled."""
+
+    def __init__(self, encoder: PatchEncoder, patches: PatchConfig) -> None:
+        self.encoder, self.patches = encoder.to(_device()).eval(), patches
+
+    @torch.no_grad()
+    def vector(self, sample: Sample) -> np.ndarray | None:
+        found = cut_patches(sample.image, sample.hair_mask, sample.image_id, self.patches)
+        if not found:
+            return None
+        side = self.encoder.config["input_size"]
+        tensors = [
+            F.interpolate(patch_tensor(patch.image)[None], size=(side, side), mode="bilinear", antialias=True)
+            for patch in found
+        ]
+        vector: np.ndarray = pool_style(self.encoder(torch.cat(tensors).to(_device()))).cpu().numpy()
+        return vector
+
+
+class WholeHairStyles:
+    """A network on the hair-only picture (the style classifier or CLIP), normalised."""
+
+    def __init__(self, network: StyleClassifier | ClipSource, side: int) -> None:
+        self.network, self.side = network, side
+
+    @torch.no_grad()
+    def vector(self, sample: Sample) -> np.ndarray | None:
+        if not sample.hair_mask.any():
+            return None
+        pixels = torch.from_numpy(hair_only(sample)).permute(2, 0, 1).float()[None] / 127.5 - 1
+        pixels = F.interpolate(pixels, size=(self.side, self.side), mode="bilinear", antialias=True)
+        features: Tensor = self.network.features(pixels.to(_device()))
+        vector: np.ndarray = F.normalize(features, dim=-1)[0].cpu().numpy()
+        return vector
+
+
+class TableStyles:
+    """The vectors of processed images, from the shards; others are embedded by `fallback`."""
+
+    def __init__(self, table: VectorTable, fallback: StyleSource) -> None:
+        self.table, self.fallback = table, fallback
+
+    def vector(self, sample: Sample) -> np.ndarray | None:
+        known = self.table.get(sample.image_id)
+        return self.fallback.vector(sample) if known is None else known.numpy()
+
+
+def current_styles(settings: Settings, profile: Profile) -> StyleSource:
+    """The encoder that the profile's style vectors come from.
+
+    Raises:
+        PipelineError: it has not been trained, or its weights are missing.
+    """
+    if profile.style_vectors.source == "clip":
+        clip = ClipSource(settings, profile)
+        return WholeHairStyles(clip, clip.side)
+    if profile.style_vectors.source == "classifier":
+        classifier = StyleClassifier.load(current("style-classifier", settings).final_dir / "loss").to(_device())
+        return WholeHairStyles(classifier, int(classifier.config["resolution"]))
+    encoder = PatchEncoder.load(current("patch-encoder", settings).final_dir / ENCODER_FILE)
+    return PatchStyles(encoder, profile.processing.patches)
+
+
+def export_styles(folder: Path, settings: Settings, profile: Profile) -> None:
+    """Copy the style encoder into an exported version, and always the patch encoder; style_source.json says which."""
+    shutil.copyfile(current("patch-encoder", settings).final_dir / ENCODER_FILE, folder / ENCODER_FILE)
+    source = profile.style_vectors.source
+    if source == "classifier":
+        trained = current("style-classifier", settings).final_dir / "loss"
+        StyleClassifier.load(trained).save(folder / CLASSIFIER_FILE)
+    elif source == "clip":
+        ClipSource(settings, profile).model.save_pretrained(folder / CLIP_FOLDER, safe_serialization=True)
+    files.write_json(folder / CARD, {"source": source, "patches": profile.processing.patches.model_dump(mode="json")})
+
+
+def exported_styles(folder: Path, settings: Settings, profile: Profile) -> StyleSource:
+    """The style encoder of an exported version.
+
+    Raises:
+        PipelineError: a file is missing or damaged.
+    """
+    card = files.read_json(folder / CARD)
+    if card["source"] == "patch_encoder":
+        return PatchStyles(PatchEncoder.load(folder / ENCODER_FILE), PatchConfig.model_validate(card["patches"]))
+    if card["source"] == "classifier":
+        classifier = StyleClassifier.load(folder / CLASSIFIER_FILE).to(_device())
+        return WholeHairStyles(classifier, int(classifier.config["resolution"]))
+    if card["source"] == "clip":
+        models = profile.models.model_copy(update={"clip": str((folder / CLIP_FOLDER).absolute())})
+        clip = ClipSource(settings, profile.model_copy(update={"models": models}))
+        return WholeHairStyles(clip, clip.side)
+    raise PipelineError(
+        f"the style source {card['source']!r} is not known", file=folder / CARD, remedy="export the version again"
+    )

@@ -1,0 +1,142 @@
+"""Export: from Stage 2's adapters to the files that the try-on service loads, each with its SHA-256.
+
+Belongs here: which files a version consists of. Does not belong here: whether it goes into production (`registry`).
+
+A version is the folder `checkpoints/versions/<version>/`:
+    model_index.json, unet/, vae/, scheduler/, ...   a complete pipeline; unet/ is the UNet with the LoRA merged
+    adapters/                                        LoRA, IP-Adapter and style projection in diffusers format
+    style_patch_encoder.pt                           photo's hair -> style vector
+    hair_pipeline.json, README.md                    how to call it; the model card
+`checkpoints/unet_hair_inpainting.safetensors` (with config.json) and `checkpoints/style_patch_encoder.pt` are the
+files of the version exported last.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hair_pipeline import files
+from hair_pipeline.evaluation.contenders import VERSION_DIGITS
+from hair_pipeline.evaluation.styles import ENCODER_FILE, export_styles
+from hair_pipeline.evaluation.verdicts import VerdictRecord, require_approval
+from hair_pipeline.models.base import base_reference, load_base
+from hair_pipeline.models.pipeline import HairInpaintPipeline
+from hair_pipeline.profile import Profile
+from hair_pipeline.release.model_card import model_card
+from hair_pipeline.release.registry import EXPORTED
+from hair_pipeline.settings import Settings
+from hair_pipeline.training.runs import TrainResult, current, environment, fresh_folder
+
+UNET_FILE = "unet_hair_inpainting.safetensors"
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """An exported version.
+
+    Attributes:
+        version: 12 hex digits of the content of Stage 2's weights.
+        folder: checkpoints/versions/<version>.
+        files: every file of the folder. hashes: path relative to the folder -> SHA-256.
+        numbers: for the UI. data_version: content hash over all files.
+    """
+
+    version: str
+    folder: Path
+    files: list[Path]
+    hashes: dict[str, str]
+    numbers: dict[str, float]
+    data_version: str
+
+
+def export_weights(settings: Settings, profile: Profile) -> ExportResult:
+    """Write the current Stage 2 model as a version. A version that stands there unchanged is not written again.
+
+    Raises:
+        PipelineError: the A/B verdict on this model, read from disk, is not approve; or a part is missing.
+    """
+    stage2 = current("stage2", settings)
+    version = stage2.version[:VERSION_DIGITS]
+    verdict = require_approval(settings, version)
+    folder = settings.checkpoints / "versions" / version
+    record = _unchanged(settings, version)
+    if record is None:
+        with fresh_folder(folder) as temporary:
+            _write_version(temporary, version, stage2, verdict, settings, profile)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    hashes = record or {path.relative_to(folder).as_posix(): files.hash_file(path) for path in paths}
+    _publish(folder, settings)
+    files.write_json(
+        settings.checkpoints / EXPORTED,
+        {
+            "version": version,
+            "folder": folder.relative_to(settings.training_root).as_posix(),
+            "files": hashes,
+            "verdict": verdict.as_json(),
+        },
+    )
+    numbers = {"files": float(len(paths)), "megabytes": sum(path.stat().st_size for path in paths) / 1e6}
+    data_version = files.hash_bytes(*(part for item in sorted(hashes.items()) for part in item))
+    return ExportResult(version, folder, paths, hashes, numbers, data_version)
+
+
+def _unchanged(settings: Settings, version: str) -> dict[str, str] | None:
+    """The hashes of this version, if it was exported last and every file is as it was."""
+    path = settings.checkpoints / EXPORTED
+    if not path.exists():
+        return None
+    exported = files.read_json(path)
+    if exported["version"] != version:
+        return None
+    folder = files.confined(settings.training_root, exported["folder"])
+    hashes: dict[str, str] = exported["files"]
+    same = all((folder / name).is_file() and files.hash_file(folder / name) == h for name, h in hashes.items())
+    return hashes if same and folder.is_dir() else None
+
+
+def _write_version(
+    folder: Path, version: str, stage2: TrainResult, verdict: VerdictRecord, settings: Settings, profile: Profile
+) -> None:
+    reference = base_reference(settings, profile)
+    pipeline = HairInpaintPipeline.from_adapters(
+        load_base(reference, settings.models_dir), stage2.final_dir, profile.evaluation.scheduler
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    shutil.copytree(stage2.final_dir, folder / "adapters", dirs_exist_ok=True)
+    export_styles(folder, settings, profile)
+    card: dict[str, Any] = {
+        "version": version,
+        "resolution": profile.stage2.resolution,
+        "style_source": profile.style_vectors.source,
+        "steps": profile.evaluation.steps,
+        "guidance_scale": profile.evaluation.guidance_scale,
+        "bald": profile.processing.bald.model_dump(mode="json"),
+        "base": profile.models.base,
+        "stage2_run": stage2.run_id,
+        "trained_on": stage2.data_version,
+        "verdict": verdict.as_json(),
+        "environment": environment(),
+    }
+    files.write_json(folder / "hair_pipeline.json", card)
+    metrics = settings.reports / "eval" / version / "metrics.json"
+    evaluated = json.loads(metrics.read_text(encoding="utf-8"))["metrics"] if metrics.exists() else {}
+    files.write_bytes(folder / "README.md", model_card(card, evaluated, profile).encode())
+
+
+def _publish(folder: Path, settings: Settings) -> None:
+    """Copy the version's UNet, its config, the style encoder and the light adapters to the checkpoints folder."""
+    copies = {
+        folder / "unet" / "diffusion_pytorch_model.safetensors": UNET_FILE,
+        folder / "unet" / "config.json": "config.json",
+        folder / ENCODER_FILE: ENCODER_FILE,
+        folder / "README.md": "README.md",
+    }
+    copies |= {path: f"adapters/{path.name}" for path in (folder / "adapters").glob("*.safetensors")}
+    for source, name in copies.items():
+        if source.exists():
+            with files.atomic_path(settings.checkpoints / name) as path:
+                shutil.copyfile(source, path)
