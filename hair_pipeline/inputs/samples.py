@@ -6,7 +6,8 @@ Belongs here: what every asset reads per image. Does not belong here: changed im
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,7 +16,24 @@ from hair_pipeline.inputs.geometry import letterbox
 from hair_pipeline.inputs.labels import BadLabel, parse_label
 from hair_pipeline.inputs.polygons import draw_polygon, polygon_scale
 from hair_pipeline.inputs.training_face import BadFace, SheetMasks, decode_sheet
-from hair_pipeline.settings import Settings
+
+
+class Roots(Protocol):
+    """Where the inputs are; `Settings` is one."""
+
+    @property
+    def k_hairstyle_root(self) -> Path: ...
+
+    @property
+    def training_face_root(self) -> Path: ...
+
+
+@dataclass(frozen=True)
+class InputRoots:
+    """Only the two input roots: light enough to hand to worker processes."""
+
+    k_hairstyle_root: Path
+    training_face_root: Path
 
 
 @dataclass(frozen=True)
@@ -56,7 +74,7 @@ class Sample:
     box: np.ndarray | None
 
 
-def load_photo(row: Any, settings: Settings) -> Photo:
+def load_photo(row: Any, settings: Roots) -> Photo:
     """Load a catalog row (of `itertuples()` or a Series) at the photo's own size.
 
     Raises:
@@ -82,7 +100,7 @@ def load_photo(row: Any, settings: Settings) -> Photo:
     return Photo(row.image_id, row.source, image, hair, face, blurred, box)
 
 
-def load_sample(row: Any, settings: Settings, size: int = 512) -> Sample:
+def load_sample(row: Any, settings: Roots, size: int = 512) -> Sample:
     """Load a catalog row as a processed square.
 
     Raises:
@@ -104,7 +122,7 @@ def to_sample(photo: Photo, size: int = 512) -> Sample:
     )
 
 
-def _sheet(row: Any, settings: Settings, width: int, height: int) -> SheetMasks:
+def _sheet(row: Any, settings: Roots, width: int, height: int) -> SheetMasks:
     try:
         return decode_sheet((settings.training_face_root / row.sheet_path).read_bytes(), width, height)
     except (OSError, BadFace) as error:

@@ -5,6 +5,7 @@ Belongs here: cutting the hair out. Does not belong here: patches of it (`patche
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 
@@ -18,5 +19,5 @@ def make_hair_only(image: np.ndarray, hair_mask: np.ndarray) -> np.ndarray:
     Returns:
         (S, S, 4) uint8 RGBA: alpha 255 in the hair and 0 elsewhere; RGB is exactly 0 where alpha is 0.
     """
-    alpha = hair_mask.astype(np.uint8)[..., None]
-    return np.concatenate([image * alpha, alpha * np.uint8(255)], axis=2)
+    alpha = hair_mask.astype(np.uint8) * np.uint8(255)
+    return cv2.merge([*cv2.split(cv2.bitwise_and(image, image, mask=alpha)), alpha])

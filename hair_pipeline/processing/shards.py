@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,17 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.files import atomic_path, encode_image, hash_bytes, hash_file, write_bytes
+from hair_pipeline.files import atomic_path, hash_bytes, hash_file, write_bytes
 from hair_pipeline.inputs.catalog import read_catalog
-from hair_pipeline.inputs.samples import load_photo, to_sample
+from hair_pipeline.inputs.samples import InputRoots
 from hair_pipeline.inputs.workers import map_in_processes
-from hair_pipeline.processing import identity
-from hair_pipeline.processing.bald import make_bald
-from hair_pipeline.processing.hair_only import make_hair_only
-from hair_pipeline.processing.patches import cut_patches
-from hair_pipeline.processing.previews import contact_sheet, encode_preview, thumbnail
+from hair_pipeline.processing import identity, work
+from hair_pipeline.processing.previews import contact_sheet, encode_preview
 from hair_pipeline.processing.report import ShardReport, reusable, save
-from hair_pipeline.profile import ProcessingConfig, Profile
+from hair_pipeline.processing.work import ROW_COLUMNS, Outcome, Work, guarded
+from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 
 ALGORITHM_VERSION = 1
@@ -53,27 +51,6 @@ PATCH_SCHEMA = pa.schema(
 )
 """x, y: top-left corner in the photo the patch was cut from; scale: photo pixels per processed pixel."""
 
-_COLUMNS = (
-    *("image_id", "source", "image_path", "label_path", "sheet_path", "width", "height", "curl_class", "scale"),
-    *("mask_origin", "stage2", "has_face", "box_x1", "box_y1", "box_x2", "box_y2"),
-)
-"""What the per-image work needs of a catalog row."""
-
-
-@dataclass
-class Outcome:
-    """What became of one image: a file written, or rows for the table, or a failure."""
-
-    image_id: str
-    failure: str | None = None
-    file: tuple[str, str, int] | None = None  # name, SHA-256, bytes
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    numbers: dict[str, float] = field(default_factory=dict)
-    tiles: list[np.ndarray] = field(default_factory=list)
-
-
-Work = Callable[[SimpleNamespace], Outcome]
-
 
 @dataclass(frozen=True)
 class _Job:
@@ -84,6 +61,10 @@ class _Job:
     settings: Settings
     rows: pd.DataFrame
     fingerprint: str
+
+    @property
+    def roots(self) -> InputRoots:
+        return InputRoots(self.settings.k_hairstyle_root, self.settings.training_face_root)
 
     @property
     def folder(self) -> Path:
@@ -110,14 +91,14 @@ def make_bald_images(shard: str, settings: Settings, profile: Profile) -> ShardR
     """
     config = profile.processing
     job = _job("bald_images", shard, settings, profile, config.bald.model_dump())
-    return _make_images(job, partial(_bald, settings=settings, config=config, folder=job.folder / shard))
+    return _make_images(job, partial(work.bald, roots=job.roots, config=config, folder=job.folder / shard))
 
 
 def make_hair_only_images(shard: str, settings: Settings, profile: Profile) -> ShardReport:
     """Write `hair_only_images/<shard>/<image_id>.webp|.png`: RGBA, RGB zero where alpha is 0. Raises as above."""
     config = profile.processing
     job = _job("hair_only_images", shard, settings, profile, {})
-    return _make_images(job, partial(_hair_only, settings=settings, config=config, folder=job.folder / shard))
+    return _make_images(job, partial(work.hair_only, roots=job.roots, config=config, folder=job.folder / shard))
 
 
 def cut_hair_patches(shard: str, settings: Settings, profile: Profile) -> ShardReport:
@@ -129,7 +110,7 @@ def cut_hair_patches(shard: str, settings: Settings, profile: Profile) -> ShardR
         return done
     collected = _Collected()
     with atomic_path(job.table) as path, pq.ParquetWriter(path, PATCH_SCHEMA, compression="zstd") as writer:
-        outcomes = _outcomes(job, partial(_patches, settings=settings, config=config))
+        outcomes = _outcomes(job, partial(work.patches, roots=job.roots, config=config))
         for group in _groups(collected.take(outcomes), ROWS_PER_GROUP):
             rows = [row for outcome in group for row in outcome.rows]
             if rows:
@@ -157,63 +138,6 @@ def gather_identity_embeddings(shard: str, settings: Settings, profile: Profile)
     collected.tiles = [] if picture is None else [picture]
     numbers = {"reliable": float(len(persons)), **identity.agreement(persons, cosines)}
     return _finish(job, collected, len(gathered.rows), hash_file(job.table), gathered.skipped, numbers)
-
-
-# The work on one image, in a worker process.
-
-
-def _bald(row: SimpleNamespace, *, settings: Settings, config: ProcessingConfig, folder: Path) -> Outcome:
-    sample = to_sample(load_photo(row, settings), config.size)
-    bald, repaint = make_bald(sample.image, sample.hair_mask, sample.face_mask, config.bald)
-    numbers = {"repaint_share": float(repaint.mean())}
-    if sample.hair_mask.any():
-        hair = sample.image[sample.hair_mask].mean(axis=0)
-        numbers["fill_to_hair_distance"] = float(np.linalg.norm(bald[sample.hair_mask].mean(axis=0) - hair))
-    outcome = _write_image(row, bald, folder, ".jpg" if config.image_format == "compact" else ".png")
-    outcome.numbers = numbers
-    outcome.tiles = [thumbnail(sample.image), thumbnail(bald)] if row.shown else []
-    return outcome
-
-
-def _hair_only(row: SimpleNamespace, *, settings: Settings, config: ProcessingConfig, folder: Path) -> Outcome:
-    sample = to_sample(load_photo(row, settings), config.size)
-    cut = make_hair_only(sample.image, sample.hair_mask)
-    outcome = _write_image(row, cut, folder, ".webp" if config.image_format == "compact" else ".png")
-    outcome.numbers = {"hair_share": float(sample.hair_mask.mean())}
-    outcome.tiles = [thumbnail(cut)] if row.shown else []
-    return outcome
-
-
-def _patches(row: SimpleNamespace, *, settings: Settings, config: ProcessingConfig) -> Outcome:
-    photo = load_photo(row, settings)
-    patches = cut_patches(photo.image, photo.hair_mask & ~photo.blurred, row.image_id, config.patches)
-    extension = ".jpg" if config.image_format == "compact" else ".png"
-    common = {"image_id": row.image_id, "person": row.source, "curl_class": row.curl_class, "scale": 1 / row.scale}
-    outcome = Outcome(row.image_id)
-    for patch in patches:
-        place = {"size": patch.size, "x": patch.x, "y": patch.y}
-        outcome.rows.append(common | place | {"image": encode_image(patch.image, extension)})
-    outcome.numbers = {f"patches_{size}": float(sum(p.size == size for p in patches)) for size in config.patches.sizes}
-    outcome.numbers["without_window"] = float(not patches)
-    outcome.tiles = [thumbnail(patches[0].image, 64)] if row.shown and patches else []
-    return outcome
-
-
-def _write_image(row: SimpleNamespace, image: np.ndarray, folder: Path, extension: str) -> Outcome:
-    data = encode_image(image, extension)
-    name = f"{row.image_id}{extension}"
-    write_bytes(folder / name, data)
-    return Outcome(row.image_id, file=(name, hash_bytes(data), len(data)))
-
-
-def _guarded(row: SimpleNamespace, *, work: Work) -> Outcome:
-    """A bad image becomes a failure with its reason; only a folder that cannot be written stops the shard."""
-    try:
-        return work(row)
-    except PipelineError:
-        raise
-    except Exception as error:  # whatever a hostile file provokes in a decoder
-        return Outcome(row.image_id, failure=f"{type(error).__name__}: {error}"[:300])
 
 
 # What the shard functions share.
@@ -246,15 +170,15 @@ def _measure(job: _Job) -> tuple[int, int]:
     return len(files), sum(path.stat().st_size for path in files)
 
 
-def _outcomes(job: _Job, work: Work) -> Iterator[Outcome]:
+def _outcomes(job: _Job, function: Work) -> Iterator[Outcome]:
     step = max(1, len(job.rows) // PREVIEW_TILES)
-    columns = [job.rows[name].tolist() for name in _COLUMNS]
+    columns = [job.rows[name].tolist() for name in ROW_COLUMNS]
     items = [
-        SimpleNamespace(**dict(zip(_COLUMNS, values, strict=True)), shown=index % step == 0)
+        SimpleNamespace(**dict(zip(ROW_COLUMNS, values, strict=True)), shown=index % step == 0)
         for index, values in enumerate(zip(*columns, strict=True))
     ]
     description = f"{job.asset} {job.shard}"
-    return map_in_processes(partial(_guarded, work=work), items, description=description)
+    return map_in_processes(partial(guarded, work=function), items, description=description)
 
 
 class _Collected:
@@ -298,12 +222,12 @@ class _Collected:
             raise PipelineError(what, file=job.settings.k_hairstyle_root, remedy=remedy)
 
 
-def _make_images(job: _Job, work: Work) -> ShardReport:
+def _make_images(job: _Job, function: Work) -> ShardReport:
     done = _reuse(job)
     if done:
         return done
     collected = _Collected()
-    for _ in collected.take(_outcomes(job, work)):
+    for _ in collected.take(_outcomes(job, function)):
         pass
     collected.check(job)
     folder = job.folder / job.shard
