@@ -100,6 +100,7 @@ class PatchEncoderConfig(Values):
     steps: int = 20000
     learning_rate: float = 3e-4
     weight_decay: float = 1e-4
+    workers: int = Field(4, description="data loading processes")
     seed: int = 0
 
 
@@ -111,6 +112,7 @@ class ClassifierConfig(Values):
     steps: int = 5000
     batch_size: int = 32
     learning_rate: float = 1e-3
+    workers: int = Field(4, description="data loading processes")
     seed: int = 0
 
 
@@ -165,10 +167,13 @@ class StageConfig(Values):
     drop_identity: float = Field(0.075, description="probability that only the identity is dropped")
     drop_both: float = 0.05
     mask_variants: int = Field(4, ge=1, description="differently grown masks cached per image (Stage 2)")
-    patch_fraction: float = Field(0.5, ge=0, le=1, description="share of patches among Stage 1 samples")
+    patch_fraction: float = Field(0.5, ge=0, le=1, description="share of patch batches among Stage 1 batches")
+    patch_resolution: int = Field(128, ge=32, description="side at which patches are trained (Stage 1), pixels")
     checkpoint_every: int = Field(500, description="optimizer steps between checkpoints")
     keep_checkpoints: int = 3
     validate_every: int = Field(500, description="optimizer steps between validations")
+    validation_images: int = Field(64, ge=1, description="at most this many held-out images per validation")
+    gradient_norm_every: int = Field(50, ge=0, description="log each loss's gradient norm so often; 0: never")
     workers: int = Field(4, description="data loading processes")
     seed: int = 0
     losses: LossesConfig = LossesConfig()

@@ -1,0 +1,54 @@
+"""Versions of what a training reads: processed assets, weights, the catalog.
+
+Belongs here: content hashes of inputs. Does not belong here: a run's id (`runs`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.files import hash_bytes, hash_file
+from hair_pipeline.settings import Settings
+
+
+def asset_versions(settings: Settings, asset: str, shards: Sequence[str] | None = None) -> str:
+    """The content version of a processed asset: a hash over its shards' data versions (from their manifests).
+
+    Args:
+        shards: only these; None takes all that have been made. A shard without manifest counts as absent.
+    """
+    folder = settings.processed / asset
+    names = sorted(path.stem for path in folder.glob("*.json")) if shards is None else list(shards)
+    versions = []
+    for name in names:
+        try:
+            versions.append(f"{name}={json.loads((folder / f'{name}.json').read_text())['data_version']}")
+        except FileNotFoundError:
+            versions.append(f"{name}=absent")
+        except (ValueError, KeyError, TypeError) as error:
+            raise PipelineError(
+                f"damaged manifest ({error})", file=folder / f"{name}.json", remedy=f"materialise {asset} again"
+            ) from error
+    return hash_bytes(asset, *versions)[:16]
+
+
+def catalog_version(catalog: pd.DataFrame) -> str:
+    """The content version of the accepted images: their ids, files, people and split."""
+    rows = catalog[catalog.accepted].sort_values("image_id")
+    return hash_bytes(rows[["image_id", "source", "split", "content_hash"]].to_csv(index=False))[:16]
+
+
+def weights_version(reference: str | Path, part: str | None = None) -> str:
+    """Content version of a local folder (or `part` of it) or file of weights; a hub id stands for itself."""
+    path = Path(reference)
+    if part is not None and (path / part).is_dir():
+        path = path / part
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return hash_bytes(*(p for f in files for p in (f.relative_to(path).as_posix(), hash_file(f))))[:16]
+    return hash_file(path)[:16] if path.is_file() else str(reference)

@@ -1,0 +1,128 @@
+"""Which sample comes when: a pure function of seed and position, so that resuming needs no more than a step number.
+
+Belongs here: the order of samples and each sample's random numbers. Does not belong here: reading samples (`data`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+
+class Draw(NamedTuple):
+    """One sample to load: which one, and its position in the endless stream (the seed of its random numbers)."""
+
+    index: int
+    position: int
+
+
+def generator(seed: int, *numbers: int) -> torch.Generator:
+    """A torch generator seeded by all the numbers together (mixed by numpy's SeedSequence)."""
+    state = np.random.SeedSequence([seed, *numbers]).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
+
+
+class EpochStream:
+    """The endless concatenation of one permutation per epoch.
+
+    Args:
+        size: number of samples, at least 1.
+        seed: the order of epoch e is a function of `seed` and e alone.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        if size < 1:
+            raise ValueError("a stream needs at least one sample")
+        self.size = size
+        self.seed = seed
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def __getitem__(self, position: int) -> int:
+        epoch, offset = divmod(position, self.size)
+        if epoch != self._epoch:
+            self._order = torch.randperm(self.size, generator=generator(self.seed, 1, epoch)).tolist()
+            self._epoch = epoch
+        return self._order[offset]
+
+
+class StreamBatches(Sampler[list[Draw]]):
+    """Endless batches from an `EpochStream`; a batch may span two epochs, so batches larger than the data work.
+
+    Args:
+        size: number of samples.
+        batch_size: samples per batch of one process.
+        seed: seed of the order.
+        start: number of batches already used (resume).
+        rank, world: this process takes positions `rank, rank + world, ...` of every global batch.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, *, start: int = 0, rank: int = 0, world: int = 1) -> None:
+        self.stream = EpochStream(size, seed)
+        self.batch_size = batch_size
+        self.start = start
+        self.rank = rank
+        self.world = world
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        batch = self.start
+        while True:
+            first = batch * self.batch_size * self.world + self.rank
+            positions = range(first, first + self.batch_size * self.world, self.world)
+            yield [Draw(self.stream[position], position) for position in positions]
+            batch += 1
+
+
+class MixedBatches(Sampler[list[Draw]]):
+    """Endless batches, each wholly of the first kind or wholly of the second, in a fixed proportion.
+
+    Indices of the second kind are offset by `first_size`. The n-th batch is of the second kind when
+    floor((n + 1) f) > floor(n f), which spreads them evenly. An empty kind leaves all batches to the other.
+
+    Args:
+        first_size, second_size: number of samples of each kind; at least one must be positive.
+        fraction: share f of batches of the second kind, in [0, 1].
+        batch_size, seed, start, rank, world: as in `StreamBatches`.
+    """
+
+    def __init__(
+        self,
+        first_size: int,
+        second_size: int,
+        fraction: float,
+        batch_size: int,
+        seed: int,
+        *,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.fraction = 0.0 if second_size == 0 else 1.0 if first_size == 0 else fraction
+        self.streams = [
+            EpochStream(size, seed + kind) if size else None for kind, size in enumerate((first_size, second_size))
+        ]
+        self.offset = first_size
+        self.batch_size = batch_size
+        self.start = start
+        self.rank = rank
+        self.world = world
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        batch = self.start
+        while True:
+            second_before = int(batch * self.fraction)
+            second = int((batch + 1) * self.fraction) > second_before
+            number = second_before if second else batch - second_before
+            stream = self.streams[second]
+            assert stream is not None
+            batch_positions = range(self.rank, self.batch_size * self.world, self.world)
+            width = self.batch_size * self.world
+            yield [
+                Draw(stream[number * width + place] + second * self.offset, batch * width + place)
+                for place in batch_positions
+            ]
+            batch += 1

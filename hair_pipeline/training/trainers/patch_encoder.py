@@ -1,0 +1,193 @@
+"""InfoNCE training of the hair patch encoder, with person positives and curl positives as separate terms.
+
+Belongs here: the contrastive terms, and retrieval on held-out people. Does not belong here: the encoder (`models`) and
+batches (`patches`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_metric_learning.losses import SupConLoss
+from torch import Tensor
+from torch.utils.data import Sampler, default_collate
+
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.inputs.catalog import read_catalog
+from hair_pipeline.models.patch_encoder import PatchEncoder
+from hair_pipeline.profile import PatchEncoderConfig
+from hair_pipeline.training.context import Context, Finished, picture_grid, seed_everything, write_picture
+from hair_pipeline.training.patches import UNKNOWN, BalancedBatches, PatchDataset, PatchStore
+from hair_pipeline.training.photos import in_batches
+from hair_pipeline.training.sampler import Draw
+from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
+
+FILE = "style_patch_encoder.pt"
+MAX_QUERIES = 256
+MAX_GALLERY = 1024
+_NEIGHBOURS = 9
+
+
+def run(context: Context) -> Finished:
+    """Train the patch encoder on the texture bank."""
+    config = context.profile.patch_encoder
+    store = PatchStore(context.settings.processed / "hair_patches")
+    catalog = read_catalog(context.settings.catalog_path)
+    held_out_people = set(catalog[catalog.split == "validation"].source)
+    held_out = store.table.person.isin(held_out_people).to_numpy()
+    train_rows, held_out_rows = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    if not len(train_rows):
+        raise PipelineError(
+            "no patch of a training person", file=context.settings.processed / "hair_patches", remedy="add people"
+        )
+    seed_everything(config.seed)
+    encoder = PatchEncoder.from_config(config)
+    task = PatchTask(encoder, store, train_rows, held_out_rows, config)
+    loop = LoopConfig(
+        steps=config.steps,
+        batch_size=config.people_per_batch * config.patches_per_person,
+        checkpoint_every=max(100, config.steps // 20),
+        validate_every=max(200, config.steps // 5),
+        ema_decay=0.98 if config.steps < 2000 else 0.999,
+        weight_decay=config.weight_decay,
+        workers=config.workers,
+        seed=config.seed,
+    )
+    result = context.loop(task, loop)
+    notes = {} if result.end else {"retrieval": "no held-out patch with a curl label, or none to compare it with"}
+    metrics = result.end | {f"{name}_start": value for name, value in result.start.items()}
+    metrics |= {"train_patches": float(len(train_rows)), "held_out_patches": float(len(held_out_rows))}
+
+    def save(folder: Path) -> None:
+        encoder.save(folder / FILE)
+
+    return Finished(save, metrics, notes, result.pictures)
+
+
+class PatchTask(Task):
+    """Two supervised contrastive terms (Khosla et al. 2020, L_out) over one batch of patches."""
+
+    def __init__(
+        self,
+        encoder: PatchEncoder,
+        store: PatchStore,
+        train: np.ndarray,
+        held_out: np.ndarray,
+        config: PatchEncoderConfig,
+    ) -> None:
+        self.train_data = PatchDataset(store, train, config.input_size, config.seed)
+        super().__init__("patch-encoder", encoder, self.train_data)
+        self.config = config
+        self.contrastive = SupConLoss(temperature=config.temperature)
+        labelled = held_out[store.table.curl.to_numpy()[held_out] != UNKNOWN]
+        gallery = np.concatenate([train, held_out])
+        gallery = gallery[store.table.curl.to_numpy()[gallery] != UNKNOWN]
+        self.queries = PatchDataset(store, _spread(labelled, MAX_QUERIES), config.input_size, None)
+        self.gallery = PatchDataset(store, _spread(gallery, MAX_GALLERY), config.input_size, None)
+
+    def batches(self, config: LoopConfig, start: int, rank: int, world: int) -> Sampler[list[Draw]]:
+        return BalancedBatches(
+            self.train_data,
+            self.config.people_per_batch,
+            self.config.patches_per_person,
+            config.seed,
+            start=start,
+            rank=rank,
+            world=world,
+        )
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.network.parameters()), "lr": self.config.learning_rate}]
+
+    def losses(self, batch: Batch, step: int) -> StepLosses:
+        del step
+        vectors: Tensor = self.prepared(batch["image"]).float()
+        masks = pair_masks(batch["person"], batch["image_number"], batch["curl"])
+        weights = {"person": self.config.person_weight, "curl": self.config.curl_weight}
+        raw = {}
+        for term, (positives, negatives) in masks.items():
+            if weights[term] > 0 and bool(positives.any()) and bool(negatives.any()):
+                pairs = (*torch.where(positives), *torch.where(negatives))
+                raw[term] = self.contrastive(vectors, indices_tuple=pairs)
+        return StepLosses(raw, weights, {f"positives/{term}": float(p.sum()) for term, (p, _) in masks.items()})
+
+    def validate(self, step: int) -> dict[str, float]:
+        del step
+        if not len(self.queries) or not len(self.gallery):
+            return {}
+        queries, gallery = self._embed(self.queries), self._embed(self.gallery)
+        return curl_retrieval(queries, self.queries, gallery, self.gallery)
+
+    def _embed(self, data: PatchDataset) -> Tensor:
+        parts = [
+            self.network(batch["image"].to(self.device)).cpu() for batch in in_batches(data, len(data), default_collate)
+        ]
+        return torch.cat(parts)
+
+    def pictures(self, folder: Path) -> list[Path]:
+        """Held-out patches (left) with their nearest patches of other people."""
+        if not len(self.queries) or not len(self.gallery):
+            return []
+        rows = torch.linspace(0, len(self.queries) - 1, min(6, len(self.queries))).long()
+        similarity = self._embed(self.queries)[rows] @ self._embed(self.gallery).T
+        similarity[self.queries.people[rows][:, None] == self.gallery.people] = -2
+        nearest = similarity.topk(min(6, similarity.shape[1]), dim=1).indices
+        store = self.train_data.store
+        grid = [
+            [store.image(int(self.queries.rows[row])), *(store.image(int(self.gallery.rows[n])) for n in found)]
+            for row, found in zip(rows.tolist(), nearest.tolist(), strict=True)
+        ]
+        return [write_picture(folder / "nearest_patches.jpg", picture_grid(grid, 80))]
+
+
+def pair_masks(person: Tensor, image: Tensor, curl: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Positive and negative pairs of both terms; (B, B) bool each.
+
+    person: positives are other images of the same person (other patches of the same image where no person of the batch
+    has two images). curl: positives are other people of the same curl class. Negatives of both are people of another
+    curl class ("other hair types"); a same-person pair never is one. Where a batch holds a single class or unknown
+    ones, all other people are the person term's negatives, so that there is something to tell apart.
+    """
+    same_person = person[:, None] == person
+    itself = torch.eye(len(person), dtype=torch.bool, device=person.device)
+    same_image = image[:, None] == image
+    known = (curl != UNKNOWN)[:, None] & (curl != UNKNOWN)
+    same_curl = (curl[:, None] == curl) & known
+    person_positives = same_person & ~same_image
+    if not bool(person_positives.any()):
+        person_positives = same_person & ~itself
+    other_hair = ~same_person & known & ~same_curl
+    person_negatives = other_hair if bool(other_hair.any()) else ~same_person
+    return {"person": (person_positives, person_negatives), "curl": (same_curl & ~same_person, other_hair)}
+
+
+def curl_retrieval(queries: Tensor, query_data: PatchDataset, gallery: Tensor, data: PatchDataset) -> dict[str, float]:
+    """Curl R@1 and kNN accuracy of held-out patches among patches of other people; empty where there are none.
+
+    `curl_chance` is the accuracy of always answering the gallery's most frequent class.
+    """
+    similarity = queries @ gallery.T
+    similarity[query_data.people[:, None] == data.people] = -2
+    usable = (similarity > -2).any(1)
+    if not bool(usable.any()):
+        return {}
+    similarity, truth = similarity[usable], query_data.curls[usable]
+    order = similarity.topk(min(_NEIGHBOURS, similarity.shape[1]), dim=1)
+    votes = torch.nn.functional.one_hot(data.curls[order.indices].clamp(min=0), 3) * (order.values > -2)[..., None]
+    weighted = (votes * order.values.clamp(min=-1).add(1)[..., None]).sum(1)
+    frequent = torch.bincount(data.curls.clamp(min=0), minlength=3).argmax()
+    return {
+        "curl_r_at_1": float((data.curls[order.indices[:, 0]] == truth).float().mean()),
+        "curl_knn": float((weighted.argmax(1) == truth).float().mean()),
+        "curl_chance": float((truth == frequent).float().mean()),
+    }
+
+
+def _spread(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the rows, evenly spread."""
+    if len(rows) <= most:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, most).astype(int)]

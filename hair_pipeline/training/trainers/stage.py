@@ -1,0 +1,163 @@
+"""What Stage 1 and Stage 2 have in common: opening the base, the conditions' tables and the judges, and finishing.
+
+Belongs here: set-up of a stage. Does not belong here: its step (`training.stages`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.inputs.catalog import read_catalog
+from hair_pipeline.models import adapters
+from hair_pipeline.models.base import Base, base_reference, load_base
+from hair_pipeline.models.inpainter import HairInpainter
+from hair_pipeline.models.perceptual import load_perceptual
+from hair_pipeline.models.recogniser import load_recogniser, recogniser_path
+from hair_pipeline.models.style_classifier import StyleClassifier
+from hair_pipeline.profile import StageConfig
+from hair_pipeline.training.context import Context, Finished, seed_everything
+from hair_pipeline.training.data import (
+    StageDataset,
+    StageSources,
+    read_labels,
+    read_reliable_identities,
+    read_style_vectors,
+)
+from hair_pipeline.training.latent_store import LatentStore
+from hair_pipeline.training.runs import current
+from hair_pipeline.training.stages import Judges, StageTask
+from hair_pipeline.training.task import LoopConfig
+
+
+def run_stage(
+    context: Context,
+    name: str,
+    config: StageConfig,
+    kinds: tuple[str, ...],
+    prepare: Callable[[HairInpainter], None],
+) -> Finished:
+    """Train one stage.
+
+    Args:
+        kinds: kinds of latents it trains on; the first are whole images, and the ones it is validated on.
+        prepare: changes the new model before training (freezes a part, loads the stage before).
+
+    Raises:
+        PipelineError: there is no sample to train on, or a network it needs is missing.
+    """
+    settings, profile = context.settings, context.profile
+    seed_everything(config.seed)
+    sources = open_sources(context)
+    base = load_base(base_reference(settings, profile), settings.models_dir)
+    style_dim = sources.styles.dim or profile.patch_encoder.embedding_dim
+    if config.precision != "fp32" and torch.cuda.is_available():
+        base.unet.to(torch.bfloat16 if config.precision == "bf16" else torch.float16)
+    model = HairInpainter.build(base, profile.models, style_dim, config.finetune_blocks)
+    prepare(model)
+    notes: dict[str, str] = {}
+    judges = open_judges(context, config, notes, identities=len(sources.identities.ids) if "photo" in kinds else 0)
+    task = stage_task(name, base, model, config, sources, kinds, style_dim, judges)
+    loop = LoopConfig.of_stage(config, len(task.data))
+    result = context.loop(task, loop)
+
+    metrics = {"train_samples": float(len(task.data)), "validation_images": float(len(task.held_out))}
+    metrics |= {"steps": float(result.steps), "skipped_steps": float(result.bad_steps), "seconds": result.seconds}
+    if "hair_l2" in result.start and "hair_l2" in result.end:
+        start, end = result.start["hair_l2"], result.end["hair_l2"]
+        metrics |= {"val_hair_l2_start": start, "val_hair_l2_end": end, "val_hair_l2_drop": 1 - end / start}
+    else:
+        notes["val_hair_l2"] = f"no held-out image can be used in {name} (none has {' or '.join(kinds[:1])} latents)"
+    if not sources.styles.ids:
+        notes["style"] = "no image has a style vector: the style branch was trained on its null tokens only"
+
+    def save(folder: Path) -> None:
+        model.save_adapters(folder, {"stage": name, "steps": result.steps, "metrics": metrics, "notes": notes})
+
+    return Finished(save, metrics, notes, result.pictures)
+
+
+def open_sources(context: Context) -> StageSources:
+    """The tables a stage's samples are joined from."""
+    settings = context.settings
+    return StageSources(
+        LatentStore(settings.processed / "latents"),
+        read_style_vectors(settings.processed / "style_vectors"),
+        read_reliable_identities(settings.processed / "identity_embeddings"),
+        read_labels(read_catalog(settings.catalog_path)),
+    )
+
+
+def stage_task(
+    name: str,
+    base: Base,
+    model: HairInpainter,
+    config: StageConfig,
+    sources: StageSources,
+    kinds: tuple[str, ...],
+    style_dim: int,
+    judges: Judges,
+) -> StageTask:
+    """The stage's task over the given tables.
+
+    Raises:
+        PipelineError: there is no training sample.
+    """
+    timesteps = int(base.noise_scheduler.config.num_train_timesteps)
+    groups = [sources.latents.rows(kind, "train") for kind in kinds]
+    rows = pd.concat(groups, ignore_index=True)
+    if rows.empty:
+        raise PipelineError(
+            f"{name} has no training image: no latents of kind {' or '.join(kinds)}",
+            file=sources.latents.folder,
+            remedy="see the column stage2_reason of processed/catalog.parquet: Stage 2 needs training_face outputs "
+            "(face JSON and sheet) of at least one training image",
+        )
+    held_out = _spread(sources.latents.rows(kinds[0], "validation"), config.validation_images)
+    data = StageDataset(sources, rows, config, train=True, timesteps=timesteps, style_dim=style_dim)
+    check = StageDataset(sources, held_out, config, train=False, timesteps=timesteps, style_dim=style_dim)
+    return StageTask(name, model, base.vae, base.noise_scheduler, config, data, len(groups[0]), check, judges)
+
+
+def open_judges(context: Context, config: StageConfig, notes: dict[str, str], *, identities: int) -> Judges:
+    """The networks of the pixel losses whose weight is not zero; what is not available is noted.
+
+    Args:
+        identities: how many images have a reliable identity.
+    """
+    settings, profile, losses = context.settings, context.profile, config.losses
+    judges = Judges()
+    if losses.identity.weight > 0:
+        path = recogniser_path(settings, profile) if identities else None
+        if path is None:
+            notes["identity_loss"] = (
+                "switched off: no image has a reliable identity" if not identities else "switched off: no recogniser"
+            )
+        else:
+            judges.recogniser = load_recogniser(path)
+    if losses.lpips.weight > 0 or losses.gram.weight > 0:
+        judges.perceptual = load_perceptual(profile.models.perceptual, settings)
+        if judges.perceptual.is_stand_in:
+            notes["perceptual"] = "lpips and gram losses use a stand-in trunk trained from the inputs"
+    if losses.style.weight > 0:
+        judges.classifier = StyleClassifier.load(current("style-classifier", settings).final_dir / "loss")
+        judges.classifier.requires_grad_(False)
+    return judges
+
+
+def freeze_identity_branch(model: HairInpainter) -> None:
+    """Stage 1 sees no faces: without this, weight decay would wear the IP-Adapter down."""
+    for parameter in adapters.ip_adapter_parameters(model.unet):
+        parameter.requires_grad_(False)
+
+
+def _spread(rows: pd.DataFrame, most: int) -> pd.DataFrame:
+    """At most so many rows, evenly spread over the people."""
+    if len(rows) <= most:
+        return rows
+    step = len(rows) / most
+    return rows.iloc[[int(i * step) for i in range(most)]].reset_index(drop=True)

@@ -1,0 +1,117 @@
+"""Training of the two style classifiers: one for the style loss, one, built and seeded differently, for evaluation.
+
+Belongs here: their task and their held-out accuracy. Does not belong here: the architectures (`models`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from hair_pipeline.inputs.catalog import read_catalog
+from hair_pipeline.models.style_classifier import HEADS, StyleClassifier
+from hair_pipeline.training.context import Context, Finished, seed_everything
+from hair_pipeline.training.photos import LabelledImages, PhotoStore, in_batches, masked_cross_entropy, split_rows
+from hair_pipeline.training.sampler import Draw, StreamBatches
+from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
+
+VARIANTS = ("loss", "evaluation")
+
+
+def run(context: Context) -> Finished:
+    """Train both classifiers on photos and hair-only images."""
+    config = context.profile.classifier
+    catalog = read_catalog(context.settings.catalog_path)
+    train = PhotoStore(split_rows(catalog, "train"), context.settings, config.resolution)
+    held_out_rows = split_rows(catalog, "validation")
+    held_out = PhotoStore(held_out_rows, context.settings, config.resolution) if len(held_out_rows) else None
+    metrics: dict[str, float] = {}
+    notes: dict[str, str] = {}
+    models: dict[str, StyleClassifier] = {}
+    for number, variant in enumerate(VARIANTS):
+        seed = config.seed + 1000 * number
+        seed_everything(seed)
+        model = StyleClassifier(variant, config.width, config.resolution)  # type: ignore[arg-type]
+        task = ClassifierTask(variant, model, train, held_out, config.learning_rate, seed)
+        loop = LoopConfig(
+            steps=config.steps,
+            batch_size=config.batch_size,
+            checkpoint_every=max(100, config.steps // 10),
+            validate_every=max(100, config.steps // 10),
+            ema_decay=0.98,
+            weight_decay=1e-4,
+            workers=config.workers,
+            seed=seed,
+        )
+        result = context.loop(task, loop)
+        models[variant] = model
+        metrics |= {f"{variant}_{name}": value for name, value in result.end.items()}
+    for head in HEADS:
+        labels = LabelledImages(train, 0, train=False).labels[head]
+        classes = int((torch.bincount(labels[labels >= 0], minlength=HEADS[head]) > 0).sum())
+        if classes < 2:
+            notes[head] = f"the training images hold {classes} {head} class(es): the classifier cannot tell them apart"
+        if not any(name.startswith(f"evaluation_{head}") for name in metrics):
+            notes[f"{head}_accuracy"] = f"no held-out image has a {head} label"
+
+    def save(folder: Path) -> None:
+        for variant, model in models.items():
+            model.save(folder / variant, {"metrics": metrics, "notes": notes})
+
+    return Finished(save, metrics, notes)
+
+
+class ClassifierTask(Task):
+    """Class-balanced cross-entropy over curl and bangs; images without a label do not count for that head."""
+
+    def __init__(
+        self,
+        name: str,
+        model: StyleClassifier,
+        train: PhotoStore,
+        held_out: PhotoStore | None,
+        learning_rate: float,
+        seed: int,
+    ) -> None:
+        self.images = LabelledImages(train, seed, train=True)
+        super().__init__(name, model, self.images)
+        self.held_out = None if held_out is None else LabelledImages(held_out, seed, train=False)
+        self.learning_rate = learning_rate
+        self.weights = {head: self.images.class_weights(head, classes) for head, classes in HEADS.items()}
+
+    def batches(self, config: LoopConfig, start: int, rank: int, world: int) -> Sampler[list[Draw]]:
+        return StreamBatches(len(self.images), config.batch_size, config.seed, start=start, rank=rank, world=world)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.network.parameters()), "lr": self.learning_rate}]
+
+    def losses(self, batch: Batch, step: int) -> StepLosses:
+        del step
+        logits: dict[str, Tensor] = self.prepared(batch["image"])
+        terms = {
+            head: masked_cross_entropy(logits[head].float(), batch[head], self.weights[head].to(self.device))
+            for head in HEADS
+        }
+        return StepLosses({head: value for head, value in terms.items() if value is not None})
+
+    def validate(self, step: int) -> dict[str, float]:
+        del step
+        return {} if self.held_out is None else accuracies(self.network, self.held_out, self.device)
+
+
+def accuracies(model: torch.nn.Module, images: LabelledImages, device: torch.device) -> dict[str, float]:
+    """Accuracy per head, over photos and hair-only images: `<head>_accuracy`, `<head>_photo_accuracy`."""
+    right: dict[str, list[Tensor]] = {}
+    for batch in in_batches(images, len(images), torch.utils.data.default_collate):
+        logits = model(batch["image"].to(device))
+        for head in logits:
+            known = batch[head] >= 0
+            hit = (logits[head].argmax(1).cpu() == batch[head])[known]
+            right.setdefault(f"{head}_accuracy", []).append(hit)
+            right.setdefault(f"{head}_photo_accuracy", []).append(hit[~batch["hair_only"][known]])
+    joined = {name: torch.cat(parts).float() for name, parts in right.items()}
+    return {name: float(values.mean()) for name, values in joined.items() if len(values)}
