@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from hair_pipeline.sample.vectors import turn, unit
+
 SIZE = 512
 STEPS = 2560
 """Entries of a slice table."""
@@ -47,15 +49,15 @@ _BODY = np.array(
         (-3.8, 3.4, -0.5, -6.5),
         (-6.0, 5.0, 1.2, -7.6),
         (-10.0, 5.3, 2.2, -7.6),
-        (-13.0, 5.6, 2.8, -7.6),
-        (-15.2, 6.6, 3.4, -8.0),
-        (-16.6, 9.0, 3.8, -8.6),
-        (-17.8, 12.6, 4.3, -9.2),
-        (-19.0, 15.8, 4.9, -9.8),
-        (-20.8, 18.2, 5.8, -10.4),
-        (-24.0, 19.8, 7.4, -11.0),
-        (-30.0, 20.4, 9.2, -11.4),
-        (-51.0, 20.6, 9.6, -11.4),
+        (-12.2, 5.5, 2.8, -7.6),
+        (-13.8, 6.3, 3.3, -8.0),
+        (-15.2, 8.6, 3.8, -8.6),
+        (-16.3, 12.2, 4.3, -9.2),
+        (-17.3, 15.8, 4.9, -9.8),
+        (-18.8, 18.6, 5.8, -10.4),
+        (-21.5, 20.4, 7.4, -11.0),
+        (-27.0, 21.2, 9.0, -11.4),
+        (-51.0, 21.0, 9.2, -11.2),
     ]
 )
 HEIGHT_SCALE = 12.0
@@ -121,8 +123,8 @@ def build_shape(identity: dict[str, float], female: float) -> Shape:
     head[:, 1] *= 1 + chin * 0.28 * identity["chin_shape"]
     head[head[:, 0] < 0, 0] *= place["length"]
     shoulders = 1 - 0.13 * female + 0.02
-    body[body[:, 0] < -15.5, 1] *= shoulders
-    body[body[:, 0] >= -15.5, 1] *= 1.03 - 0.13 * female
+    body[body[:, 0] < -14.0, 1] *= shoulders
+    body[body[:, 0] >= -14.0, 1] *= 1.03 - 0.13 * female
     x, y = np.meshgrid(
         np.arange(int(18 * HEIGHT_SCALE)) / HEIGHT_SCALE + HEIGHT_ORIGIN[0],
         HEIGHT_ORIGIN[1] - np.arange(int(26 * HEIGHT_SCALE)) / HEIGHT_SCALE,
@@ -207,14 +209,14 @@ class Camera:
     def rotation(self) -> np.ndarray:
         """(3, 3) from the head's frame to the camera's; positive yaw turns the nose to the image's right."""
         yaw, pitch, roll = np.radians([self.yaw, self.pitch, self.roll])
-        turn = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
+        yawed = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
         nod = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
         tilt = np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]])
-        return (tilt @ nod @ turn).astype(np.float32)
+        return (tilt @ nod @ yawed).astype(np.float32)
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pixels (..., 2) and depth towards the viewer in cm (...) of points (..., 3) in the head's frame."""
-        turned = points @ self.rotation.T
+        turned = turn(points, self.rotation)
         pixels = turned[..., :2] * np.array([self.scale, -self.scale], np.float32) + np.float32(self.origin)
         return pixels, turned[..., 2]
 
@@ -231,8 +233,12 @@ class Surface:
 
     def full(self, array: np.ndarray) -> np.ndarray:
         """Bilinear enlargement of an array (h, w[, c]) of this grid to pixels of the box."""
-        width, height = self.box[2] - self.box[0], self.box[3] - self.box[1]
-        return cv2.resize(np.ascontiguousarray(array), (width, height), interpolation=cv2.INTER_LINEAR)
+        return self.enlarge(array, self.step)
+
+    def enlarge(self, array: np.ndarray, factor: int) -> np.ndarray:
+        """Bilinear enlargement of an array (h, w[, c]) by a factor."""
+        size = (array.shape[1] * factor, array.shape[0] * factor)
+        return cv2.resize(np.ascontiguousarray(array), size, interpolation=cv2.INTER_LINEAR)
 
 
 def march(shape: Shape, camera: Camera, part: str, box: tuple[int, int, int, int], step: int, steps: int) -> Surface:
@@ -268,6 +274,6 @@ def march(shape: Shape, camera: Camera, part: str, box: tuple[int, int, int, int
         ],
         1,
     )
-    normal = (slope / (np.linalg.norm(slope, axis=1, keepdims=True) + 1e-6)) @ back.T
-    least = np.where(hit, np.minimum(least, 0.08) - 0.08, least)
-    return Surface(step, box, least.reshape(grid), point.reshape(*grid, 3), normal.reshape(*grid, 3))
+    normal = turn(unit(slope), back)
+    least = cv2.GaussianBlur(np.where(hit, -0.12, np.minimum(least, 1.5)).reshape(grid), (0, 0), 0.6)
+    return Surface(step, box, least, point.reshape(*grid, 3), normal.reshape(*grid, 3))

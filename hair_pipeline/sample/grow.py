@@ -12,10 +12,26 @@ import numpy as np
 
 from hair_pipeline.sample.geometry import BOTTOM, STEPS, TOP, Shape, features, head_field
 from hair_pipeline.sample.people import Hair, Person
+from hair_pipeline.sample.vectors import dot, unit
 
 _HAIRLINE = np.array(
-    [(9.5, 7.6), (8.6, 7.3), (7.4, 7.5), (6.0, 7.3), (4.8, 5.2), (3.6, 2.6), (2.4, -0.6), (1.2, -0.9), (0.2, 1.6)]
-    + [(-1.6, 2.6), (-3.0, 0.5), (-4.2, -2.6), (-6.0, -5.6), (-8.0, -6.6), (-11.0, -7.0)]
+    [
+        (9.5, 7.6),
+        (8.6, 7.3),
+        (7.4, 7.5),
+        (6.0, 7.3),
+        (4.8, 5.2),
+        (3.6, 2.6),
+        (2.4, -0.6),
+        (1.2, -0.9),
+        (0.2, 1.6),
+        (-1.6, 2.6),
+        (-3.0, 0.5),
+        (-4.2, -2.6),
+        (-6.0, -5.6),
+        (-8.0, -6.6),
+        (-11.0, -7.0),
+    ]
 )
 """Lowest y of the scalp for a depth z, going round the temple, the sideburn and the ear to the nape."""
 
@@ -60,10 +76,10 @@ _CURLS = {
     "none": Curl(9.0, 0.06, 0.8, 0.2),
     "J": Curl(9.0, 0.05, 0.8, 0.2, 1.6),
     "C": Curl(9.0, 0.06, 0.8, 0.2, 2.6),
-    "CC": Curl(6.6, 0.62, 0.85, 0.15),
-    "CS": Curl(6.0, 0.8, 0.8, 0.12),
-    "SC": Curl(5.4, 0.75, 0.8, 0.1),
-    "S": Curl(4.8, 0.85, 0.75, 0.05),
+    "CC": Curl(8.2, 0.9, 0.85, 0.12),
+    "CS": Curl(7.4, 1.0, 0.8, 0.1),
+    "SC": Curl(6.8, 1.0, 0.8, 0.08),
+    "S": Curl(6.0, 1.05, 0.75, 0.03),
     "SS": Curl(2.9, 0.72, 0.25, 0.0),
     "S3": Curl(2.1, 0.62, 0.05, 0.0),
 }
@@ -72,10 +88,6 @@ _CURLS = {
 def hairline(z: np.ndarray) -> np.ndarray:
     """Lowest y of the scalp at depth z (cm)."""
     return np.interp(z, _HAIRLINE[::-1, 0], _HAIRLINE[::-1, 1])
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / (np.linalg.norm(vectors, axis=-1, keepdims=True) + 1e-6)
 
 
 def _skull(shape: Shape) -> np.ndarray:
@@ -91,7 +103,7 @@ def scalp_roots(shape: Shape, count: int, rng: np.random.Generator) -> np.ndarra
     polar = np.arccos(1 - 2 * index / total)
     turn = np.pi * (1 + 5**0.5) * index + rng.uniform(0, 6)
     way = np.stack([np.sin(polar) * np.sin(turn), np.cos(polar), np.sin(polar) * np.cos(turn)], 1)
-    way = _unit(way + rng.normal(0, 0.6 / np.sqrt(total), way.shape)).astype(np.float32)
+    way = unit(way + rng.normal(0, 0.6 / np.sqrt(total), way.shape)).astype(np.float32)
     low, high = np.full(total, 2.0, np.float32), np.full(total, 14.0, np.float32)
     for _ in range(11):
         middle = (low + high) / 2
@@ -109,7 +121,7 @@ def _is_fringe(roots: np.ndarray) -> np.ndarray:
 def _flow(roots: np.ndarray, normal: np.ndarray, hair: Hair, fringe: np.ndarray, side: np.ndarray) -> np.ndarray:
     """The direction hair is combed in at each root, along the scalp."""
     crown = np.array([hair.parting_x * 0.4, 12.0, -4.0], np.float32)
-    radial = _unit(roots - crown)
+    radial = unit(roots - crown)
     lateral = np.stack([side, np.zeros_like(side), np.zeros_like(side)], 1)
     top = np.clip((roots[:, 1] - 4.5) / 4, 0, 1) * np.clip((roots[:, 2] + 6) / 6, 0, 1)
     sleek = hair.length == "mens" and not hair.has_bangs
@@ -125,8 +137,8 @@ def _flow(roots: np.ndarray, normal: np.ndarray, hair: Hair, fringe: np.ndarray,
     if hair.has_bangs:
         forward = np.stack([roots[:, 0] * 0.03, np.full_like(side, -0.15), np.ones_like(side)], 1)
         flow = np.where(fringe[:, None], forward, flow)
-    flow = flow - normal * (flow * normal).sum(1, keepdims=True)
-    return _unit(flow)
+    flow = flow - normal * dot(flow, normal)[:, None]
+    return unit(flow)
 
 
 def _reach(roots: np.ndarray, hair: Hair, fringe: np.ndarray, brow: float, rng: np.random.Generator) -> tuple:
@@ -162,7 +174,7 @@ def _fall(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Follow guides from their roots: (g, n, 3) points at equal steps, and how far each may be followed (index)."""
     hair, axes = person.hair, _skull(shape)
-    normal = _unit((roots - _CENTRE) / axes**2)
+    normal = unit((roots - _CENTRE) / axes**2)
     px = hair.parting_x
     if hair.bangs == "swept":
         px = -4.6 if px <= 0 else 4.6
@@ -181,22 +193,22 @@ def _fall(
     lift = np.where(fringe & hair.has_bangs, 0.4 + 0.7 * shell, lift)
     stiff = {"straight": 1.0, "wavy": 0.8, "curly": 0.55}[hair.curl_class] * (0.35 if mens else 1.0)
     stiff = np.where(fringe & hair.has_bangs, 0.9, stiff)[:, None]
-    direction = _unit(normal * (0.75 if mens and not hair.has_bangs else 0.45) + flow)
+    direction = unit(normal * (0.75 if mens and not hair.has_bangs else 0.45) + flow)
     points = np.empty((len(roots), steps, 3), np.float32)
     position = roots.astype(np.float32)
     points[:, 0] = position
     before = np.where(roots[:, 2] > 1.5 - 5 * (hair.front_share - 0.5), 1.0, -1.0)
-    before = np.where(rng.random(len(roots)) < 0.12, -before, before)
+    before = np.where((rng.random(len(roots)) < 0.12) & (np.abs(roots[:, 2]) < 4), -before, before)
     opened = {"along_face_line": 5.6, "swept": 5.9}.get(hair.bangs, 6.5)
     for step in range(1, steps):
         travelled = step * stride
         pull = 0.26 * stride * min(1.0, 0.25 + travelled / 7)
         comb = 0.5 * stride * max(0.0, 1 - travelled / 9)
-        direction = _unit(direction + stiff * np.array([0, -pull, 0], np.float32) + flow * comb)
+        direction = unit(direction + stiff * np.array([0, -pull, 0], np.float32) + flow * comb)
         moved = position + direction * stride
         # the head
         rel = (moved - _CENTRE) / (axes + lift[:, None] * min(1.0, 0.25 + travelled / 2.5))
-        radius = np.linalg.norm(rel, axis=1)
+        radius = np.sqrt(dot(rel, rel))
         pushed = _CENTRE + (moved - _CENTRE) / np.maximum(radius, 1e-3)[:, None]
         moved = np.where((radius < 1)[:, None], pushed, moved)
         # the face stays free of hair that is not a fringe
@@ -213,7 +225,7 @@ def _fall(
         target = np.where(before > 0, np.maximum(z, wall), np.minimum(z, wall))
         z = z + (target - z) * near
         moved = np.stack([x, y, z], 1)
-        direction = _unit(direction * 0.35 + _unit(moved - position) * 0.65)
+        direction = unit(direction * 0.35 + unit(moved - position) * 0.65)
         position = moved.astype(np.float32)
         points[:, step] = position
     for _ in range(2):
@@ -239,11 +251,11 @@ def _resample(points: np.ndarray, end: np.ndarray, count: int) -> np.ndarray:
 
 def _frames(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Outward and sideways unit vectors across each guide, both (g, n, 3)."""
-    tangent = _unit(np.gradient(points, axis=1))
+    tangent = unit(np.gradient(points, axis=1))
     out = points - _CENTRE
     out[..., 1] *= np.clip((points[..., 1] + 2) / 8, 0, 1)
-    out = out - tangent * (out * tangent).sum(-1, keepdims=True)
-    out = _unit(out)
+    out = out - tangent * dot(out, tangent)[..., None]
+    out = unit(out)
     return out, np.cross(tangent, out)
 
 
@@ -253,8 +265,10 @@ def grow(person: Person, shape: Shape) -> list[Strands]:
     rng = np.random.default_rng([person.seed, 21])
     mens = hair.length == "mens"
     curl = _CURLS[hair.curl]
-    tight = {"mens": 0.62, "womens_short": 0.8}.get(hair.length, 1.0)
-    wavelength, radius = curl.wavelength * tight, curl.radius * tight
+    shrink = {"mens": (0.5, 0.55), "womens_short": (0.62, 0.75), "bob": (0.8, 0.9)}.get(hair.length, (1.0, 1.0))
+    if hair.curl_class == "curly":
+        shrink = {"mens": (0.62, 0.62), "womens_short": (0.8, 0.8)}.get(hair.length, (1.0, 1.0))
+    wavelength, radius = curl.wavelength * shrink[0], curl.radius * shrink[1]
     guides = 520 if mens else 430
     roots = scalp_roots(shape, guides, rng)
     fringe = _is_fringe(roots)
@@ -266,14 +280,14 @@ def grow(person: Person, shape: Shape) -> list[Strands]:
     stride = float(np.linalg.norm(np.diff(raw, axis=1), axis=2).mean())
     typical = float(np.percentile(end, 85)) * stride
     fine = typical / wavelength * (7.5 if hair.curl_class == "curly" else 5.0)
-    count = int(np.clip(fine, 18, 84)) // 3 * 3 + 1
+    count = int(np.clip(fine, 18, 75)) // 3 * 3 + 1
     path = _resample(raw, end, count)
     length = end * stride
     if hair.width == "thick":
         total = 3900
     else:
         total = 4700 if hair.width == "medium" else 5400
-    total = int(min(total, 190_000 / count))
+    total = int(min(total, 145_000 / count))
     tips = scalp_roots(shape, total, rng)
     nearest = _nearest(tips, roots)
     out, across = _frames(path)
@@ -285,9 +299,13 @@ def grow(person: Person, shape: Shape) -> list[Strands]:
     points = path[nearest] + delta
     n = len(tips)
     arc = length[nearest][:, None] * t[None]
-    guide_phase = rng.uniform(0, 2 * np.pi, len(roots)) * (1.0 if hair.curl_class == "curly" else 0.45)
-    guide_stretch = rng.uniform(0.82, 1.2, len(roots))
-    phase = guide_phase[nearest] + rng.normal(0, 0.22, n)
+    if hair.curl_class == "curly":
+        guide_phase, guide_stretch = rng.uniform(0, 2 * np.pi, len(roots)), rng.uniform(0.82, 1.2, len(roots))
+        phase = guide_phase[nearest] + rng.normal(0, 0.35, n)
+    else:  # neighbouring locks swing together
+        guide_phase = rng.normal(0, 0.5, len(roots)) + np.sin(2 * np.arctan2(roots[:, 0], roots[:, 2])) * 0.8
+        guide_stretch = rng.uniform(0.95, 1.06, len(roots))
+        phase = guide_phase[nearest] + rng.normal(0, 0.18, n)
     angle = (2 * np.pi / wavelength) * arc * guide_stretch[nearest][:, None] + phase[:, None]
     grown = np.clip((arc / np.maximum(length[nearest][:, None], 1) - curl.begins) / 0.3, 0, 1) * np.clip(
         arc / 2.5, 0, 1
@@ -300,7 +318,7 @@ def grow(person: Person, shape: Shape) -> list[Strands]:
     points += across[nearest] * sway[..., None] + out[nearest] * (rise + np.abs(size * (1 - curl.flat)))[..., None]
     if curl.bend and not mens:
         inward = np.stack([-points[..., 0], np.zeros_like(points[..., 0]), -(points[..., 2] + 2)], -1)
-        turned = _unit(inward) * (curl.bend * np.clip((arc - length[nearest][:, None] + 6) / 6, 0, 1) ** 2)[..., None]
+        turned = unit(inward) * (curl.bend * np.clip((arc - length[nearest][:, None] + 6) / 6, 0, 1) ** 2)[..., None]
         points += turned * np.where(fringe[nearest], 0.15, 1.0)[:, None, None]
     # frizz and flyaways
     loose = rng.random(n) < 0.05
@@ -311,41 +329,49 @@ def grow(person: Person, shape: Shape) -> list[Strands]:
     bright = np.clip(rng.normal(1, 0.13, len(roots))[nearest] * rng.normal(1, 0.12, n), 0.6, 1.5)
     bright = np.where(loose, 1.05, bright).astype(np.float32)
     own = np.clip(shell[nearest] * 0.75 + rng.uniform(0, 0.35, n), 0, 1).astype(np.float32)
-    tone = _tone(hair, points, roots[nearest], nearest, rng)
+    streaked = _streaks(roots, rng)
+    tone = _tone(hair, points, streaked[nearest], rng)
     main = Strands(points.astype(np.float32), own, tone, bright, 2 if hair.width == "thick" else 1)
-    fill_path = path[:, :: max(1, count // 20)]
-    dark = np.full(len(roots), 0.8, np.float32)
-    under = shell * 0.4
-    covered = ~(fringe & (hair.bangs == "see_through"))
+    # a dark mass under the strands, so that no scalp or room shines through
+    inner = (shell < 0.75) & ~(fringe & (hair.bangs == "see_through"))
+    under = _shorten(path[inner], np.full(int(inner.sum()), 0.82, np.float32), 19)
+    under -= 0.35 * _frames(under)[0]
     filler = Strands(
-        fill_path[covered],
-        under[covered],
-        _tone(hair, fill_path, roots, np.arange(len(roots)), rng)[covered],
-        dark[covered],
-        12 if not mens else 7,
+        under,
+        shell[inner] * 0.4,
+        _tone(hair, under, streaked[inner], rng),
+        np.full(len(under), 0.85, np.float32),
+        6 if mens else 9,
         filler=True,
     )
     return [filler, main]
 
 
 def _nearest(points: np.ndarray, roots: np.ndarray) -> np.ndarray:
-    square = (points**2).sum(1)[:, None] + (roots**2).sum(1)[None] - 2 * points @ roots.T
+    """Index of the nearest root for each point."""
+    square = dot(roots, roots)[None] - 2 * np.einsum("ni,gi->ng", points, roots)
     return square.argmin(1)
 
 
-def _shorten(points: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Strands cut to a share of their length, with as many points as before."""
-    return _resample(points, (share * (points.shape[1] - 1)).astype(np.float32), points.shape[1])
+def _shorten(points: np.ndarray, share: np.ndarray, count: int | None = None) -> np.ndarray:
+    """Strands cut to a share of their length, with `count` points (as many as before)."""
+    return _resample(points, (share * (points.shape[1] - 1)).astype(np.float32), count or points.shape[1])
 
 
-def _tone(hair: Hair, points: np.ndarray, roots: np.ndarray, guide: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """0 root colour .. 1 second colour for each point (n, k)."""
+def _streaks(roots: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Which guides carry the second colour of two-tone hair: broad panels round the head. float32 (g,) 0 or 1."""
+    turn = np.arctan2(roots[:, 0], roots[:, 2])
+    waves = np.sin(5 * turn + rng.uniform(0, 6)) + 0.6 * np.sin(9 * turn + rng.uniform(0, 6))
+    return (waves + rng.normal(0, 0.25, len(roots)) > 0.55).astype(np.float32)
+
+
+def _tone(hair: Hair, points: np.ndarray, streaked: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """0 root colour .. 1 second colour for each point (n, k); `streaked` (n,) marks strands of two-tone hair."""
     n, k = points.shape[:2]
     along = np.linspace(0, 1, k, dtype=np.float32)[None]
     if hair.color == "ombre":
         start = {"mens": 8.5, "womens_short": 4.0, "bob": 0.0, "medium": -3.5, "long": -9.0}[hair.length]
         return np.clip((start - points[..., 1]) / 7 + 0.1, 0, 1).astype(np.float32)
     if hair.color == "two_tone":
-        streak = np.random.default_rng(int(guide.max()) + 5).random(int(guide.max()) + 1)[guide] < 0.36
-        return np.repeat((streak * 0.92).astype(np.float32)[:, None], k, 1) * np.clip(along * 8, 0, 1)
+        return (streaked[:, None] * np.clip(along * 8, 0, 1)).astype(np.float32)
     return (along * 0.7 + rng.uniform(0, 0.3, n)[:, None]).astype(np.float32)

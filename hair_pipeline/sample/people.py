@@ -182,11 +182,11 @@ def make_people(count: int, seed: int, *, first: int = 0, blurred_share: float =
                 age=int(rng.integers(19, 58)),
                 identity=identities[index],
                 hair=hair,
-                cloth=_soft_color(rng, 25, 225, 22),
-                cloth_second=_soft_color(rng, 30, 235, 20),
+                cloth=_soft_color(rng, 28, 200, 15),
+                cloth_second=_soft_color(rng, 30, 225, 12),
                 cloth_kind=str(rng.choice(["plain", "plain", "stripes", "v_neck", "shirt"])),
-                wall=_soft_color(rng, 130, 225, 9),
-                accent=_soft_color(rng, 60, 215, 18),
+                wall=_soft_color(rng, 145, 222, 5),
+                accent=_soft_color(rng, 60, 205, 13),
                 blurred=blurred and blurred_share > 0,
             )
         )

@@ -5,6 +5,7 @@ Belongs here: putting room, body, face and hair together. Does not belong here: 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import cv2
@@ -15,7 +16,8 @@ from hair_pipeline.sample.grow import Strands, grow, hairline
 from hair_pipeline.sample.people import Person, View
 from hair_pipeline.sample.scene import cloth_color, cloth_cover, paint_room
 from hair_pipeline.sample.skin import light_cloth, light_skin, linear, look_up, paint_face, skin_color
-from hair_pipeline.sample.strands import draw_hair
+from hair_pipeline.sample.strands import NOTHING, draw_hair
+from hair_pipeline.sample.vectors import dot, unit
 
 FACE_YAW = 95.0
 """Degrees; beyond it no face is seen."""
@@ -58,7 +60,9 @@ def build_model(person: Person) -> Model:
     return Model(person, shape, chart, grow(person, shape))
 
 
-def _grid_box(camera: Camera, low: tuple[float, float], high: tuple[float, float], step: int) -> tuple[int, ...]:
+def _grid_box(
+    camera: Camera, low: tuple[float, float], high: tuple[float, float], step: int
+) -> tuple[int, int, int, int]:
     """A pixel rectangle around the cm rectangle low..high (x, y), clipped to the picture, sides divisible by step."""
     x0 = max(0, int(camera.origin[0] + low[0] * camera.scale)) // step * step
     x1 = min(SIZE, -(-int(camera.origin[0] + high[0] * camera.scale) // step) * step)
@@ -81,100 +85,145 @@ def _scalp(point: np.ndarray, parted: bool, parting_x: float) -> np.ndarray:
     return cover.astype(np.float32)
 
 
+@dataclass(frozen=True)
+class _Light:
+    """Direction towards the light (3,) in the camera's frame, colours of the dome and of the light, linear."""
+
+    direction: np.ndarray
+    ambient: np.ndarray
+    key: np.ndarray
+
+
+@dataclass
+class _Canvas:
+    """What has been painted so far, each float32 (512, 512[, 3])."""
+
+    image: np.ndarray  # linear light
+    solid: np.ndarray  # coverage of body and head
+    skin: np.ndarray  # coverage of bare skin
+    scalp: np.ndarray  # coverage of scalp under hair
+
+
+def _light(person: Person, view: View, rng: np.random.Generator) -> _Light:
+    warm = rng.uniform(-0.06, 0.06)
+    key = np.array([1 + warm, 1.0, 1 - warm], np.float32) * np.float32(rng.uniform(0.72, 0.9))
+    wall = linear(person.wall)
+    ambient = (0.30 + 0.14 * wall / wall.max()) * np.float32(rng.uniform(0.85, 1.1))
+    return _Light(np.array(view.light, np.float32), ambient.astype(np.float32), key)
+
+
+def _depths(head: Surface, body: Surface, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+    """Depth of head and of body at half the picture's size, float32 (256, 256), NOTHING where there is none."""
+    result = []
+    for part in (head, body):
+        depth = np.full((SIZE // 2, SIZE // 2), NOTHING, np.float32)
+        seen = np.where(part.distance <= 0.02, dot(part.point, camera.rotation[2]), NOTHING)
+        x0, y0, x1, y1 = (v // 2 for v in part.box)
+        factor = part.step // 2
+        depth[y0:y1, x0:x1] = seen.repeat(factor, 0).repeat(factor, 1)
+        result.append(depth)
+    return result[0], result[1]
+
+
+def _paint_body(canvas: _Canvas, model: Model, body: Surface, scale: float, light: _Light) -> None:
+    """Neck, shoulders and clothes; lit at half resolution, outlined at full."""
+    person = model.person
+    point, normal = body.enlarge(body.point, 2), unit(body.enlarge(body.normal, 2))
+    under = cloth_cover(person, point)[..., None]
+    tone = np.broadcast_to(skin_color(person.parameters) * np.float32(0.94), point.shape)
+    neck = light_skin(tone, normal, light.direction, light.ambient, light.key)
+    height = point[..., 1:2]
+    neck *= 1 - 0.55 * np.clip((height + 16.0) / 3.5, 0, 1)
+    worn = light_cloth(cloth_color(person, point), normal, light.direction, light.ambient, light.key)
+    worn *= 0.75 + 0.25 * np.clip((-14.2 - height) / 3, 0, 1)
+    edge = np.exp(-(((under - 0.5) / 0.35) ** 2))
+    painted = (neck * (1 - under) + worn * under) * (1 - 0.25 * edge)
+    painted, bare = body.enlarge(painted, 2), 1 - body.enlarge(under, 2)
+    cover = _coverage(body, scale)
+    x0, y0, x1, y1 = body.box
+    region = canvas.image[y0:y1, x0:x1]
+    region += (painted - region) * cover[..., None]
+    canvas.solid[y0:y1, x0:x1] = cover
+    canvas.skin[y0:y1, x0:x1] = cover * bare
+
+
+def _paint_head(
+    canvas: _Canvas, model: Model, head: Surface, before_body: np.ndarray, scale: float, light: _Light
+) -> None:
+    """Face, ears and scalp; `before_body` (256, 256) is 0 where the body hides the head."""
+    person, shape, hair = model.person, model.shape, model.person.hair
+    point, normal = head.full(head.point), unit(head.full(head.normal))
+    x, y, z = (point[..., i] for i in range(3))
+    albedo = look_up(model.chart, point)
+    behind = np.clip((1.5 - z) / 2, 0, 1)[..., None]
+    tone = skin_color(person.parameters)
+    albedo += (tone * np.float32(0.97) - albedo) * behind
+    ex, ey, ez = shape.ear
+    ear = np.exp(-(((y - ey - 0.2) / 1.7) ** 2) - ((z - ez + 0.1) / 0.75) ** 2) * (np.abs(x) > ex - 1)
+    albedo *= 1 - 0.5 * ear[..., None] * np.array([0.7, 1, 1], np.float32)
+    scalp = _scalp(point, hair.parting != "none" and not hair.has_bangs, hair.parting_x)
+    albedo += (linear(hair.rgb) * np.float32(0.45) - albedo) * scalp[..., None]
+    painted = light_skin(albedo, normal, light.direction, light.ambient, light.key)
+    painted *= 1 - 0.25 * np.clip((-8.5 - y) / 4, 0, 1)[..., None]
+    x0, y0, x1, y1 = head.box
+    cover = _coverage(head, scale)
+    cover *= cv2.resize(before_body, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)[y0:y1, x0:x1]
+    region = canvas.image[y0:y1, x0:x1]
+    region += (painted - region) * cover[..., None]
+    bare = canvas.skin[y0:y1, x0:x1]
+    bare += (1 - scalp - bare) * cover
+    canvas.scalp[y0:y1, x0:x1] = cover * scalp
+    canvas.solid[y0:y1, x0:x1] = np.maximum(canvas.solid[y0:y1, x0:x1], cover)
+
+
+def _cast_shadow(canvas: _Canvas, hair: np.ndarray, view: View) -> None:
+    """The soft shadow of the hair (512, 512) before the body on skin and clothes."""
+    half = cv2.resize(hair, (SIZE // 2, SIZE // 2), interpolation=cv2.INTER_AREA)
+    half = cv2.GaussianBlur(half, (0, 0), 3.5)
+    move = np.array([[1, 0, -view.light[0] * 4.5], [0, 1, view.light[1] * 5]], np.float32)
+    half = cv2.warpAffine(half, move, (SIZE // 2, SIZE // 2))
+    shade = cv2.resize(half, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR) * canvas.solid
+    canvas.image *= 1 - shade[..., None] * np.array([0.44, 0.48, 0.49], np.float32)
+
+
 def render(model: Model, view: View, *, blur_face: bool | None = None) -> Photo:
     """Draw one view. `blur_face` overrides the person's own setting.
 
     Deterministic: the same model and view give the same bytes.
     """
-    person, shape, hair = model.person, model.shape, model.person.hair
+    person = model.person
     rng = np.random.default_rng([view.seed, 41])
     camera = Camera(view.yaw, view.pitch, view.roll, view.scale, view.origin)
-    light = np.array(view.light, np.float32)
-    warm = rng.uniform(-0.06, 0.06)
-    key = np.array([1 + warm, 1.0, 1 - warm], np.float32) * np.float32(rng.uniform(0.72, 0.9))
-    wall = linear(person.wall)
-    ambient = (0.30 + 0.14 * wall / wall.max()) * np.float32(rng.uniform(0.85, 1.1))
-    image = paint_room(person, view)
-
-    head = march(shape, camera, "head", _grid_box(camera, (-13.0, -15.5), (13.0, 14.0), 2), 2, 16)
-    body = march(shape, camera, "body", _grid_box(camera, (-30.0, -60.0), (30.0, -1.0), 4), 4, 16)
-    depth = np.full((SIZE // 2, SIZE // 2), -99, np.float32)
-    face_depth = np.where(head.distance <= 0.02, head.point @ camera.rotation[2], -99)
-    bx0, by0, bx1, by1 = (v // 2 for v in body.box)
-    hx0, hy0, hx1, hy1 = (v // 2 for v in head.box)
-    body_depth = np.where(body.distance <= 0.02, body.point @ camera.rotation[2], -99).repeat(2, 0).repeat(2, 1)
-    depth[by0:by1, bx0:bx1] = body_depth
-    head_over = np.full_like(depth, -99)
-    head_over[hy0:hy1, hx0:hx1] = face_depth
+    light = _light(person, view, rng)
+    head = march(model.shape, camera, "head", _grid_box(camera, (-13.0, -15.5), (13.0, 14.0), 2), 2, 16)
+    body = march(model.shape, camera, "body", _grid_box(camera, (-30.0, -60.0), (30.0, -1.0), 4), 4, 16)
+    head_depth, body_depth = _depths(head, body, camera)
     layers = draw_hair(
-        model.strands, hair, camera, np.maximum(depth, head_over), light, ambient.astype(np.float32), key
+        model.strands,
+        person.hair,
+        camera,
+        np.maximum(head_depth, body_depth),
+        light.direction,
+        light.ambient,
+        light.key,
     )
-    image = image * (1 - layers.behind[..., 3:]) + layers.behind[..., :3]
-    solid = np.zeros((SIZE, SIZE), np.float32)
-
-    # neck, shoulders, clothes
-    x0, y0, x1, y1 = body.box
-    point, normal = body.full(body.point), body.full(body.normal)
-    normal /= np.linalg.norm(normal, axis=2, keepdims=True) + 1e-6
-    under = cloth_cover(person, point)
-    tone = skin_color(person.parameters)
-    neck = light_skin(np.broadcast_to(tone * np.float32(0.94), point.shape), normal, light, ambient, key)
-    chin = np.clip((point[..., 1] + 17.5) / 6, 0, 1)
-    neck *= (1 - 0.5 * chin * chin)[..., None]
-    worn = light_cloth(cloth_color(person, point), normal, light, ambient, key)
-    worn *= (0.75 + 0.25 * np.clip((-15.2 - point[..., 1]) / 3, 0, 1))[..., None]
-    edge = np.exp(-(((under - 0.5) / 0.35) ** 2))[..., None]
-    painted = (neck * (1 - under[..., None]) + worn * under[..., None]) * (1 - 0.25 * edge)
-    cover = _coverage(body, camera.scale)
-    region = image[y0:y1, x0:x1]
-    region += (painted - region) * cover[..., None]
-    solid[y0:y1, x0:x1] = cover
-    skin = np.zeros((SIZE, SIZE), np.float32)
-    skin[y0:y1, x0:x1] = cover * (1 - under)
-
-    # head
-    x0, y0, x1, y1 = head.box
-    point, normal = head.full(head.point), head.full(head.normal)
-    normal /= np.linalg.norm(normal, axis=2, keepdims=True) + 1e-6
-    albedo = look_up(model.chart, point)
-    behind = np.clip((1.5 - point[..., 2]) / 2, 0, 1)[..., None]
-    albedo = albedo * (1 - behind) + tone * np.float32(0.97) * behind
-    ex, ey, ez = shape.ear
-    ear = np.exp(-(((point[..., 1] - ey - 0.2) / 1.7) ** 2) - ((point[..., 2] - ez + 0.1) / 0.75) ** 2)
-    ear *= np.abs(point[..., 0]) > ex - 1
-    albedo = albedo * (1 - 0.5 * ear[..., None] * np.array([0.7, 1, 1], np.float32))
-    scalp = _scalp(point, hair.parting != "none" and not hair.has_bangs, hair.parting_x)
-    root = linear(hair.rgb) * np.float32(0.45)
-    albedo = albedo * (1 - scalp[..., None]) + root * scalp[..., None]
-    painted = light_skin(albedo, normal, light, ambient, key)
-    painted *= 1 - 0.25 * np.clip((-8.5 - point[..., 1]) / 4, 0, 1)[..., None]
-    cover = _coverage(head, camera.scale)
-    over = np.full((SIZE // 2, SIZE // 2), 1, np.float32)
-    hidden = (head_over < depth) & (head_over > -90)
-    over[hidden] = 0
-    over = cv2.resize(over, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)[y0:y1, x0:x1]
-    cover = cover * over
-    shadow = cv2.GaussianBlur(layers.before[..., 3], (0, 0), 7)
-    move = np.float32([[1, 0, -view.light[0] * 9], [0, 1, view.light[1] * 10]])
-    shadow = cv2.warpAffine(shadow, move, (SIZE, SIZE))
-    region = image[y0:y1, x0:x1]
-    region += (painted - region) * cover[..., None]
-    skin[y0:y1, x0:x1] = skin[y0:y1, x0:x1] * (1 - cover) + cover * (1 - scalp)
-    grown = np.zeros((SIZE, SIZE), np.float32)
-    grown[y0:y1, x0:x1] = cover * scalp
-    solid[y0:y1, x0:x1] = np.maximum(solid[y0:y1, x0:x1], cover)
-    image *= (1 - 0.5 * shadow * solid)[..., None] + (0.08 * shadow * solid)[..., None] * np.float32([1, 0.4, 0.3])
-
-    image = image * (1 - layers.before[..., 3:]) + layers.before[..., :3]
-    amount = 1 - (1 - layers.before[..., 3]) * (1 - grown) * (1 - layers.behind[..., 3] * (1 - solid))
-    hair_mask = _clean(amount > 0.5)
-    skin_mask = _clean((skin > 0.5) & ~hair_mask) & ~hair_mask
+    blank = [np.zeros((SIZE, SIZE), np.float32) for _ in range(3)]
+    canvas = _Canvas(paint_room(person, view), *blank)
+    canvas.image = canvas.image * (1 - layers.behind[..., 3:]) + layers.behind[..., :3]
+    _paint_body(canvas, model, body, camera.scale, light)
+    hidden = (head_depth < body_depth) & (head_depth > NOTHING)
+    _paint_head(canvas, model, head, (~hidden).astype(np.float32), camera.scale, light)
+    _cast_shadow(canvas, layers.before[..., 3], view)
+    image = canvas.image * (1 - layers.before[..., 3:]) + layers.before[..., :3]
+    bare = (1 - layers.before[..., 3]) * (1 - canvas.scalp) * (1 - layers.behind[..., 3] * (1 - canvas.solid))
+    hair = _clean(bare < 0.5)
+    skin = _clean((canvas.skin > 0.5) & ~hair) & ~hair
     finished = _develop(image, rng)
-    box, landmarks = _find_face(model, camera, head, skin_mask)
+    box, landmarks = _find_face(model, camera, head)
     blur = None
     if box is not None and (person.blurred if blur_face is None else blur_face):
         finished, blur = _blur_face(finished, model, camera)
-    return Photo(finished, hair_mask, skin_mask, box, landmarks, blur)
+    return Photo(finished, hair, skin, box, landmarks, blur)
 
 
 def _clean(mask: np.ndarray) -> np.ndarray:
@@ -182,13 +231,19 @@ def _clean(mask: np.ndarray) -> np.ndarray:
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
     closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, kernel)
     closed = cv2.morphologyEx(closed, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3)))
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=4)
+    _count, labels, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=4)
     small = np.flatnonzero(stats[:, cv2.CC_STAT_AREA] < 60)
     closed[np.isin(labels, small[small > 0])] = 0
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(1 - closed, connectivity=4)
+    _count, labels, stats, _ = cv2.connectedComponentsWithStats(1 - closed, connectivity=4)
     small = np.flatnonzero(stats[:, cv2.CC_STAT_AREA] < 60)
     closed[np.isin(labels, small[small > 0])] = 1
     return closed.astype(bool)
+
+
+@functools.cache
+def _grain() -> np.ndarray:
+    """A large field of sensor noise to cut pieces from, float32 (640, 640, 3)."""
+    return np.random.default_rng(71).normal(0, 0.009, (SIZE + 128, SIZE + 128, 3)).astype(np.float32)
 
 
 def _develop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -196,19 +251,18 @@ def _develop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     bright = np.clip(image, 0, None)
     toned = np.sqrt(bright / (1 + 0.12 * bright) * 1.1)
     toned = cv2.GaussianBlur(toned.astype(np.float32), (0, 0), 0.45)
-    noise = np.empty((SIZE, SIZE, 3), np.float32)
-    cv2.setRNGSeed(int(rng.integers(2**31)))
-    cv2.randn(noise, (0, 0, 0), (0.009, 0.009, 0.009))
+    x, y = (int(v) for v in rng.integers(0, 128, 2))
+    noise = _grain()[y : y + SIZE, x : x + SIZE]
     return np.clip((toned + noise) * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
 def _find_face(
-    model: Model, camera: Camera, head: Surface, skin: np.ndarray
+    model: Model, camera: Camera, head: Surface
 ) -> tuple[tuple[float, float, float, float] | None, np.ndarray]:
     none = np.empty((0, 2), np.float32)
     if abs(camera.yaw) > FACE_YAW:
         return None, none
-    x, y, z = (head.point[..., i] for i in range(3))
+    y, z = head.point[..., 1], head.point[..., 2]
     face = (head.distance <= 0.05) & (z > 1.0) & (y < 6.8)
     if face.sum() < 150:
         return None, none

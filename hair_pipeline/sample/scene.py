@@ -52,17 +52,18 @@ def paint_room(person: Person, view: View) -> np.ndarray:
                         canvas, (book, level - int(room.integers(10, 24))), (book + 6, level), tint.tolist(), -1
                     )
     canvas = cv2.GaussianBlur(canvas, (0, 0), float(room.uniform(1.6, 4.0)))
-    canvas = linear(np.clip(cv2.resize(canvas, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR), 0, 255))
-    y, x = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j].astype(np.float32)
+    canvas = linear(np.clip(canvas, 0, 255))
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j].astype(np.float32)
     lit = 1 + 0.2 * (x * view.light[0] - y * view.light[1]) - 0.12 * (x * x + y * y)
-    return np.clip(canvas * lit[..., None] * np.float32(0.92), 0, 1)
+    canvas = np.clip(canvas * lit[..., None] * np.float32(0.92), 0, 1)
+    return cv2.resize(canvas, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
 
 
 def cloth_cover(person: Person, point: np.ndarray) -> np.ndarray:
     """How far a surface point (h, w, 3) is under cloth, 0-1: below the neckline."""
     x, y, z = (point[..., i] for i in range(3))
     forward = np.clip((z + 2) / 8, 0, 1)
-    line = -15.3 - 3.2 * forward * np.exp(-((x / 7) ** 2))
+    line = -14.3 - 3.2 * forward * np.exp(-((x / 7) ** 2))
     if person.cloth_kind == "v_neck":
         line = line - 7.0 * forward * np.clip(1 - np.abs(x) / 6.5, 0, 1)
     elif person.cloth_kind == "shirt":
@@ -74,7 +75,7 @@ def cloth_color(person: Person, point: np.ndarray) -> np.ndarray:
     """Linear albedo of the cloth at surface points (h, w, 3)."""
     x, y, z = (point[..., i] for i in range(3))
     first, second = linear(person.cloth), linear(person.cloth_second)
-    folds = 1 + 0.10 * np.sin(x * 0.9 + 0.35 * y + np.sin(y * 0.5) * 1.4) + 0.06 * np.sin(x * 1.9 - y * 0.8)
+    folds = 1 + 0.05 * np.sin(x * 0.42 + np.sin(y * 0.31 + x * 0.2) * 1.7) + 0.04 * np.sin(0.5 * y - np.abs(x) * 0.55)
     if person.cloth_kind == "stripes":
         weight = np.clip(np.sin(y * 2.4) * 6, 0, 1)[..., None]
         color = first * (1 - weight) + second * weight

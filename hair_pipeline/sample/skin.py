@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from hair_pipeline.sample.geometry import HEIGHT_ORIGIN, HEIGHT_SCALE, Shape, features
+from hair_pipeline.sample.vectors import dot
 
 CHART_SCALE = 24.0
 """Pixels per cm of the face chart, a front projection of 18 x 26 cm."""
@@ -28,8 +29,15 @@ class _Chart:
         self.pixels = np.empty((_HEIGHT, _WIDTH, 3), np.float32)
         self.pixels[:] = color
 
-    def _place(self, points: np.ndarray) -> np.ndarray:
+    def place(self, points: np.ndarray) -> np.ndarray:
         return (points - HEIGHT_ORIGIN) * (CHART_SCALE, -CHART_SCALE)
+
+    def region(self, points: np.ndarray) -> tuple[slice, slice]:
+        """Rows and columns of the points' bounding box."""
+        placed = self.place(points)
+        low = np.clip(placed.min(0), 0, (_WIDTH, _HEIGHT)).astype(int)
+        high = np.clip(placed.max(0) + 1, 0, (_WIDTH, _HEIGHT)).astype(int)
+        return slice(low[1], high[1]), slice(low[0], high[0])
 
     def fill(self, points: np.ndarray, color: np.ndarray, opacity: float, soft: float = 0.03) -> None:
         """Blend `color` inside the polygon (n, 2) in cm; its border is `soft` cm wide."""
@@ -40,7 +48,7 @@ class _Chart:
         self._blend(points, color, opacity, soft, width)
 
     def _blend(self, points: np.ndarray, color: np.ndarray, opacity: float, soft: float, width: float | None) -> None:
-        placed = self._place(points)
+        placed = self.place(points)
         sigma = soft * CHART_SCALE
         margin = int(3 * sigma + 3 + (width or 0) * CHART_SCALE)
         low = np.clip(np.floor(placed.min(0)).astype(int) - margin, 0, (_WIDTH, _HEIGHT))
@@ -85,7 +93,7 @@ def _lids(half: float, rise: float, drop: float) -> tuple[np.ndarray, np.ndarray
 
 def _paint_eye(chart: _Chart, identity: dict[str, float], place: dict[str, float], skin: np.ndarray, side: int) -> None:
     half = place["eye_half"]
-    upper, lower = _lids(half, 0.36 * half + 0.08, 0.24 * half)
+    upper, lower = _lids(half, 0.40 * half + 0.1, 0.25 * half)
     angle = np.radians(4 + 8 * identity["eye_tilt"])
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     centre = np.array([place["eye_x"], place["eye_y"]])
@@ -95,20 +103,21 @@ def _paint_eye(chart: _Chart, identity: dict[str, float], place: dict[str, float
 
     almond = np.concatenate([upper, lower[::-1]])
     chart.fill(put(almond * (1.35, 2.3) + (0, 0.15)), skin * (0.62, 0.5, 0.46), 0.35, 0.3)
-    chart.fill(put(almond), linear((232, 226, 222)), 1.0, 0.03)
+    chart.fill(put(almond), linear((222, 214, 209)), 1.0, 0.03)
     dark, light = linear((46, 28, 20)), linear((104, 132, 140))
     mix = np.clip((identity["eye_color"] + 1) / 2, 0, 1) ** 1.5
     iris = dark + (light - dark) * mix
-    radius = 0.43 * half
-    before = chart.pixels.copy()
+    radius = 0.45 * half
+    near = chart.region(put(almond * 3))
+    before = chart.pixels[near].copy()
     chart.fill(put(_ellipse(0, 0.06, radius, radius)), iris * 0.35, 1.0, 0.03)
     chart.fill(put(_ellipse(0, 0.06, radius * 0.84, radius * 0.84)), iris, 1.0, 0.05)
     chart.fill(put(_ellipse(0, -0.1, radius * 0.5, radius * 0.35)), iris * 1.8, 0.5, 0.08)
     chart.fill(put(_ellipse(0, 0.06, radius * 0.42, radius * 0.42)), linear((8, 8, 8)), 1.0, 0.03)
     inside = np.zeros((_HEIGHT, _WIDTH), np.uint8)
-    cv2.fillPoly(inside, [np.round(chart._place(put(almond)) * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
-    keep = inside > 127
-    chart.pixels[~keep] = before[~keep]
+    cv2.fillPoly(inside, [np.round(chart.place(put(almond)) * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    keep = inside[near][..., None] > 127
+    chart.pixels[near] = np.where(keep, chart.pixels[near], before)
     shade = np.concatenate([upper, (upper * (1, 0.45))[::-1]])
     chart.fill(put(shade), linear((40, 28, 24)), 0.45, 0.05)
     chart.line(put(upper), linear((18, 12, 10)), 0.95, 0.1, 0.025)
@@ -117,7 +126,7 @@ def _paint_eye(chart: _Chart, identity: dict[str, float], place: dict[str, float
     chart.line(put(lower), skin * (0.45, 0.32, 0.3), 0.55, 0.07, 0.04)
     chart.line(put(upper * (1.04, 1.0) + (0.02, 0.3)), skin * (0.42, 0.3, 0.26), 0.6, 0.07, 0.05)  # crease
     chart.fill(put(_ellipse(-half * 0.93, -0.02, 0.13, 0.1)), linear((190, 110, 100)), 0.6, 0.04)
-    glint = put(_ellipse(0, 0, 0.09, 0.09)) + (0.16 - 0.0 * side, 0.2)
+    glint = put(_ellipse(0, 0, 0.09, 0.09)) + np.array([0.16, 0.2])
     chart.fill(glint, np.ones(3, np.float32), 0.95, 0.03)
 
 
@@ -148,10 +157,11 @@ def _paint_mouth(chart: _Chart, identity: dict[str, float], place: dict[str, flo
     t = np.linspace(-1, 1, 41)
     bow = 0.62 * lip * (1 - np.abs(t) ** 1.8) - 0.16 * lip * np.exp(-((t / 0.14) ** 2))
     low = -0.85 * lip * (1 - np.abs(t) ** 2.3)
-    middle = 0.06 * np.cos(3 * np.pi * t) * (1 - np.abs(t)) - 0.03
+    middle = 0.05 * np.cos(3 * np.pi * t) * (1 - np.abs(t)) + 0.2 * t**2 - 0.08
     line = np.stack([t * width, y + middle], 1)
-    chart.fill(np.concatenate([np.stack([t * width, y + bow], 1), line[::-1]]), color * 0.72, 0.9, 0.06)
-    chart.fill(np.concatenate([line, np.stack([t * width * 0.96, y + low], 1)[::-1]]), color, 0.9, 0.07)
+    corner = 0.14 * np.abs(t) ** 3
+    chart.fill(np.concatenate([np.stack([t * width, y + bow + corner], 1), line[::-1]]), color * 0.72, 0.9, 0.06)
+    chart.fill(np.concatenate([line, np.stack([t * width * 0.96, y + low + corner], 1)[::-1]]), color, 0.9, 0.07)
     chart.fill(_ellipse(0, y - 0.42 * lip, width * 0.42, 0.16 * lip), color * 1.5 + 0.05, 0.35, 0.12)
     chart.line(line * (1.03, 1), color * (0.2, 0.12, 0.12), 0.85, 0.08, 0.035)
     for side in (-1, 1):
@@ -184,7 +194,7 @@ def paint_face(identity: dict[str, float], shape: Shape, female: bool, seed: int
         nostril = _ellipse(side * half * 0.44, place["nose_y"] - 0.42, half * 0.24, 0.17)
         chart.fill(nostril, skin * (0.14, 0.07, 0.06), 0.9, 0.08)
         wing = np.array([[half * 0.95, 0.45], [half * 1.08, 0.0], [half * 0.92, -0.35], [half * 0.7, -0.42]])
-        chart.line((wing + (0, place["nose_y"])) * (side, 1), skin * (0.5, 0.34, 0.3), 0.5, 0.1, 0.1)
+        chart.line((wing + np.array([0, place["nose_y"]])) * (side, 1), skin * (0.5, 0.34, 0.3), 0.5, 0.1, 0.1)
         _paint_eye(chart, identity, place, skin, side)
         _paint_brow(chart, identity, place, side, rng)
     _paint_mouth(chart, identity, place, skin)
@@ -209,13 +219,14 @@ def light_skin(
         albedo, normal: (h, w, 3), linear albedo and camera-frame unit normals.
         light: (3,) direction towards the light. ambient, key: (3,) linear colours.
     """
-    lambert = normal @ light
+    lambert = dot(normal, light)
     wrap = np.array([0.42, 0.26, 0.2], np.float32)
-    direct = np.clip((lambert[..., None] + wrap) / (1 + wrap), 0, 1) ** 1.25
+    direct = np.clip((lambert[..., None] + wrap) / (1 + wrap), 0, 1)
+    direct *= np.sqrt(np.sqrt(direct))
     dome = 0.62 + 0.38 * normal[..., 1:2]
-    half = light + (0, 0, 1)
-    half = (half / np.linalg.norm(half)).astype(np.float32)
-    glint = np.clip(normal @ half, 0, 1)
+    half = light + np.array([0, 0, 1], np.float32)
+    half /= np.linalg.norm(half)
+    glint = np.clip(dot(normal, half), 0, 1)
     glint *= glint
     glint *= glint
     glint *= glint
@@ -228,5 +239,5 @@ def light_cloth(
     albedo: np.ndarray, normal: np.ndarray, light: np.ndarray, ambient: np.ndarray, key: np.ndarray
 ) -> np.ndarray:
     """Matte cloth under the same light."""
-    direct = np.clip((normal @ light)[..., None] * 0.85 + 0.15, 0, 1)
+    direct = np.clip(dot(normal, light)[..., None] * 0.85 + 0.15, 0, 1)
     return albedo * (ambient * (0.6 + 0.4 * normal[..., 1:2]) + key * direct)

@@ -6,6 +6,7 @@ Belongs here: projection, light on strands, line drawing. Does not belong here: 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -14,10 +15,13 @@ from hair_pipeline.sample.geometry import SIZE, Camera
 from hair_pipeline.sample.grow import Strands
 from hair_pipeline.sample.people import Hair
 from hair_pipeline.sample.skin import linear
+from hair_pipeline.sample.vectors import dot, turn, unit
 
 FINE = 2
 """Lines are drawn at this multiple of the picture's resolution and averaged down."""
-_SHADES, _TONES, _DEPTHS, _CHUNK = 28, 6, 12, 3
+NOTHING = -99.0
+"""Depth where the camera sees neither head nor body."""
+_SHADES, _TONES, _DEPTHS, _CHUNK = 22, 4, 9, 3
 
 
 @dataclass(frozen=True)
@@ -33,19 +37,22 @@ def _shade(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Diffuse and shiny light on strand pieces (Kajiya and Kay 1989), each (m,)."""
     outward = position * np.array([1, 0.75, 1], np.float32)
-    outward[:, 1] = np.where(position[:, 1] > 0, outward[:, 1], 0)
-    outward /= np.linalg.norm(outward, axis=1, keepdims=True) + 1e-6
-    facing = np.clip(outward @ light * 0.62 + 0.38, 0, 1)
-    along = tangent @ light
+    np.maximum(outward[:, 1], 0, out=outward[:, 1])
+    outward = unit(outward)
+    facing = np.clip(dot(outward, light) * 0.62 + 0.38, 0, 1)
+    along = dot(tangent, light)
     diffuse = np.sqrt(np.clip(1 - along * along, 0, 1))
     half = light + np.array([0, 0, 1], np.float32)
     half /= np.linalg.norm(half)
     shifted = tangent + outward * (0.12 * (bright[:, None] - 1))
-    shifted /= np.linalg.norm(shifted, axis=1, keepdims=True) + 1e-6
-    mirror = np.clip(1 - (shifted @ half) ** 2, 0, 1)
-    shine = mirror**24 * facing * shell * hair.shine
-    buried = 0.38 + 0.62 * shell
-    return (0.30 + 0.85 * facing * diffuse) * buried * bright, shine
+    shifted = unit(shifted)
+    mirror = np.clip(1 - dot(shifted, half) ** 2, 0, 1)
+    mirror = mirror * mirror * mirror
+    mirror *= mirror
+    mirror *= mirror
+    shine = mirror * mirror * facing * shell * hair.shine
+    deep = 0.42 + 0.58 * shell
+    return (0.30 + 0.85 * facing * diffuse) * deep * bright, shine
 
 
 def _palette(hair: Hair, ambient: np.ndarray, key: np.ndarray) -> np.ndarray:
@@ -71,76 +78,88 @@ def draw_hair(
     """Paint the strands.
 
     Args:
-        bundles: from `grow`. surface_depth: float32 (h, w) depth of head and body in cm, -99 where there is none,
+        bundles: from `grow`. surface_depth: float32 (h, w) depth of head and body in cm, NOTHING where there is none,
             at any resolution. light: (3,) camera frame. ambient, key: (3,) linear colours of the light.
     """
-    canvases = [np.zeros((SIZE * FINE, SIZE * FINE, 4), np.uint8) for _ in range(2)]
     palette = _palette(hair, ambient, key)
-    for bundle in bundles:
-        _draw_bundle(canvases, bundle, hair, camera, surface_depth, light, palette)
-    return HairLayers(*(_average(canvas) for canvas in canvases))
+    seen = [_project(bundle, camera) for bundle in bundles]
+    low = [int(min(pixels[..., i].min() for pixels, _ in seen)) - 4 for i in (0, 1)]
+    high = [int(max(pixels[..., i].max() for pixels, _ in seen)) + 5 for i in (0, 1)]
+    x0, y0, x1, y1 = (int(np.clip(v, 0, SIZE)) for v in (*low, *high))
+    canvases = [np.zeros(((y1 - y0) * FINE, (x1 - x0) * FINE, 4), np.uint8) for _ in range(2)]
+    for bundle, (pixels, turned) in zip(bundles, seen, strict=True):
+        _draw_bundle(canvases, bundle, hair, pixels, turned, (x0, y0), surface_depth, light, palette)
+    layers = [np.zeros((SIZE, SIZE, 4), np.float32) for _ in canvases]
+    for layer, canvas in zip(layers, canvases, strict=True):
+        layer[y0:y1, x0:x1] = _average(canvas)
+    return HairLayers(*layers)
+
+
+def _project(bundle: Strands, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (n, k, 2) and camera-frame points (n, k, 3)."""
+    turned = turn(bundle.points, camera.rotation).reshape(-1, 3)
+    scale = np.array([camera.scale, -camera.scale], np.float32)
+    pixels = turned[:, :2] * scale + np.array(camera.origin, np.float32)
+    shape = bundle.points.shape
+    return pixels.reshape(*shape[:2], 2), turned.reshape(shape)
 
 
 def _average(canvas: np.ndarray) -> np.ndarray:
-    small = cv2.resize(canvas, (SIZE, SIZE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    alpha = small[..., 3:]
-    color = small[..., :3] / np.maximum(alpha, 1e-3)
-    return np.concatenate([color * color * alpha, alpha], 2)
+    """Premultiplied linear light and coverage, averaged down from sRGB lines."""
+    small = cv2.resize(canvas, (canvas.shape[1] // FINE, canvas.shape[0] // FINE), interpolation=cv2.INTER_AREA)
+    result = small.astype(np.float32) * np.float32(1 / 255)
+    color = result[..., :3]
+    color *= color
+    color /= np.maximum(result[..., 3:], 1e-3)
+    return result
 
 
 def _draw_bundle(
     canvases: list[np.ndarray],
     bundle: Strands,
     hair: Hair,
-    camera: Camera,
+    pixels: np.ndarray,
+    turned: np.ndarray,
+    corner: tuple[int, int],
     surface_depth: np.ndarray,
     light: np.ndarray,
     palette: np.ndarray,
 ) -> None:
-    n, k = bundle.points.shape[:2]
-    turned = bundle.points.reshape(-1, 3) @ camera.rotation.T
-    scale = np.array([camera.scale, -camera.scale], np.float32)
-    pixels = (turned[:, :2] * scale + np.float32(camera.origin)).reshape(n, k, 2)
-    turned = turned.reshape(n, k, 3)
+    k = pixels.shape[1]
     starts = np.arange(0, k - 1, _CHUNK)
-    ends = np.minimum(starts + _CHUNK, k - 1)
-    middle = (turned[:, starts] + turned[:, ends]) / 2
-    tangent = turned[:, ends] - turned[:, starts]
-    where = (pixels[:, starts] + pixels[:, ends]) / 2
     pieces = len(starts)
-    inside = ((where > -30) & (where < SIZE + 30)).all(-1)
-    ratio = surface_depth.shape[0] / SIZE
-    at = np.clip((where * ratio).astype(np.int32), 0, surface_depth.shape[0] - 1)
-    solid = surface_depth[at[..., 1], at[..., 0]]
-    before = np.where(solid > -90, middle[..., 2] > solid - 0.25, middle[..., 2] > -1.5)
-    flat = np.flatnonzero(inside)
+    middle = ((turned[:, starts] + turned[:, starts + _CHUNK]) / 2).reshape(-1, 3)
+    tangent = (turned[:, starts + _CHUNK] - turned[:, starts]).reshape(-1, 3)
+    where = ((pixels[:, starts] + pixels[:, starts + _CHUNK]) / 2).reshape(-1, 2)
+    side = surface_depth.shape[0]
+    at = np.clip((where * np.float32(side / SIZE)).astype(np.int32), 0, side - 1)
+    solid = surface_depth.ravel()[at[:, 1] * side + at[:, 0]]
+    buried = cv2.erode(surface_depth, np.ones((3, 3), np.uint8)).ravel()[at[:, 1] * side + at[:, 0]]
+    front = np.where(solid > NOTHING, middle[:, 2] > solid - 0.25, middle[:, 2] > -1.5)
+    seen = front | (buried <= NOTHING)
+    seen &= ((where > -30) & (where < SIZE + 30)).all(1)
+    flat = np.flatnonzero(seen)
     strand = flat // pieces
-    vectors = tangent.reshape(-1, 3)[flat]
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-6
-    diffuse, shine = _shade(
-        vectors, middle.reshape(-1, 3)[flat], bundle.shell[strand], bundle.bright[strand], light, hair
-    )
+    vectors = unit(tangent[flat])
+    diffuse, shine = _shade(vectors, middle[flat], bundle.shell[strand], bundle.bright[strand], light, hair)
     if bundle.filler:
-        diffuse, shine = diffuse * 0.62, shine * 0
-    shade = np.clip((np.minimum(diffuse, 1.15) + shine) / 2 * (_SHADES - 1), 0, _SHADES - 1).astype(np.int32)
-    tones = (bundle.tone[:, starts] + bundle.tone[:, ends]).reshape(-1)[flat] / 2
+        diffuse, shine = diffuse * 0.72, shine * 0
+    shade = np.clip((np.minimum(diffuse, 1.15) + shine) / 2 * (_SHADES - 1) + 0.5, 0, _SHADES - 1).astype(np.int32)
+    tones = (bundle.tone[:, starts] + bundle.tone[:, starts + _CHUNK]).ravel()[flat] / 2
     tone = np.clip(tones * (_TONES - 1) + 0.5, 0, _TONES - 1).astype(np.int32)
-    depth = middle.reshape(-1, 3)[flat, 2]
-    layer = np.clip((depth + 14) * (_DEPTHS / 28), 0, _DEPTHS - 1).astype(np.int32)
-    front = before.reshape(-1)[flat].astype(np.int32)
-    code = ((front * _DEPTHS + layer) * _SHADES + shade) * _TONES + tone
+    layer = np.clip((middle[flat, 2] + 14) * (_DEPTHS / 28), 0, _DEPTHS - 1).astype(np.int32)
+    code = ((front[flat] * _DEPTHS + layer) * _SHADES + shade) * _TONES + tone
     order = np.argsort(code, kind="stable")
     code, flat = code[order], flat[order]
-    fixed = np.round(pixels * (FINE * 8)).astype(np.int32)
-    columns = np.minimum(starts[:, None] + np.arange(_CHUNK + 1), k - 1)
-    lines = fixed[flat[:, None] // pieces, columns[flat % pieces]]
-    cuts = np.flatnonzero(np.diff(code)) + 1
-    begins = np.concatenate([[0], cuts]) if len(code) else np.empty(0, int)
-    finish = np.concatenate([cuts, [len(code)]])
-    for begin, end in zip(begins, finish, strict=False):
+    fixed = np.round((pixels - np.array(corner, np.float32)) * (FINE * 8)).astype(np.int32).reshape(-1, 2)
+    first = (flat // pieces) * k + (flat % pieces) * _CHUNK
+    lines = fixed[first[:, None] + np.arange(_CHUNK + 1)]
+    edges = [0, *(np.flatnonzero(np.diff(code)) + 1).tolist(), len(code)]
+    for begin, end in pairwise(edges):
+        if begin == end:
+            continue
         value = int(code[begin])
         tone_index, value = value % _TONES, value // _TONES
         shade_index, value = value % _SHADES, value // _SHADES
         color = (*palette[tone_index, shade_index].tolist(), 255)
-        canvas = canvases[value // _DEPTHS]
-        cv2.polylines(canvas, list(lines[begin:end]), False, color, bundle.thickness, cv2.LINE_8, 3)
+        cv2.polylines(canvases[value // _DEPTHS], list(lines[begin:end]), False, color, bundle.thickness, cv2.LINE_8, 3)
