@@ -5,20 +5,25 @@ Belongs here: metrics on pixels along and outside the repaint mask. Does not bel
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
 BAND = 0.008
 """Width of one band along the border, in image sides: 4 pixels at 512."""
+SMOOTH = 8.0
+"""Delta E; where the photo's own step across the border is larger, there is an edge of its own."""
 
 
 def halo(photo: np.ndarray, output: np.ndarray, repaint_mask: np.ndarray) -> float:
     """How much more visible the mask border is in the output than in the photo, in CIE76 colour difference.
 
     Along the border three bands are averaged locally: inside (repainted), rim (on the border), outside (kept). Two
-    faults are added up: the step between inside and outside, and the overshoot, how far the rim's colour lies off
-    the straight line between them (a clean edge or a blend lies on it; a light, dark or leftover rim does not). The
-    same sum on the photo is subtracted.
+    faults are added up. Overshoot: how far the rim's colour lies off the straight line between inside and outside (a
+    clean edge or a blend lies on it; a light, dark or leftover rim does not). Step: the difference between inside
+    and outside, only where the photo itself is smooth (below `SMOOTH`), since elsewhere hair of another colour would
+    count. The same on the photo is subtracted.
 
     Unit: Delta E (about 2.3 is just noticeable). Direction: lower is better; 0 means the border shows no more than
     in the photo itself, below 0 less. Source: this project; colour difference after CIE 1976.
@@ -30,14 +35,23 @@ def halo(photo: np.ndarray, output: np.ndarray, repaint_mask: np.ndarray) -> flo
     Returns:
         NaN when the mask has no border inside the picture.
     """
-    real, made = _discontinuity(photo, repaint_mask), _discontinuity(output, repaint_mask)
+    real, made = _across(photo, repaint_mask), _across(output, repaint_mask)
     if real is None or made is None:
         return float("nan")
-    return float(np.mean(made) - np.mean(real))
+    smooth = real.step < SMOOTH
+    return float(np.mean(made.overshoot - real.overshoot) + np.mean(np.where(smooth, made.step - real.step, 0.0)))
 
 
-def _discontinuity(image: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
-    """Step plus overshoot at every border pixel, in Delta E; None without a border."""
+@dataclass(frozen=True)
+class _Across:
+    """Colour differences at every border pixel, (n,) each, in Delta E."""
+
+    step: np.ndarray
+    overshoot: np.ndarray
+
+
+def _across(image: np.ndarray, mask: np.ndarray) -> _Across | None:
+    """Step and overshoot along the border; None without a border."""
     band = max(2, round(BAND * image.shape[0]))
     distance = _signed_distance(mask)
     lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
@@ -50,9 +64,7 @@ def _discontinuity(image: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
     a, b, p = c_in[border], c_out[border], c_rim[border]
     span = b - a
     along = np.clip((span * (p - a)).sum(1) / np.maximum((span**2).sum(1), 1e-6), 0, 1)
-    overshoot = np.linalg.norm(p - (a + along[:, None] * span), axis=1)
-    step: np.ndarray = np.linalg.norm(span, axis=1) + overshoot
-    return step
+    return _Across(np.linalg.norm(span, axis=1), np.linalg.norm(p - (a + along[:, None] * span), axis=1))
 
 
 def rim_sharpness(photo: np.ndarray, output: np.ndarray, repaint_mask: np.ndarray, hair_mask: np.ndarray) -> float:
