@@ -160,12 +160,18 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     return images
 
 
-def tiny_base(seed: int = 0, vae_channels: tuple[int, ...] = (16, 32, 48, 48), latent_size: int = 16) -> Base:
+def tiny_base(
+    seed: int = 0,
+    vae_channels: tuple[int, ...] = (16, 32, 48, 48),
+    unet_channels: tuple[int, int, int] = (32, 64, 96),
+    latent_size: int = 16,
+) -> Base:
     """A small random base with the shapes of Stable Diffusion's: what the sample profile trains, and tests use.
 
     Args:
         seed: of the random weights; the global generator is left as it was.
         vae_channels: one entry per resolution; the factor is 2 ** (entries - 1).
+        unet_channels: one entry per resolution, multiples of 16; the last two have cross-attention.
         latent_size: side of the latents the UNet is meant for.
     """
     with torch.random.fork_rng(devices=[]):
@@ -185,7 +191,7 @@ def tiny_base(seed: int = 0, vae_channels: tuple[int, ...] = (16, 32, 48, 48), l
             sample_size=latent_size,
             in_channels=9,
             out_channels=4,
-            block_out_channels=(32, 64, 96),
+            block_out_channels=unet_channels,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
             layers_per_block=1,

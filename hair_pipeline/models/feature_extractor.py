@@ -104,4 +104,4 @@ def _inception(path: Path) -> FeatureExtractorBase:
             file=path,
             remedy=f"fetch it again from {SOURCES[INCEPTION_FILE]}",
         ) from error
-    return extractor.eval()  # type: ignore[no-any-return]
+    return extractor.eval()

@@ -28,7 +28,7 @@ def resize_mask(mask: Tensor, size: tuple[int, int] | torch.Size, rule: Rule = "
     Returns:
         (B, 1, h, w) float32.
     """
-    share = F.adaptive_avg_pool2d(mask.float(), tuple(size))
+    share = F.adaptive_avg_pool2d(mask.float(), (size[0], size[1]))
     if rule == "any":
         return (share > 1e-6).float()
     if rule == "all":

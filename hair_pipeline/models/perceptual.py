@@ -58,6 +58,11 @@ def read_perceptual(
         network = LPIPS(pretrained=False, net=trunk, pnet_rand=True, verbose=False)
     try:
         missing, unexpected = network.load_state_dict(SCALING | load_file(path), strict=False, assign=True)
+    except RuntimeError as error:  # other shapes
+        reason = str(error).splitlines()[1].strip()
+        raise PipelineError(
+            f"is not a state dict of LPIPS {trunk}: {reason}", file=path, remedy="fetch it again"
+        ) from error
     except Exception as error:  # safetensors raises its own types
         raise PipelineError(f"cannot be read ({error})", file=path, remedy="fetch it again") from error
     missing = [key for key in missing if not key.startswith("lins.")]  # the same modules as lin0 ... lin4

@@ -55,6 +55,10 @@ class HairInpaintPipeline(DiffusionPipeline):
         conditioned: False for a bare base: style and identity are ignored.
     """
 
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    scheduler: DDIMScheduler | DPMSolverMultistepScheduler
+    style_projection: StyleProjection
     model_cpu_offload_seq = "style_projection->unet->vae"
 
     def __init__(

@@ -1,0 +1,154 @@
+"""Sampling: determinism, the locked face, guidance, what outside the mask stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hair_pipeline.models.base import Base, encode
+from hair_pipeline.models.inpainter import HairInpainter
+from hair_pipeline.models.masks import resize_mask
+from hair_pipeline.models.pipeline import HairInpaintPipeline, SchedulerName
+from hair_pipeline_tests.models.inputs import STYLE_DIM, make_model, tiny_base
+
+SIDE = 80
+STEPS = {"resolution": 64, "num_inference_steps": 2}
+
+
+def photos(count: int) -> dict[str, list[np.ndarray]]:
+    random = np.random.default_rng(0)
+    hair, face = np.zeros((2, SIDE, SIDE), bool)
+    hair[10:35, 15:65] = True
+    face[35:75, 20:60] = True
+    return {
+        "images": [random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for _ in range(count)],
+        "hair_masks": [hair] * count,
+        "face_masks": [face] * count,
+    }
+
+
+def conditions(count: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    identity = torch.randn(count, 512, generator=generator)
+    return {
+        "style": torch.randn(count, STYLE_DIM, generator=generator),
+        "identity": torch.nn.functional.normalize(identity, dim=1),
+    }
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def quiet(pipeline: HairInpaintPipeline) -> HairInpaintPipeline:
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def make_pipeline(scheduler: SchedulerName = "ddim") -> tuple[HairInpaintPipeline, Base, HairInpainter]:
+    base = tiny_base()
+    model = make_model(base)
+    return quiet(HairInpaintPipeline.from_inpainter(model, base, scheduler)), base, model
+
+
+def largest_difference(first: list[np.ndarray], second: list[np.ndarray]) -> int:
+    return max(int(np.abs(a.astype(int) - b.astype(int)).max()) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++"])
+def test_locked_latents_are_the_originals_and_bytes_outside_stay(scheduler: SchedulerName) -> None:
+    pipeline, base, _ = make_pipeline(scheduler)
+    inputs = photos(1)
+    repaint = np.zeros((SIDE, SIDE), bool)
+    repaint[5:40, 10:70] = True
+    seen: list[torch.Tensor] = []
+    result = pipeline(
+        **inputs,
+        **conditions(1),
+        **STEPS,
+        generator=generators(0),
+        repaint_masks=[repaint],
+        callback_on_step_end=lambda _pipe, _step, _t, values: seen.append(values["latents"]),
+    )
+    assert len(seen) == 2
+
+    clean = encode(base.vae, pipeline._pixels(inputs["images"], 64))
+    mask = torch.from_numpy(inputs["face_masks"][0] & ~repaint)[None, None]
+    inside = resize_mask(resize_mask(mask, (64, 64)), clean.shape[-2:], "all").bool().expand_as(clean)
+    assert inside.float().mean() > 0.1
+    assert torch.equal(seen[-1][inside], clean[inside])
+    assert not torch.allclose(seen[-1][~inside], clean[~inside], atol=0.1)
+
+    assert result.images[0].shape == (SIDE, SIDE, 3)
+    assert np.array_equal(result.images[0][~repaint], inputs["images"][0][~repaint])
+    assert not np.array_equal(result.images[0][repaint], inputs["images"][0][repaint])
+
+
+def test_a_sample_does_not_depend_on_its_batch() -> None:
+    pipeline, _, _ = make_pipeline()
+    inputs, given = photos(2), conditions(2)
+    both = pipeline(**inputs, **given, **STEPS, generator=generators(0, 1))
+    alone = pipeline(
+        **{name: values[1:] for name, values in inputs.items()},
+        **{name: values[1:] for name, values in given.items()},
+        **STEPS,
+        generator=generators(1),
+    )
+    assert largest_difference(both.raw[1:], alone.raw) <= 1
+    again = pipeline(**inputs, **given, **STEPS, generator=generators(0, 1))
+    assert largest_difference(both.raw, again.raw) == 0
+    with pytest.raises(ValueError, match="1 generators for 2 images"):
+        pipeline(**inputs, **given, **STEPS, generator=generators(0))
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++"])
+def test_save_and_load(scheduler: SchedulerName, tmp_path: Path) -> None:
+    pipeline, _, model = make_pipeline(scheduler)
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    model.save_adapters(tmp_path / "adapters")
+    inputs, given = photos(1), conditions(1)
+    expected = pipeline(**inputs, **given, **STEPS, generator=generators(0))
+    others = (
+        HairInpaintPipeline.from_pretrained(tmp_path / "pipeline"),
+        HairInpaintPipeline.from_adapters(tiny_base(), tmp_path / "adapters", scheduler),
+    )
+    for other in others:
+        found = quiet(other)(**inputs, **given, **STEPS, generator=generators(0))
+        assert type(other.scheduler) is type(pipeline.scheduler)
+        assert largest_difference(found.raw, expected.raw) <= 1
+
+
+def test_conditions_and_their_strengths() -> None:
+    pipeline, _, _ = make_pipeline()
+    inputs, given = photos(1), conditions(1)
+
+    def raw(**changed: object) -> list[np.ndarray]:
+        return pipeline(**inputs, **(given | STEPS | changed), generator=generators(0)).raw
+
+    nothing = raw(style=None, identity=None)
+    full = raw()
+    assert largest_difference(nothing, full) > 1
+    assert largest_difference(nothing, raw(style_strength=0.0, identity_strength=0.0)) == 0
+    absent = torch.zeros(1, dtype=torch.bool)
+    assert largest_difference(nothing, raw(style_present=absent, identity_present=absent)) == 0
+    assert largest_difference(nothing, raw(style=None, identity=None, guidance_scale=1.0)) <= 1
+    assert largest_difference(full, raw(guidance_scale=4.0)) > 1
+    assert largest_difference(full, raw(style=None)) > 1
+    assert largest_difference(full, raw(identity=None)) > 1
+
+
+def test_bare_base_ignores_the_conditions() -> None:
+    pipeline = quiet(HairInpaintPipeline.from_base(tiny_base()))
+    inputs = photos(1)
+    first = pipeline(**inputs, **conditions(1), **STEPS, generator=generators(0))
+    second = pipeline(**inputs, style=None, identity=None, **STEPS, generator=generators(0))
+    assert largest_difference(first.raw, second.raw) == 0
+
+
+def test_wrong_resolution_is_refused() -> None:
+    pipeline, _, _ = make_pipeline()
+    with pytest.raises(ValueError, match="multiple"):
+        pipeline(**photos(1), style=None, identity=None, resolution=100)

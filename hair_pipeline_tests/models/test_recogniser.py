@@ -1,0 +1,130 @@
+"""Recognisers: the same numbers through insightface and torch, gradients, alignment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import insightface
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.models.recogniser import (
+    BOX_IN_TEMPLATE,
+    CROP,
+    FaceRecogniser,
+    SmallFaceNet,
+    align,
+    export_onnx,
+    load_recogniser,
+)
+
+
+@pytest.fixture(scope="module")
+def small_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    net = SmallFaceNet(512)
+    net(torch.randn(16, 3, CROP, CROP))  # so that the running statistics are not trivial
+    path = tmp_path_factory.mktemp("onnx") / "small.onnx"
+    export_onnx(net, path)
+    assert net.training
+    return path
+
+
+def compare_with_insightface(path: Path) -> FaceRecogniser:
+    """Ours and insightface's own embedding of random crops are equal; the gradient at the image is not zero."""
+    crops = np.random.default_rng(0).integers(0, 256, (3, CROP, CROP, 3), dtype=np.uint8)
+    theirs = insightface.model_zoo.get_model(str(path), providers=["CPUExecutionProvider"])
+    assert type(theirs).__name__ == "ArcFaceONNX"
+    expected = theirs.get_feat([crop[:, :, ::-1] for crop in crops])  # it takes BGR
+    expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+
+    ours = load_recogniser(path)
+    images = (torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1).requires_grad_()
+    found = ours.embed_aligned(images)
+    assert np.abs(found.detach().numpy() - expected).max() < 1e-5
+    found[:, 0].sum().backward()
+    assert images.grad.abs().sum() > 0
+    assert not any(parameter.requires_grad for parameter in ours.parameters())
+    return ours
+
+
+def test_exported_small_net(small_onnx: Path) -> None:
+    assert compare_with_insightface(small_onnx).dim == 512
+
+
+def test_real_recogniser(weights_dir: Path) -> None:
+    path = weights_dir / "mobilefacenet.onnx"
+    if not path.exists():
+        pytest.skip(f"{path} is absent")
+    assert compare_with_insightface(path).dim == 192
+
+
+def test_real_recogniser_knows_a_face_again(weights_dir: Path) -> None:
+    """The portrait of skimage, darkened and shifted, is the same person; another place in the picture is not."""
+    path = weights_dir / "mobilefacenet.onnx"
+    skimage_data = pytest.importorskip("skimage.data")
+    photo = torch.from_numpy(skimage_data.astronaut()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    recogniser = load_recogniser(path)
+    face = torch.tensor([[175.0, 62.0, 275.0, 200.0]])
+    with torch.no_grad():
+        first = recogniser.embed(photo, face)
+        second = recogniser.embed(photo * 0.8 - 0.1, face + torch.tensor([[4.0, -3.0, 4.0, -3.0]]))
+        other = recogniser.embed(photo, torch.tensor([[20.0, 300.0, 120.0, 438.0]]))
+    assert (first * second).sum() > 0.7
+    assert (first * other).sum() < 0.4
+
+
+def test_stays_in_evaluation_mode(small_onnx: Path) -> None:
+    recogniser = load_recogniser(small_onnx)
+    recogniser.train()
+    assert not any(module.training for module in recogniser.modules())
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    x=st.floats(-20, 150),
+    y=st.floats(-20, 150),
+    height=st.floats(20, 200),
+    sides=st.sampled_from([(160, 160), (128, 200)]),
+)
+def test_alignment_puts_the_box_where_the_template_has_it(
+    x: float, y: float, height: float, sides: tuple[int, int]
+) -> None:
+    """On an image whose pixels are their own coordinates, the crop shows where every pixel came from."""
+    rows, columns = torch.meshgrid(torch.arange(sides[0]) + 0.5, torch.arange(sides[1]) + 0.5, indexing="ij")
+    image = torch.stack([columns, rows, torch.ones_like(rows)])[None] / 100
+    x1, y1, x2, y2 = BOX_IN_TEMPLATE
+    width = height * (x2 - x1) / (y2 - y1)
+    crop = align(image, torch.tensor([[x, y, x + width, y + height]]))[0] * 100
+    scale = height / (y2 - y1)
+    for u in (8, 56, 104):
+        for v in (8, 56, 104):
+            source_x = x + (u + 0.5 - x1) * scale
+            source_y = y + (v + 0.5 - y1) * scale
+            if 1 < source_x < sides[1] - 1 and 1 < source_y < sides[0] - 1:
+                assert abs(crop[0, v, u].item() - source_x) < 0.05
+                assert abs(crop[1, v, u].item() - source_y) < 0.05
+            elif source_x < -1 or source_y < -1 or source_x > sides[1] + 1 or source_y > sides[0] + 1:
+                assert crop[2, v, u].item() == pytest.approx(-100)  # black
+
+
+def test_embedding_has_gradient_only_inside_the_crop(small_onnx: Path) -> None:
+    recogniser = load_recogniser(small_onnx)
+    images = torch.rand(1, 3, 200, 200).requires_grad_()
+    recogniser.embed(images, torch.tensor([[60.0, 60.0, 110.0, 130.0]])).sum().backward()
+    touched = images.grad.abs().sum((0, 1)) > 0
+    assert touched[60:130, 60:110].float().mean() > 0.9
+    assert not touched[:40].any()
+    assert not touched[:, 150:].any()
+
+
+@pytest.mark.parametrize("content", [b"", b"not onnx"])
+def test_damaged_recogniser_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "face.onnx"
+    path.write_bytes(content)
+    with pytest.raises(PipelineError, match=r"face\.onnx"):
+        load_recogniser(path)
