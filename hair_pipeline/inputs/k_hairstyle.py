@@ -210,6 +210,7 @@ def check_image(data: bytes) -> tuple[int, int]:
     except Rejected:
         raise
     except Exception as error:  # Pillow raises many types on broken files
-        reason = Reason.TRUNCATED_IMAGE if "truncated" in str(error) or "broken" in str(error) else None
-        raise Rejected(reason or Reason.UNREADABLE_IMAGE, str(error)[:80]) from error
+        ends_early = any(word in str(error).lower() for word in ("truncated", "broken"))
+        reason = Reason.TRUNCATED_IMAGE if ends_early else Reason.UNREADABLE_IMAGE
+        raise Rejected(reason, str(error)[:80]) from error
     return width, height

@@ -242,12 +242,11 @@ def _rgb(value: object, problems: list[str]) -> tuple[float, float, float] | Non
             value = json.loads(text)
         except (ValueError, RecursionError):
             value = text.strip("()[] ").split(",")
-    if value is None:
+    if value is None or value in ([], {}):
         return None
     numbers = [_number(part) for part in value] if isinstance(value, list) else []
     if len(numbers) != 3 or any(number is None for number in numbers):
-        if value != []:
-            problems.append(f"rgb: {str(value)[:40]}")
+        problems.append(f"rgb: {str(value)[:40]}")
         return None
     red, green, blue = (float(number or 0.0) for number in numbers)
     return red, green, blue

@@ -6,7 +6,7 @@ Belongs here: who is held out. Does not belong here: images (all of a person's i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 Split = Literal["train", "validation"]
@@ -24,9 +24,9 @@ def assign_splits(
     """Assign every person to train or validation.
 
     A person already assigned stays; any other is held out where `position` is below `fraction`. On a handful of
-    people the hash may leave a side without anyone to learn from or to measure on. So, where at least two people
-    share the best usefulness, each side gets one of them: first among the new people, among all only when a side
-    would be empty.
+    people the hash may leave a side without anyone to learn from or to measure on. So one of the most useful people
+    is always trained on, and one of the most useful that two people share is always held out: taken from the new
+    people, from all only when a side would be empty.
 
     Args:
         people: source -> usefulness (2: a reliable identity, 1: can take part in Stage 2, 0: neither).
@@ -44,17 +44,31 @@ def assign_splits(
         splits[source] = fixed.get(source, by_hash)
     if len(people) < 2:
         return dict.fromkeys(splits, "train")
-    level = max(value for value in (0, 1, 2) if sum(rank >= value for rank in people.values()) >= 2)
-    sides: tuple[tuple[Split, Split], ...] = (("validation", "train"), ("train", "validation"))
-    for wanted, other in sides:
-        for needed in (level, 0):
-            if any(splits[source] == wanted and people[source] >= needed for source in splits):
-                continue
-            donors = [source for source in splits if splits[source] == other and people[source] >= needed]
-            new = [source for source in donors if source not in fixed]
-            empty = wanted not in splits.values()
-            candidates = new or (donors if empty else [])
-            if candidates:
-                sign = 1 if wanted == "validation" else -1
-                splits[min(candidates, key=lambda source: (sign * position(source, seed), source))] = wanted
+    best = max(people.values())
+    shared = max(level for level in (0, 1, 2) if sum(rank >= level for rank in people.values()) >= 2)
+    _move_one(splits, "validation", "train", best, people, fixed, lambda source: -position(source, seed))
+    _move_one(splits, "train", "validation", shared, people, fixed, lambda source: position(source, seed))
     return splits
+
+
+def _move_one(
+    splits: dict[str, Split],
+    giver: Split,
+    taker: Split,
+    level: int,
+    people: Mapping[str, int],
+    fixed: Mapping[str, Split],
+    order: Callable[[str], float],
+) -> None:
+    """Give `taker` someone of at least `level` if it has nobody, unless that moves a fixed person needlessly.
+
+    The giver keeps the last person who is more useful than `level`.
+    """
+    useful = [source for source in splits if people[source] >= level]
+    if any(splits[source] == taker for source in useful):
+        return
+    donors = [source for source in useful if splits[source] == giver]
+    empty = taker not in splits.values()
+    candidates = [source for source in donors if source not in fixed] or (donors if empty else [])
+    if candidates:
+        splits[min(candidates, key=lambda source: (people[source] > level, order(source), source))] = taker

@@ -35,7 +35,7 @@ def map_in_processes(
     """Yield `function(item)` for every item, in order, computed by a spawned process pool with a progress bar.
 
     At most a few chunks per worker are in flight, so memory does not grow with the number of items. Few items (less
-    than two chunks), or one core, run in this process.
+    than four chunks), or one core, run in this process: starting workers would take longer.
 
     Args:
         function: picklable (module level, or a `functools.partial` of one).
@@ -44,7 +44,7 @@ def map_in_processes(
         chunk: items per task.
         workers: processes; by default one per core.
     """
-    workers = min(workers or cpu_count(), max(1, len(items) // chunk))
+    workers = 1 if len(items) < 4 * chunk else min(workers or cpu_count(), len(items) // chunk)
     bar = tqdm(total=len(items), desc=description, unit="image", disable=None, leave=False)
     with bar:
         if workers == 1:

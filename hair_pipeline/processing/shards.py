@@ -35,7 +35,7 @@ from hair_pipeline.settings import Settings
 
 ALGORITHM_VERSION = 1
 """Raised when the code makes other pixels from the same inputs and settings, so that shards are done again."""
-PREVIEW_TILES = 18
+PREVIEW_IMAGES = 12
 ROWS_PER_GROUP = 64
 PATCH_SCHEMA = pa.schema(
     {
@@ -171,7 +171,7 @@ def _measure(job: _Job) -> tuple[int, int]:
 
 
 def _outcomes(job: _Job, function: Work) -> Iterator[Outcome]:
-    step = max(1, len(job.rows) // PREVIEW_TILES)
+    step = -(-len(job.rows) // PREVIEW_IMAGES)
     columns = [job.rows[name].tolist() for name in ROW_COLUMNS]
     items = [
         SimpleNamespace(**dict(zip(ROW_COLUMNS, values, strict=True)), shown=index % step == 0)

@@ -1,0 +1,263 @@
+"""Bad input: each fault becomes one counted row with its reason, or one clear error; no file is dropped."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.inputs.catalog import build_catalog
+from hair_pipeline.inputs.customers import read_customers
+from hair_pipeline.inputs.reasons import FaceReason, IdentityReason, Reason
+from hair_pipeline.profile import Profile
+from hair_pipeline_tests.inputs.tiny_inputs import (
+    TinyInputs,
+    draw_person,
+    embedding,
+    label,
+    sheet,
+    write_face,
+    write_rgb,
+    write_tiny_inputs,
+)
+
+PROFILE = Profile(name="test")
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> TinyInputs:
+    return write_tiny_inputs(tmp_path / "inputs", people=3, views=2, size=128)
+
+
+def files(root: Path) -> list[str]:
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+
+
+def reasons(inputs: TinyInputs) -> dict[str, str]:
+    """File name -> reason of the rejected rows; also checks that every file has exactly one row."""
+    frame = build_catalog(inputs.settings(), PROFILE).frame
+    named = [path for path in [*frame.image_path, *frame.label_path] if path is not None]
+    assert sorted(named) == files(inputs.k_hairstyle)
+    rejected = frame[~frame.accepted]
+    assert set(rejected.reason) <= {reason.value for reason in Reason}
+    return {
+        Path(path or other).name: reason
+        for path, other, reason in zip(rejected.image_path, rejected.label_path, rejected.reason, strict=True)
+    }
+
+
+def image_and_label(inputs: TinyInputs, image_id: str) -> tuple[Path, Path]:
+    image = next(inputs.k_hairstyle.rglob(f"{image_id}.jpg"))
+    return image, next(inputs.k_hairstyle.rglob(f"{image_id.replace('-', '_')}.json"))
+
+
+def edit(path: Path, **changes: object) -> None:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(values | changes, ensure_ascii=False), encoding="utf-8")
+
+
+def test_every_fault_at_once(inputs: TinyInputs) -> None:
+    ids = inputs.image_ids
+    folder = image_and_label(inputs, ids[0])[0].parent
+    image, _ = image_and_label(inputs, ids[1])
+    image.write_bytes(image.read_bytes()[:700])
+    image, _ = image_and_label(inputs, ids[3])
+    image.write_bytes(b'{"filename": "x"}')
+    (folder / "CP100000-900.jpg").write_bytes(b'{"filename": "CP100000-900.jpg"}')
+    shutil.copy(folder / f"{ids[0]}.jpg", folder / "CP100000-901.JPG")
+    labels = image_and_label(inputs, ids[0])[1].parent
+    values = label("CP100000", "CP100000-902.jpg", 0, draw_person(0, size=128))
+    (labels / "CP100000_902.json").write_text(json.dumps(values))
+    (labels / "CP100000_903.json").write_text(json.dumps(values | {"filename": "../../../escape.jpg"}))
+    (labels / "CP100000_904.json").write_text("[]")
+    (labels / "CP100000_905.json").write_bytes(b"\xff\x00")
+    (labels / "CP100000_906.json").write_text(json.dumps(values | {"filename": f"{ids[0]}.jpg"}))
+    (inputs.k_hairstyle / "labels.zip").write_bytes(b"PK")
+    (inputs.k_hairstyle / "Thumbs.db").write_bytes(b"x")
+    found = reasons(inputs)
+    assert found == {
+        f"{ids[1]}.jpg": Reason.TRUNCATED_IMAGE,
+        f"{ids[3]}.jpg": Reason.JSON_AS_IMAGE,
+        "CP100000-900.jpg": Reason.JSON_AS_IMAGE,
+        "CP100000-901.JPG": Reason.IMAGE_WITHOUT_LABEL,
+        "CP100000_902.json": Reason.LABEL_WITHOUT_IMAGE,
+        "CP100000_903.json": Reason.PATH_OUTSIDE_ROOT,
+        "CP100000_904.json": Reason.NOT_A_LABEL,
+        "CP100000_905.json": Reason.UNREADABLE_LABEL,
+        "CP100000_906.json": Reason.DUPLICATE_LABEL,
+        "labels.zip": Reason.ARCHIVE,
+        "Thumbs.db": Reason.UNKNOWN_FILE,
+    }
+
+
+def test_the_same_image_in_training_and_validation_counts_once(inputs: TinyInputs) -> None:
+    shutil.copytree(inputs.k_hairstyle / "Training", inputs.k_hairstyle / "Validation")
+    result = build_catalog(inputs.settings(), PROFILE)
+    assert Counter(result.frame.reason.dropna()) == {"duplicate_image": 6}
+    assert all(path.startswith("Training") for path in result.frame.image_path[result.frame.accepted])
+
+
+def test_people_in_both_sets_are_counted(inputs: TinyInputs) -> None:
+    for path in image_and_label(inputs, inputs.image_ids[0]):
+        target = inputs.k_hairstyle / "Validation" / path.relative_to(inputs.k_hairstyle / "Training")
+        target.parent.mkdir(parents=True)
+        path.rename(target)
+    summary = build_catalog(inputs.settings(), PROFILE).summary
+    assert summary["people"]["in_training_and_validation"] == 1
+
+
+def test_no_mask_at_all(inputs: TinyInputs) -> None:
+    edit(image_and_label(inputs, inputs.image_ids[0])[1], polygon1="[]")
+    shutil.rmtree(inputs.training_face / inputs.image_ids[0])
+    assert reasons(inputs) == {f"{inputs.image_ids[0]}.jpg": Reason.NO_HAIR_MASK}
+
+
+def test_a_label_of_another_size_is_scaled(inputs: TinyInputs) -> None:
+    _, path = image_and_label(inputs, inputs.image_ids[0])
+    rings = json.loads(json.loads(path.read_text())["polygon1"])
+    doubled = [[{"x": 2 * point["x"], "y": 2 * point["y"]} for point in ring] for ring in rings]
+    edit(path, polygon1=json.dumps(doubled), width="256", height=256.0)
+    frame = build_catalog(inputs.settings(), PROFILE).frame.set_index("image_id")
+    assert frame.mask_iou[inputs.image_ids[0]] > 0.9
+
+
+def test_disagreeing_masks_are_flagged(inputs: TinyInputs) -> None:
+    corner = [{"x": 0, "y": 0}, {"x": 40, "y": 0}, {"x": 0, "y": 40}]
+    edit(image_and_label(inputs, inputs.image_ids[0])[1], polygon1=[corner])
+    row = build_catalog(inputs.settings(), PROFILE).frame.set_index("image_id").loc[inputs.image_ids[0]]
+    assert row.masks_disagree
+    assert row.mask_iou < 0.2
+
+
+def face_files(inputs: TinyInputs) -> tuple[Path, Path, Path]:
+    folder = inputs.training_face / inputs.image_ids[0] / "face_01"
+    (json_path,), (npy_path,), (png_path,) = (list(folder.glob(f"*.{suffix}")) for suffix in ("json", "npy", "png"))
+    return json_path, npy_path, png_path
+
+
+def spoil(kind: str, inputs: TinyInputs) -> None:
+    json_path, npy_path, png_path = face_files(inputs)
+    picture = draw_person(0, size=128)
+    vector = embedding(0)
+    if kind == "not json":
+        json_path.write_bytes(b"\x00")
+    elif kind == "sheet size":
+        write_rgb(png_path, sheet(draw_person(0, size=64)))
+    elif kind == "sheet gone":
+        png_path.unlink()
+    elif kind == "sheet truncated":
+        png_path.write_bytes(png_path.read_bytes()[:100])
+    elif kind == "sheet values":
+        write_rgb(png_path, np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (256, 1, 3)))
+    elif kind == "sheet gray":
+        write_rgb(png_path, np.full((256, 256, 3), 128, np.uint8))
+    elif kind == "no face in sheet":
+        bare = sheet(picture)
+        bare[bare == 255] = 128
+        write_rgb(png_path, bare)
+    elif kind == "length":
+        np.save(npy_path, vector[:128])
+    elif kind == "nan":
+        np.save(npy_path, np.where(np.arange(512) == 5, np.nan, vector).astype(np.float32))
+    elif kind == "climbs out":
+        write_face(inputs.training_face / inputs.image_ids[0], picture, vector, embedding_path="../../../../x.npy")
+    elif kind == "confidence":
+        write_face(inputs.training_face / inputs.image_ids[0], picture, vector, confidence=0.1)
+    elif kind == "adaface":
+        write_face(inputs.training_face / inputs.image_ids[0], picture, vector, embedding_model="AdaFace")
+    elif kind == "no yaw":
+        write_face(inputs.training_face / inputs.image_ids[0], picture, vector)
+        edit(json_path, yaw=None)
+    elif kind == "yaw":
+        edit(json_path, yaw=-60.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage2_reason", "identity_reason"),
+    [
+        ("not json", FaceReason.BAD_JSON, IdentityReason.NO_FACE),
+        ("sheet size", FaceReason.SHEET_WRONG_SIZE, IdentityReason.NO_FACE),
+        ("sheet gone", FaceReason.SHEET_MISSING, None),
+        ("sheet truncated", FaceReason.SHEET_UNREADABLE, None),
+        ("sheet values", FaceReason.SHEET_OTHER_VALUES, None),
+        ("sheet gray", FaceReason.SHEET_EMPTY, None),
+        ("no face in sheet", FaceReason.NO_FACE_MASK, None),
+        ("length", None, IdentityReason.BAD_EMBEDDING),
+        ("nan", None, IdentityReason.BAD_EMBEDDING),
+        ("climbs out", FaceReason.PATH_OUTSIDE_ROOT, IdentityReason.NO_FACE),
+        ("confidence", FaceReason.LOW_CONFIDENCE, IdentityReason.LOW_CONFIDENCE),
+        ("adaface", None, IdentityReason.OTHER_MODEL),
+        ("no yaw", None, IdentityReason.UNKNOWN_POSE),
+        ("yaw", None, IdentityReason.LARGE_YAW),
+    ],
+)
+def test_faults_of_training_face(
+    inputs: TinyInputs, kind: str, stage2_reason: FaceReason | None, identity_reason: IdentityReason | None
+) -> None:
+    spoil(kind, inputs)
+    row = build_catalog(inputs.settings(), PROFILE).frame.set_index("image_id").loc[inputs.image_ids[0]]
+    assert row.accepted
+    assert (row.stage2, row.stage2_reason) == (stage2_reason is None, stage2_reason)
+    assert (row.identity_reliable, row.identity_reason) == (identity_reason is None, identity_reason)
+    polygon = stage2_reason is not None and kind != "no face in sheet"
+    assert row.mask_origin == ("polygon" if polygon else "training_face")
+
+
+@pytest.mark.parametrize(
+    ("field", "variable"),
+    [
+        ("k_hairstyle_root", "HAIR_PIPELINE_K_HAIRSTYLE_ROOT"),
+        ("training_face_root", "HAIR_PIPELINE_TRAINING_FACE_ROOT"),
+    ],
+)
+def test_missing_and_empty_roots_name_their_variable(
+    inputs: TinyInputs, tmp_path: Path, field: str, variable: str
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for root in (tmp_path / "nowhere", empty):
+        with pytest.raises(PipelineError) as caught:
+            build_catalog(inputs.settings(**{field: root}), PROFILE)
+        assert variable in caught.value.message
+        assert str(root) in caught.value.message
+
+
+def test_one_person_is_not_enough(inputs: TinyInputs) -> None:
+    for image_id in inputs.image_ids[2:]:
+        image_and_label(inputs, image_id)[0].write_bytes(b"{}")
+    with pytest.raises(PipelineError, match="only one person has a usable image \\(rejected: 4 json_as_image\\)"):
+        build_catalog(inputs.settings(), PROFILE)
+
+
+def test_the_training_root_may_not_lie_in_an_input(inputs: TinyInputs) -> None:
+    with pytest.raises(PipelineError, match="never written to"):
+        build_catalog(inputs.settings(training_root=inputs.k_hairstyle / "out"), PROFILE)
+
+
+def test_inputs_are_only_read(inputs: TinyInputs) -> None:
+    before = {path: (inputs.root / path).read_bytes() for path in files(inputs.root)}
+    build_catalog(inputs.settings(), PROFILE)
+    after = {path: (inputs.root / path).read_bytes() for path in files(inputs.root) if not path.startswith("training/")}
+    assert after == before
+
+
+def test_an_output_folder_that_is_a_file(inputs: TinyInputs, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(PipelineError):
+        build_catalog(inputs.settings(training_root=tmp_path / "file"), PROFILE)
+
+
+def test_customers_folder(inputs: TinyInputs, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="no such folder"):
+        read_customers(tmp_path / "nowhere", inputs.settings())
+    (tmp_path / "none").mkdir()
+    with pytest.raises(PipelineError, match="holds no photo"):
+        read_customers(tmp_path / "none", inputs.settings())
+
+
+def test_every_reason_is_documented() -> None:
+    for kind in (Reason, FaceReason, IdentityReason):
+        assert all(member.description and len(member.description) > 20 for member in kind)

@@ -1,0 +1,76 @@
+"""Polygons: all forms give the same rings, anything else is `BadPolygon`, and masks are drawn where they belong."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hair_pipeline.inputs.polygons import BadPolygon, draw_polygon, parse_polygon, polygon_scale
+from hair_pipeline_tests.inputs.tiny_inputs import draw_person, polygon
+
+SQUARE = [[10, 10], [30, 10], [30, 40], [10, 40]]
+DICTS = [{"x": x, "y": y} for x, y in SQUARE]
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from("xyz"), inner, max_size=3),
+    max_leaves=20,
+)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [[DICTS], DICTS, [SQUARE], SQUARE, json.dumps([DICTS]), json.dumps(DICTS), json.dumps(json.dumps([DICTS])),
+     [[{"x": str(x), "y": str(y)} for x, y in SQUARE]]],
+)  # fmt: skip
+def test_every_form_gives_the_same_rings(form: object) -> None:
+    (ring,) = parse_polygon(form)
+    np.testing.assert_array_equal(ring, np.float32(SQUARE))
+
+
+@pytest.mark.parametrize("empty", [None, "", "[]", [], "[[]]", [[]], "nan", "none", float("nan"), "null", [SQUARE[:2]]])
+def test_every_form_of_nothing(empty: object) -> None:
+    assert parse_polygon(empty) == []
+
+
+@given(JSON_VALUES | st.text(max_size=40))
+def test_anything_else_is_a_bad_polygon(value: object) -> None:
+    try:
+        rings = parse_polygon(value)
+    except BadPolygon:
+        return
+    for ring in rings:
+        assert ring.shape[1] == 2
+        assert len(ring) >= 3
+        assert np.isfinite(ring).all()
+        assert draw_polygon([ring], 16, 12).shape == (12, 16)
+
+
+@given(st.lists(st.tuples(st.floats(-1e30, 1e30), st.floats(-1e30, 1e30)), min_size=3, max_size=8))
+def test_wild_coordinates_are_drawn_without_error(points: list[tuple[float, float]]) -> None:
+    assert draw_polygon([np.array(points, np.float32)], 20, 10, (2.0, 0.5)).shape == (10, 20)
+
+
+def test_a_mask_survives_the_way_through_its_polygon() -> None:
+    mask = draw_person(0, size=256).hair_mask
+    drawn = draw_polygon(parse_polygon(json.dumps(polygon(mask))), 256, 256)
+    assert (drawn & mask).sum() / (drawn | mask).sum() > 0.97
+
+
+def test_a_ring_inside_is_a_hole_and_rings_beside_are_united() -> None:
+    outer, inner, other = ([[a, a], [b, a], [b, b], [a, b]] for a, b in ((5, 45), (15, 30), (40, 60)))
+    mask = draw_polygon(parse_polygon([inner, outer, other]), 64, 64)
+    assert mask[10, 10]
+    assert not mask[20, 20]
+    assert mask[42, 42]
+    assert mask[55, 55]
+
+
+def test_scale() -> None:
+    assert polygon_scale((1024, 1024), 512, 512) == (0.5, 0.5)
+    assert polygon_scale((None, 0), 512, 512) == (1, 1)
+    assert polygon_scale((300, 400), 400, 300) == (1, 1)
+    full = draw_polygon([np.float32(SQUARE)], 64, 64)
+    half = draw_polygon([np.float32(SQUARE) * 2], 64, 64, polygon_scale((128, 128), 64, 64))
+    np.testing.assert_array_equal(full, half)

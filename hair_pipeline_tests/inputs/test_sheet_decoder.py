@@ -1,0 +1,171 @@
+"""training_face's outputs: sheets, embeddings and JSON are read or refused with a documented reason."""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from hair_pipeline.inputs.reasons import FaceReason
+from hair_pipeline.inputs.training_face import (
+    BadFace,
+    choose_face,
+    classify_quadrant,
+    decode_sheet,
+    index_faces,
+    parse_embedding,
+    read_face_json,
+)
+from hair_pipeline.profile import InputsConfig
+from hair_pipeline_tests.inputs.tiny_inputs import draw_person, embedding, sheet, write_face
+
+CONFIG = InputsConfig()
+
+
+def png(image: np.ndarray) -> bytes:
+    return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+
+
+def npy(vector: object, **options: bool) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(vector), **options)
+    return buffer.getvalue()
+
+
+def test_a_sheet_gives_its_masks_back() -> None:
+    picture = draw_person(0, size=96)
+    masks = decode_sheet(png(sheet(picture)), 96, 96)
+    np.testing.assert_array_equal(masks.hair, picture.hair_mask)
+    np.testing.assert_array_equal(masks.face, picture.face_mask & ~picture.hair_mask)
+
+
+@given(arrays(np.uint8, (6, 5, 3), elements=st.sampled_from([0, 3, 125, 128, 131, 250, 255])))
+def test_every_pixel_goes_to_the_nearest_value(quadrant: np.ndarray) -> None:
+    quadrant = np.repeat(quadrant[..., :1], 3, axis=2)
+    if ((quadrant > 64) & (quadrant < 192)).all():
+        with pytest.raises(BadFace):
+            classify_quadrant(quadrant)
+        return
+    masks = classify_quadrant(quadrant)
+    np.testing.assert_array_equal(masks.hair, quadrant[..., 0] < 64)
+    np.testing.assert_array_equal(masks.face, quadrant[..., 0] > 192)
+
+
+@given(st.binary(max_size=300), st.integers(1, 40), st.integers(1, 40))
+def test_any_bytes_give_masks_or_bad_face(data: bytes, width: int, height: int) -> None:
+    with pytest.raises(BadFace):
+        decode_sheet(data, width, height)
+
+
+def test_sheets_that_are_refused() -> None:
+    whole = sheet(draw_person(0, size=64))
+    colored, gray, soft = whole.copy(), whole.copy(), cv2.GaussianBlur(whole, (0, 0), 3)
+    colored[:64, 64:, 0] = 7 * np.arange(64)
+    gray[:64, 64:] = 128
+    cases = (
+        (png(whole[:-2]), FaceReason.SHEET_WRONG_SIZE),
+        (png(colored), FaceReason.SHEET_OTHER_VALUES),
+        (png(soft), FaceReason.SHEET_OTHER_VALUES),
+        (png(gray), FaceReason.SHEET_EMPTY),
+        (png(whole)[:200], FaceReason.SHEET_UNREADABLE),
+    )
+    for data, reason in cases:
+        with pytest.raises(BadFace) as caught:
+            decode_sheet(data, 64, 64)
+        assert caught.value.reason == reason
+
+
+def test_embeddings() -> None:
+    good = embedding(1)
+    np.testing.assert_array_equal(parse_embedding(npy(good)), good)
+    np.testing.assert_array_equal(parse_embedding(npy(good[None])), good)
+    broken = good.copy()
+    broken[3] = np.nan
+    hostile = npy(np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    for data in (
+        npy(good[:511]),
+        npy(broken),
+        npy(good * 2),
+        npy(good * 0),
+        npy(np.ones(512, int)),
+        hostile,
+        b"",
+        b"x",
+    ):
+        assert parse_embedding(data) is None
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_no_embedding(data: bytes) -> None:
+    assert parse_embedding(data) is None
+    assert parse_embedding(npy(embedding(0))[:128] + data) is None
+
+
+def test_index_knows_nested_stems_and_dates(tmp_path: Path) -> None:
+    picture = draw_person(0, size=32)
+    plain = write_face(tmp_path / "a-1", picture, embedding(0))
+    write_face(tmp_path / "b-1" / "b-1", picture, embedding(0))
+    write_face(tmp_path / "c-1_20250101", picture, embedding(0))
+    for path in sorted(plain.parent.iterdir()):
+        path.rename(path.with_stem(path.stem + "_20240101"))
+    newer = write_face(tmp_path / "a-1", picture, embedding(0))
+    index = index_faces(tmp_path)
+    assert set(index) == {"a-1", "b-1", "c-1", "c-1_20250101"}
+    assert index["a-1"][0] == newer.relative_to(tmp_path).as_posix()
+    assert len(index["a-1"]) == 2
+    dated = read_face_json(tmp_path, index["a-1"][1])
+    assert (tmp_path / dated.sheet_path).is_file()
+    assert (tmp_path / dated.embedding_path).is_file()
+
+
+def test_the_largest_confident_face_is_chosen(tmp_path: Path) -> None:
+    picture = draw_person(0, size=128)
+    boxes = {1: ([10, 10, 30, 30], 0.9), 2: ([10, 10, 90, 90], 0.9), 3: ([0, 0, 128, 128], 0.2)}
+    for number, (box, confidence) in boxes.items():
+        write_face(tmp_path / "a", picture, embedding(0), number=number, bbox=box, confidence=confidence)
+    paths = index_faces(tmp_path)["a"]
+    assert choose_face(tmp_path, paths, 128, 128, CONFIG).face_id == 2
+    with pytest.raises(BadFace) as caught:
+        choose_face(tmp_path, [path for path in paths if "face_03" in path], 128, 128, CONFIG)
+    assert caught.value.reason == FaceReason.LOW_CONFIDENCE
+    with pytest.raises(BadFace) as caught:
+        choose_face(tmp_path, [], 128, 128, CONFIG)
+    assert caught.value.reason == FaceReason.NO_OUTPUT
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"bbox": None}, FaceReason.BAD_JSON),
+        ({"bbox": [1, 2, 3]}, FaceReason.BAD_JSON),
+        ({"bbox": [1, 2, "x", 4]}, FaceReason.BAD_JSON),
+        ({"bbox": [30, 30, 20, 20]}, FaceReason.BAD_BOX),
+        ({"bbox": [900, 900, 950, 950]}, FaceReason.BAD_BOX),
+        ({"confidence": "high"}, FaceReason.LOW_CONFIDENCE),
+        ({"embedding_path": "../../../secret.npy"}, FaceReason.PATH_OUTSIDE_ROOT),
+        ({"visualization_path": "../../../x.png"}, FaceReason.PATH_OUTSIDE_ROOT),
+    ],
+)
+def test_faces_that_are_refused(tmp_path: Path, changes: dict[str, object], reason: FaceReason) -> None:
+    write_face(tmp_path / "a", draw_person(0, size=64), embedding(0), **changes)
+    with pytest.raises(BadFace) as caught:
+        choose_face(tmp_path, index_faces(tmp_path)["a"], 64, 64, CONFIG)
+    assert caught.value.reason == reason
+
+
+@given(st.binary(max_size=100) | st.dictionaries(
+    st.sampled_from(["bbox", "yaw", "confidence", "embedding_path", "face_id", "embedding_model"]),
+    st.none() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers() | st.text(max_size=2)),
+).map(lambda values: json.dumps(values).encode()))  # fmt: skip
+def test_any_json_gives_a_face_or_bad_face(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    root = tmp_path_factory.getbasetemp() / "any_json"
+    (root / "a" / "face_01").mkdir(parents=True, exist_ok=True)
+    (root / "a" / "face_01" / "face_01.json").write_bytes(data)
+    with contextlib.suppress(BadFace):
+        assert read_face_json(root, "a/face_01/face_01.json").area >= 1
