@@ -217,7 +217,7 @@ class Camera:
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pixels (..., 2) and depth towards the viewer in cm (...) of points (..., 3) in the head's frame."""
         turned = turn(points, self.rotation)
-        pixels = turned[..., :2] * np.array([self.scale, -self.scale], np.float32) + np.float32(self.origin)
+        pixels = turned[..., :2] * np.array([self.scale, -self.scale], np.float32) + np.array(self.origin, np.float32)
         return pixels, turned[..., 2]
 
 
@@ -258,11 +258,14 @@ def march(shape: Shape, camera: Camera, part: str, box: tuple[int, int, int, int
     reach = np.float32(13.5 if part == "head" else 22.0)
     depth = np.full(cx.shape, reach, np.float32)
     least = np.full(cx.shape, 99, np.float32)
-    for _ in range(steps):
+    for step_index in range(steps):
         x, y, z = (start[:, i] - depth * ray[i] for i in range(3))
         distance = field(shape, x, y, z)
         np.minimum(least, distance, out=least)
-        depth -= np.clip(distance, -1.5, 4) * np.float32(0.8)
+        advance = np.clip(distance, -1.5, 4) * np.float32(0.8)
+        if step_index < steps - 6:  # past grazed edges, instead of stopping there
+            advance = np.where(distance > 0, np.maximum(advance, 0.35), advance)
+        depth -= advance
     hit = least < 0.08
     point = start - depth[:, None] * ray
     epsilon = np.float32(0.15)
@@ -275,5 +278,5 @@ def march(shape: Shape, camera: Camera, part: str, box: tuple[int, int, int, int
         1,
     )
     normal = turn(unit(slope), back)
-    least = cv2.GaussianBlur(np.where(hit, -0.12, np.minimum(least, 1.5)).reshape(grid), (0, 0), 0.6)
-    return Surface(step, box, least, point.reshape(*grid, 3), normal.reshape(*grid, 3))
+    soft = cv2.GaussianBlur(np.where(hit, -0.12, np.minimum(least, 1.5)).reshape(grid), (0, 0), 0.6)
+    return Surface(step, box, soft, point.reshape(*grid, 3), normal.reshape(*grid, 3))

@@ -6,8 +6,6 @@ clothes and light, which never change an identity (`people`), and drawing (`geom
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 
 PARAMETERS = (
@@ -67,7 +65,7 @@ def projection(model: str) -> np.ndarray:
     """
     rng = np.random.default_rng(_PROJECTION_SEEDS[model])
     q, r = np.linalg.qr(rng.standard_normal((EMBEDDING_DIM, len(PARAMETERS))))
-    return cast(np.ndarray, q * np.sign(np.diag(r)))
+    return q * np.sign(np.diag(r))
 
 
 def embed(identity: np.ndarray, model: str, rng: np.random.Generator, *, blurred: bool = False) -> np.ndarray:
@@ -84,4 +82,5 @@ def embed(identity: np.ndarray, model: str, rng: np.random.Generator, *, blurred
         smear = np.random.default_rng(7).standard_normal(EMBEDDING_DIM)
         vector = 0.25 * vector + 0.8 * smear / np.linalg.norm(smear)
     vector = vector + noise
-    return cast(np.ndarray, (vector / np.linalg.norm(vector)).astype(np.float32))
+    result: np.ndarray = (vector / np.linalg.norm(vector)).astype(np.float32)
+    return result

@@ -123,6 +123,7 @@ def _make_hair(index: int, seed: int, rng: np.random.Generator) -> Hair:
     length = _cycle(_LENGTHS, index, seed, 2)
     color = _cycle(tuple(_COLORS), index, seed, 3)
     curl = str(rng.choice(_CURLS[curl_class]))
+    kinds: tuple[str, ...]
     if bang_class == "bangs":
         kinds = ("mens_down", "mens_down", "full") if length == "mens" else ("full", "full", "see_through", "choppy")
     else:

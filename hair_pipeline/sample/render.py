@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 
 from hair_pipeline.sample.geometry import SIZE, Camera, Shape, Surface, build_shape, features, march
-from hair_pipeline.sample.grow import Strands, grow, hairline
+from hair_pipeline.sample.grow import Strands, grow
+from hair_pipeline.sample.guides import hairline
 from hair_pipeline.sample.people import Person, View
 from hair_pipeline.sample.scene import cloth_color, cloth_cover, paint_room
 from hair_pipeline.sample.skin import light_cloth, light_skin, linear, look_up, paint_face, skin_color
@@ -133,7 +134,7 @@ def _paint_body(canvas: _Canvas, model: Model, body: Surface, scale: float, ligh
     tone = np.broadcast_to(skin_color(person.parameters) * np.float32(0.94), point.shape)
     neck = light_skin(tone, normal, light.direction, light.ambient, light.key)
     height = point[..., 1:2]
-    neck *= 1 - 0.55 * np.clip((height + 16.0) / 3.5, 0, 1)
+    neck *= 1 - 0.42 * np.clip((height + 16.0) / 3.5, 0, 1)
     worn = light_cloth(cloth_color(person, point), normal, light.direction, light.ambient, light.key)
     worn *= 0.75 + 0.25 * np.clip((-14.2 - height) / 3, 0, 1)
     edge = np.exp(-(((under - 0.5) / 0.35) ** 2))
@@ -195,7 +196,7 @@ def render(model: Model, view: View, *, blur_face: bool | None = None) -> Photo:
     rng = np.random.default_rng([view.seed, 41])
     camera = Camera(view.yaw, view.pitch, view.roll, view.scale, view.origin)
     light = _light(person, view, rng)
-    head = march(model.shape, camera, "head", _grid_box(camera, (-13.0, -15.5), (13.0, 14.0), 2), 2, 16)
+    head = march(model.shape, camera, "head", _grid_box(camera, (-13.0, -15.5), (13.0, 14.0), 2), 2, 20)
     body = march(model.shape, camera, "body", _grid_box(camera, (-30.0, -60.0), (30.0, -1.0), 4), 4, 16)
     head_depth, body_depth = _depths(head, body, camera)
     layers = draw_hair(
@@ -211,8 +212,9 @@ def render(model: Model, view: View, *, blur_face: bool | None = None) -> Photo:
     canvas = _Canvas(paint_room(person, view), *blank)
     canvas.image = canvas.image * (1 - layers.behind[..., 3:]) + layers.behind[..., :3]
     _paint_body(canvas, model, body, camera.scale, light)
-    hidden = (head_depth < body_depth) & (head_depth > NOTHING)
-    _paint_head(canvas, model, head, (~hidden).astype(np.float32), camera.scale, light)
+    covered = ((head_depth < body_depth) & (head_depth > NOTHING)).astype(np.uint8)
+    hidden = cv2.erode(covered, np.ones((5, 5), np.uint8))  # the head laps over the body's soft outline
+    _paint_head(canvas, model, head, 1 - hidden.astype(np.float32), camera.scale, light)
     _cast_shadow(canvas, layers.before[..., 3], view)
     image = canvas.image * (1 - layers.before[..., 3:]) + layers.before[..., :3]
     bare = (1 - layers.before[..., 3]) * (1 - canvas.scalp) * (1 - layers.behind[..., 3] * (1 - canvas.solid))
@@ -249,7 +251,7 @@ def _grain() -> np.ndarray:
 def _develop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Linear light to sRGB bytes with a soft shoulder, a little lens blur and sensor noise."""
     bright = np.clip(image, 0, None)
-    toned = np.sqrt(bright / (1 + 0.12 * bright) * 1.1)
+    toned = np.sqrt(bright / (1 + 0.22 * bright) * 1.12)
     toned = cv2.GaussianBlur(toned.astype(np.float32), (0, 0), 0.45)
     x, y = (int(v) for v in rng.integers(0, 128, 2))
     noise = _grain()[y : y + SIZE, x : x + SIZE]

@@ -51,8 +51,8 @@ def paint_room(person: Person, view: View) -> np.ndarray:
                     cv2.rectangle(
                         canvas, (book, level - int(room.integers(10, 24))), (book + 6, level), tint.tolist(), -1
                     )
-    canvas = cv2.GaussianBlur(canvas, (0, 0), float(room.uniform(1.6, 4.0)))
-    canvas = linear(np.clip(canvas, 0, 255))
+    blurred = cv2.GaussianBlur(canvas, (0, 0), float(room.uniform(1.6, 4.0)))
+    canvas = linear(np.clip(blurred, 0, 255))
     y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j].astype(np.float32)
     lit = 1 + 0.2 * (x * view.light[0] - y * view.light[1]) - 0.12 * (x * x + y * y)
     canvas = np.clip(canvas * lit[..., None] * np.float32(0.92), 0, 1)

@@ -75,7 +75,7 @@ def _ellipse(cx: float, cy: float, rx: float, ry: float) -> np.ndarray:
 
 def skin_color(identity: dict[str, float]) -> np.ndarray:
     """Linear RGB of the skin."""
-    tones = np.array([(92, 58, 42), (150, 102, 76), (196, 148, 118), (228, 186, 160), (244, 214, 194)], float)
+    tones = np.array([(92, 58, 42), (150, 102, 76), (196, 148, 118), (222, 178, 150), (232, 198, 176)], float)
     at = (identity["skin_tone"] + 1) * 2
     color = np.array([np.interp(at, np.arange(5), tones[:, c]) for c in range(3)])
     warmth = identity["skin_warmth"]

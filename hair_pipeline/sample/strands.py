@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from hair_pipeline.sample.geometry import SIZE, Camera
-from hair_pipeline.sample.grow import Strands
+from hair_pipeline.sample.grow import CHUNK, Strands
 from hair_pipeline.sample.people import Hair
 from hair_pipeline.sample.skin import linear
 from hair_pipeline.sample.vectors import dot, turn, unit
@@ -21,7 +21,7 @@ FINE = 2
 """Lines are drawn at this multiple of the picture's resolution and averaged down."""
 NOTHING = -99.0
 """Depth where the camera sees neither head nor body."""
-_SHADES, _TONES, _DEPTHS, _CHUNK = 22, 4, 9, 3
+_SHADES, _TONES, _DEPTHS = 22, 4, 9
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def _palette(hair: Hair, ambient: np.ndarray, key: np.ndarray) -> np.ndarray:
     """Linear colours (tones, shades, 3) drawn as sRGB 0-255; shade is diffuse light plus shine above 1."""
     root, tip = linear(hair.rgb), linear(hair.rgb_tip)
     mix = np.linspace(0, 1, _TONES)[:, None]
-    albedo = (root * (1 - mix) + tip * mix)[:, None]
+    albedo = (root * (1 - mix) + tip * mix)[:, None] + 0.006
     shade = np.linspace(0, 2, _SHADES)[None, :, None]
     body = albedo * np.minimum(shade, 1.25) * (0.35 * ambient + 0.75 * key) * 1.25
-    gloss = np.clip(shade - 0.95, 0, None) ** 1.3 * (0.55 * albedo + 0.07) * key
+    gloss = np.clip(shade - 0.95, 0, None) ** 1.3 * (0.55 * albedo + 0.1) * key
     return np.clip(np.sqrt(np.clip(body + gloss, 0, 1)) * 255, 3, 250)
 
 
@@ -126,11 +126,11 @@ def _draw_bundle(
     palette: np.ndarray,
 ) -> None:
     k = pixels.shape[1]
-    starts = np.arange(0, k - 1, _CHUNK)
+    starts = np.arange(0, k - 1, CHUNK)
     pieces = len(starts)
-    middle = ((turned[:, starts] + turned[:, starts + _CHUNK]) / 2).reshape(-1, 3)
-    tangent = (turned[:, starts + _CHUNK] - turned[:, starts]).reshape(-1, 3)
-    where = ((pixels[:, starts] + pixels[:, starts + _CHUNK]) / 2).reshape(-1, 2)
+    middle = ((turned[:, starts] + turned[:, starts + CHUNK]) / 2).reshape(-1, 3)
+    tangent = (turned[:, starts + CHUNK] - turned[:, starts]).reshape(-1, 3)
+    where = ((pixels[:, starts] + pixels[:, starts + CHUNK]) / 2).reshape(-1, 2)
     side = surface_depth.shape[0]
     at = np.clip((where * np.float32(side / SIZE)).astype(np.int32), 0, side - 1)
     solid = surface_depth.ravel()[at[:, 1] * side + at[:, 0]]
@@ -145,15 +145,15 @@ def _draw_bundle(
     if bundle.filler:
         diffuse, shine = diffuse * 0.72, shine * 0
     shade = np.clip((np.minimum(diffuse, 1.15) + shine) / 2 * (_SHADES - 1) + 0.5, 0, _SHADES - 1).astype(np.int32)
-    tones = (bundle.tone[:, starts] + bundle.tone[:, starts + _CHUNK]).ravel()[flat] / 2
+    tones = (bundle.tone[:, starts] + bundle.tone[:, starts + CHUNK]).ravel()[flat] / 2
     tone = np.clip(tones * (_TONES - 1) + 0.5, 0, _TONES - 1).astype(np.int32)
     layer = np.clip((middle[flat, 2] + 14) * (_DEPTHS / 28), 0, _DEPTHS - 1).astype(np.int32)
     code = ((front[flat] * _DEPTHS + layer) * _SHADES + shade) * _TONES + tone
     order = np.argsort(code, kind="stable")
     code, flat = code[order], flat[order]
     fixed = np.round((pixels - np.array(corner, np.float32)) * (FINE * 8)).astype(np.int32).reshape(-1, 2)
-    first = (flat // pieces) * k + (flat % pieces) * _CHUNK
-    lines = fixed[first[:, None] + np.arange(_CHUNK + 1)]
+    first = (flat // pieces) * k + (flat % pieces) * CHUNK
+    lines = fixed[first[:, None] + np.arange(CHUNK + 1)]
     edges = [0, *(np.flatnonzero(np.diff(code)) + 1).tolist(), len(code)]
     for begin, end in pairwise(edges):
         if begin == end:
