@@ -21,9 +21,9 @@ from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation import pictures
 from hair_pipeline.evaluation.ab_rule import Decision, decide
 from hair_pipeline.evaluation.cases import Case, load_cases, make_case, plan_validation
-from hair_pipeline.evaluation.contenders import Contender, Drawing, resolve
-from hair_pipeline.evaluation.html import number, percent, write_page
-from hair_pipeline.evaluation.judges import Judges, load_judges
+from hair_pipeline.evaluation.contenders import Contender, Drawing, opponent, resolve
+from hair_pipeline.evaluation.html import difference, number, percent, write_page
+from hair_pipeline.evaluation.judges import Judges, judges_version, load_judges
 from hair_pipeline.evaluation.measure import Measurements, Result, as_json, for_page, measure, summarise
 from hair_pipeline.evaluation.statistics import Estimate
 from hair_pipeline.evaluation.verdicts import write_pointer
@@ -88,11 +88,18 @@ def run_ab_test(
     Raises:
         PipelineError: a SPEC or the customers cannot be read, or neither model made a picture.
     """
-    contenders = {"old": resolve(old, settings, profile), "new": resolve(new, settings, profile)}
+    candidate = resolve(new, settings, profile)
+    other = opponent(candidate, settings) if old == "production" else old
+    contenders = {"old": resolve(other, settings, profile), "new": candidate}
     cases = _customer_cases(customers, settings, profile) if customers else _validation_cases(settings, profile)
-    identifier = _identifier(contenders, cases, profile)
+    identifier = _identifier(contenders, cases, judges_version(settings, profile), profile)
     managed = out.absolute() == (settings.reports / "ab").absolute()
     folder = out / identifier if managed else out
+    done = _reusable(folder, identifier)
+    if done is not None:
+        if managed:
+            write_pointer(out, identifier, done.version, done.verdict, folder)
+        return done
     judges = load_judges(settings, profile, sets=False)
     measured = {name: Measurements() for name in contenders}
     rows: list[dict[str, Any]] = []
@@ -152,8 +159,8 @@ def _validation_cases(settings: Settings, profile: Profile) -> _Cases:
     return _Cases(len(pairs), batches, origin, left_out, fingerprint)
 
 
-def _identifier(contenders: dict[str, Contender], cases: _Cases, profile: Profile) -> str:
-    """12 hex digits over both models, the photos and the settings."""
+def _identifier(contenders: dict[str, Contender], cases: _Cases, judges: str, profile: Profile) -> str:
+    """12 hex digits over both models, the photos, the judges and the settings."""
     return files.hash_bytes(
         str(SCHEMA),
         contenders["old"].version,
@@ -162,8 +169,37 @@ def _identifier(contenders: dict[str, Contender], cases: _Cases, profile: Profil
         profile.ab_test.model_dump_json(),
         profile.evaluation.model_dump_json(),
         profile.processing.bald.model_dump_json(),
-        profile.models.model_dump_json(),
+        judges,
     )[:12]
+
+
+def _reusable(folder: Path, identifier: str) -> VerdictResult | None:
+    """The same test, finished before."""
+    path = folder / "verdict.json"
+    if not all((folder / name).exists() for name in ("verdict.json", "report.html", "preview.jpg")):
+        return None
+    data = files.read_json(path)
+    if data.get("id") != identifier or data.get("schema") != SCHEMA:
+        return None
+    return _result(folder, data)
+
+
+def _result(folder: Path, data: dict[str, Any]) -> VerdictResult:
+    """What a verdict.json says."""
+    numbers: dict[str, float | None] = {name: entry["value"] for name, entry in data["numbers"].items()}
+    numbers |= {f"{key}_new": entry["value"] for key, entry in data["metrics"].items()}
+    numbers |= {f"{key}_old": (entry["baseline"] or {}).get("value") for key, entry in data["metrics"].items()}
+    return VerdictResult(
+        verdict=data["verdict"],
+        reasons=data["reasons"],
+        folder=folder,
+        report_path=folder / "report.html",
+        numbers=numbers,
+        preview=folder / "preview.jpg",
+        data_version=data["data_version"],
+        id=data["id"],
+        version=data["new"]["version"],
+    )
 
 
 def _run_batch(
@@ -249,9 +285,9 @@ def _write(
         "Profile": profile.name,
         "Code": str(about["git_commit"] or "not a git checkout"),
     }
-    preview = pictures.write_preview(sheet, folder / "preview.jpg")
+    pictures.write_preview(sheet, folder / "preview.jpg")
     from_raw = "before" if identity == "identity_raw" else "after"
-    report = write_page(
+    write_page(
         "ab.html.j2",
         folder / "report.html",
         id=identifier,
@@ -273,33 +309,26 @@ def _write(
         provenance=provenance,
     )
     data_version = files.hash_bytes(identifier, decision.verdict, json.dumps(metrics, sort_keys=True))
-    files.write_json(
-        folder / "verdict.json",
-        {
-            "schema": SCHEMA,
-            "id": identifier,
-            "verdict": decision.verdict,
-            "reasons": decision.reasons,
-            "old": {"label": old.label, "version": old.version},
-            "new": {"label": new.label, "version": new.version},
-            "photos": cases.origin,
-            "images": len(frames["new"]),
-            "people": decision.people,
-            "left_out": cases.left_out,
-            "identity_measured": f"{from_raw} paste-back",
-            "numbers": numbers,
-            "metrics": metrics,
-            "rule": rule_text(profile.ab_test),
-            "data_version": data_version,
-            "provenance": provenance,
-        },
-    )
-    flat: dict[str, float | None] = {name: entry["value"] for name, entry in numbers.items()}
-    flat |= {f"{key}_new": entry["value"] for key, entry in metrics.items()}
-    flat |= {f"{key}_old": (entry["baseline"] or {}).get("value") for key, entry in metrics.items()}
-    return VerdictResult(
-        decision.verdict, decision.reasons, folder, report, flat, preview, data_version, identifier, new.version
-    )
+    content = {
+        "schema": SCHEMA,
+        "id": identifier,
+        "verdict": decision.verdict,
+        "reasons": decision.reasons,
+        "old": {"label": old.label, "version": old.version},
+        "new": {"label": new.label, "version": new.version},
+        "photos": cases.origin,
+        "images": len(frames["new"]),
+        "people": decision.people,
+        "left_out": cases.left_out,
+        "identity_measured": f"{from_raw} paste-back",
+        "numbers": numbers,
+        "metrics": metrics,
+        "rule": rule_text(profile.ab_test),
+        "data_version": data_version,
+        "provenance": provenance,
+    }
+    files.write_json(folder / "verdict.json", content)
+    return _result(folder, content)
 
 
 def _decision_numbers(decision: Decision) -> dict[str, dict[str, Any]]:
@@ -324,7 +353,7 @@ def _decision_numbers(decision: Decision) -> dict[str, dict[str, Any]]:
 
 def _decision_rows(decision: Decision, when: str, distance: str, config: AbTestConfig) -> list[dict[str, Any]]:
     def row(title: str, estimate: Estimate, rule: str, *, relative: bool) -> dict[str, Any]:
-        text = percent if relative else (lambda value: "–" if value is None else f"{value:+.4f}")
+        text = percent if relative else difference
         return {
             "title": title,
             "value": estimate.value,
@@ -339,7 +368,12 @@ def _decision_rows(decision: Decision, when: str, distance: str, config: AbTestC
     need = config.min_improvement
     return [
         row("Improvement: mean of the two gains", decision.improvement, f"lower bound above {need:.0%}", relative=True),
-        row(f"Gain in {distance}", decision.lpips_gain, "half of the improvement", relative=True),
+        row(
+            f"Gain in {distance[0].lower() + distance[1:]}",
+            decision.lpips_gain,
+            "half of the improvement",
+            relative=True,
+        ),
         row(
             f"Gain in identity similarity ({when} paste-back)",
             decision.identity_gain,

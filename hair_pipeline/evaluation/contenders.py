@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from diffusers.utils import logging
 
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
@@ -173,6 +174,22 @@ def resolve(spec: str, settings: Settings, profile: Profile) -> Contender:
     )
 
 
+def opponent(new: Contender, settings: Settings) -> str:
+    """The SPEC a new model is compared with when "production" is asked for.
+
+    That is the version in production, unless it is the new model itself: then the version before it, or the untrained
+    base when it was the first.
+
+    Raises:
+        PipelineError: nothing is in production.
+    """
+    production = version_folder("production", settings).name
+    if production != new.version:
+        return "production"
+    previous: list[str] = files.read_json(settings.registry_path)["previous"]
+    return previous[-1] if previous else "untrained"
+
+
 def untrained(settings: Settings, profile: Profile) -> ModelContender:
     """The base as it is, without adapters: neither style nor identity is given."""
     reference = base_reference(settings, profile)
@@ -204,6 +221,7 @@ def stage2_current(settings: Settings, profile: Profile, table: VectorTable | No
 def exported(folder: Path, settings: Settings, profile: Profile) -> ModelContender:
     """A version's exported folder, with its own style encoder and generation size (hair_pipeline.json)."""
     card = files.read_json(folder / "hair_pipeline.json")
+    logging.disable_progress_bar()
     pipeline = _on_device(HairInpaintPipeline.from_pretrained(folder))
     label = f"version {card['version']}"
     return ModelContender(

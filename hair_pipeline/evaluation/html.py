@@ -13,29 +13,40 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from hair_pipeline.files import write_bytes
 
-_WIDTH, _PAD = 180.0, 6.0
+_WIDTH, _PAD = 150.0, 6.0
 
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number for a table; an en dash where there is none."""
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "–" if value is None else f"{_no_minus_zero(value, digits):.{digits}f}"
 
 
 def percent(value: float | None) -> str:
     """A relative change, signed; an en dash where there is none."""
-    return "–" if value is None else f"{value:+.1%}"
+    return "–" if value is None else f"{_no_minus_zero(value, 3):+.1%}"
+
+
+def difference(value: float | None) -> str:
+    """A signed difference; an en dash where there is none."""
+    return "–" if value is None else f"{_no_minus_zero(value, 4):+.4f}"
+
+
+def _no_minus_zero(value: float, digits: int) -> float:
+    return round(value, digits) + 0.0
 
 
 def interval_rows(estimates: list[dict[str, Any] | None]) -> list[dict[str, float] | None]:
-    """Places on a common axis of 0 to 180 pixels for several estimates: {"low", "mid", "high"} each, or None."""
+    """Places on a common axis of 0 to 150 pixels for several estimates: {"low", "mid", "high"} each, or None."""
     numbers = [
         e[key] for e in estimates if e is not None for key in ("ci_low", "value", "ci_high") if e.get(key) is not None
     ]
     if not numbers:
         return [None for _ in estimates]
-    least, span = min(numbers), max(max(numbers) - min(numbers), 1e-12)
+    least, span = min(numbers), max(numbers) - min(numbers)
 
     def place(value: float) -> float:
+        if span < 1e-12:
+            return _WIDTH / 2
         return round(_PAD + (value - least) / span * (_WIDTH - 2 * _PAD), 1)
 
     rows: list[dict[str, float] | None] = []

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.files import hash_bytes
 from hair_pipeline.models.feature_extractor import load_feature_extractor
 from hair_pipeline.models.perceptual import load_perceptual
 from hair_pipeline.models.recogniser import load_recogniser, recogniser_path
@@ -69,6 +70,14 @@ def load_judges(settings: Settings, profile: Profile, *, sets: bool = True) -> J
         extractor=_or_reason(_extractor, settings, profile, device) if sets else no_sets,
         device=device,
     )
+
+
+def judges_version(settings: Settings, profile: Profile) -> str:
+    """Changes whenever a judge does: the stand-ins' cards, the trained classifier, the weights the profile names."""
+    cards = sorted(path for path in settings.base_dir.glob("*.json") if path.is_file())
+    classifier = settings.runs / "style-classifier" / "current.json"
+    texts = [path.read_bytes() for path in [*cards, classifier] if path.exists()]
+    return hash_bytes(profile.models.model_dump_json(), *texts)
 
 
 def _or_reason(load: Any, settings: Settings, profile: Profile, device: torch.device) -> Judge[Any]:

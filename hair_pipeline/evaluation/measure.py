@@ -17,7 +17,7 @@ from hair_pipeline.evaluation.cases import Case
 from hair_pipeline.evaluation.contenders import Drawing
 from hair_pipeline.evaluation.judges import Judge, Judges
 from hair_pipeline.evaluation.metrics import distribution, learned, seam
-from hair_pipeline.evaluation.metrics.definitions import BY_NAME, METRICS, Metric
+from hair_pipeline.evaluation.metrics.definitions import METRICS, Metric
 from hair_pipeline.evaluation.regions import boundary_ring, masked_crop
 from hair_pipeline.evaluation.statistics import Estimate, mean_by_person, missing
 
@@ -244,7 +244,7 @@ def as_json(result: Result, baseline: Result | None) -> dict[str, Any]:
     if metric.threshold is not None and estimate.value is not None:
         value = estimate.value
         passed = value >= metric.threshold if metric.direction == "higher" else value <= metric.threshold
-    base = None if baseline is None else _numbers(baseline.estimate)
+    base = None if baseline is None or not baseline.estimate.measured else _numbers(baseline.estimate)
     return _numbers(estimate) | {
         "direction": metric.direction,
         "threshold": metric.threshold,
@@ -273,6 +273,3 @@ def for_page(result: Result, baseline: Result | None) -> dict[str, Any]:
     metric = result.metric
     more = {"digits": metric.digits, "explanation": metric.explanation, "source": metric.source, "name": metric.name}
     return as_json(result, baseline) | more
-
-
-__all__ = ["BY_NAME", "Measurements", "Result", "as_json", "for_page", "measure", "summarise"]

@@ -21,7 +21,7 @@ from hair_pipeline.evaluation import pictures
 from hair_pipeline.evaluation.cases import Case, ValidationPlan, load_cases, plan_validation
 from hair_pipeline.evaluation.contenders import Contender, Drawing, ModelContender, stage2_current, untrained
 from hair_pipeline.evaluation.html import number, write_page
-from hair_pipeline.evaluation.judges import Judges, load_judges
+from hair_pipeline.evaluation.judges import Judges, judges_version, load_judges
 from hair_pipeline.evaluation.measure import Measurements, Result, as_json, for_page, measure, summarise
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.profile import Profile
@@ -171,15 +171,12 @@ def _lines(row: dict[str, Any]) -> list[str]:
 
 def _fingerprint(version: str, plan: ValidationPlan, settings: Settings, profile: Profile) -> str:
     """Over everything the report depends on: model, photos, judges and settings."""
-    judges = [path for path in sorted(settings.base_dir.glob("*.json")) if path.is_file()]
-    classifier = settings.runs / "style-classifier" / "current.json"
     return files.hash_bytes(
         str(SCHEMA),
         version,
         json.dumps(plan.rows[["image_id", "content_hash"]].to_numpy().tolist()),
-        *(path.read_bytes() for path in [*judges, *([classifier] if classifier.exists() else [])]),
+        judges_version(settings, profile),
         profile.evaluation.model_dump_json(),
-        profile.models.model_dump_json(),
         profile.processing.model_dump_json(),
     )
 

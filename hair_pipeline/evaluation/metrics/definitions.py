@@ -143,7 +143,7 @@ METRICS = (
         "this project's guarantee",
         "Share of bytes outside the feathered mask that differ from the photo. Must be 0.",
         threshold=0.0,
-        digits=6,
+        digits=4,
     ),
 )
 

@@ -1,0 +1,165 @@
+"""The validation report and the A/B test on a tiny world: files, schema, reasons, self-contained pages."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.evaluation.ab_test import run_ab_test
+from hair_pipeline.evaluation.contenders import ModelContender, resolve
+from hair_pipeline.evaluation.metrics.definitions import METRICS
+from hair_pipeline.evaluation.report import evaluate
+from hair_pipeline.files import read_image
+from hair_pipeline.inputs.customers import read_customers
+from hair_pipeline_tests.evaluation.tiny_world import World, make_world
+from hair_pipeline_tests.inputs.tiny_inputs import write_rgb
+
+ENTRY = {"value", "ci_low", "ci_high", "n", "people", "reason", "direction", "threshold", "passed", "extractor"}
+
+
+def assert_self_contained(page: Path) -> str:
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"(src|href|url)\s*[=(]\s*[\"']?\s*(https?:|//|file:)", text, re.IGNORECASE)
+    assert "<script" not in text
+    assert text.count("data:image/jpeg;base64,") >= 4
+    return text
+
+
+def test_report_files_schema_and_reuse(world: World) -> None:
+    result = evaluate(world.settings, world.profile)
+    assert result.folder == world.settings.reports / "eval" / result.version
+    data = json.loads((result.folder / "metrics.json").read_text())
+    assert len(data["metrics"]) == len(METRICS)
+    for entry in data["metrics"].values():
+        assert set(entry) >= ENTRY
+        assert (entry["value"] is None) == (entry["reason"] is not None and entry["n"] == 0)
+        if entry["ci_low"] is not None:
+            assert entry["ci_low"] <= entry["value"] <= entry["ci_high"]
+    assert data["metrics"]["untouched_changed"]["value"] == 0
+    assert data["metrics"]["untouched_changed"]["passed"] is True
+    assert {"lpips_hair_stand_in", "identity_raw_stand_in"} <= set(data["metrics"])
+    assert not {"lpips_hair", "identity_raw", "frechet_ring"} & set(data["metrics"])
+    table = pd.read_parquet(result.folder / "per_image.parquet")
+    assert set(table["model"]) == {"model", "base"}
+    own = table[(table.model == "model") & ~table.transfer]
+    assert len(own) == data["images"]
+    assert (table[table.transfer].style_from != table[table.transfer].image_id).all()
+    text = assert_self_contained(result.report_path)
+    assert "stand-in" in text
+    assert "Fréchet distance" in text
+    assert ">FID in" not in text
+    assert result.preview.stat().st_size <= 20_000
+    again = evaluate(world.settings, world.profile)
+    assert again.reused
+    assert again.data_version == result.data_version
+    assert again.numbers == result.numbers
+
+
+def test_the_same_seed_gives_the_same_picture_in_any_batch(world: World) -> None:
+    from hair_pipeline.evaluation.cases import make_case
+
+    customers = read_customers(world.inputs.customers, world.settings, world.profile.processing.size)
+    cases = [
+        make_case(s, s, customers.embeddings.get(s.image_id), (None, None), world.profile) for s in customers.samples
+    ]
+    contender = resolve("current", world.settings, world.profile)
+    together = contender.draw(cases[:3])
+    alone = contender.draw(cases[1:2])
+    assert not isinstance(together[1], str)
+    assert not isinstance(alone[0], str)
+    difference = np.abs(together[1].final.astype(int) - alone[0].final.astype(int))
+    assert difference.max() <= 2  # rounding of batched arithmetic
+
+
+def test_blurred_faces_give_null_identity_with_a_reason_and_no_verdict(tmp_path: Path) -> None:
+    world = make_world(tmp_path, people=6, customers=0, blurred_people=6)
+    result = evaluate(world.settings, world.profile)
+    assert result.numbers["identity_raw_stand_in"] is None
+    data = json.loads((result.folder / "metrics.json").read_text())
+    assert "reliable" in data["metrics"]["identity_raw_stand_in"]["reason"]
+    verdict = run_ab_test(None, "untrained", "current", world.settings.reports / "ab", world.settings, world.profile)
+    assert verdict.verdict == "inconclusive"
+    assert "identity" in verdict.reasons[0]
+    assert verdict.numbers["improvement"] is None
+    text = assert_self_contained(verdict.report_path)
+    assert "held-out validation people" in text
+    assert "Not measured" in text
+
+
+def test_a_missing_judge_is_null_with_the_files_name(tmp_path: Path) -> None:
+    world = make_world(tmp_path, people=5, customers=0)
+    (world.settings.base_dir / "perceptual_alex.safetensors").unlink()
+    result = evaluate(world.settings, world.profile)
+    assert result.numbers["lpips_hair"] is None
+    data = json.loads((result.folder / "metrics.json").read_text())
+    assert "perceptual_alex.safetensors" in data["metrics"]["lpips_hair"]["reason"]
+    verdict = run_ab_test(None, "untrained", "current", tmp_path / "ab", world.settings, world.profile)
+    assert verdict.verdict == "inconclusive"
+
+
+def test_ab_of_customers_writes_everything_and_is_reused(world: World, tmp_path: Path) -> None:
+    folder = tmp_path / "customers"
+    shutil.copytree(world.inputs.customers, folder)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no image")
+    result = run_ab_test(folder, "untrained", "current", tmp_path / "out", world.settings, world.profile)
+    data = json.loads((tmp_path / "out" / "verdict.json").read_text())
+    assert data["verdict"] == result.verdict
+    assert "broken.jpg" in data["left_out"]
+    assert data["new"]["version"] == result.version
+    table = pd.read_parquet(tmp_path / "out" / "per_image.parquet")
+    pairs = table.pivot_table(index="image_id", columns="model", values="seed")
+    assert (pairs["old"] == pairs["new"]).all()
+    assert len(pairs) == 6
+    assert "broken.jpg" in assert_self_contained(result.report_path)
+    stamp = result.report_path.stat().st_mtime_ns
+    again = run_ab_test(folder, "untrained", "current", tmp_path / "out", world.settings, world.profile)
+    assert again == result
+    assert result.report_path.stat().st_mtime_ns == stamp
+
+
+def test_pictures_of_another_system_can_be_compared(world: World, tmp_path: Path) -> None:
+    """The originals themselves, as pictures, beat any model; one is missing and is named."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    photos = sorted(world.inputs.customers.glob("*.jpg"))
+    for photo in photos[1:]:
+        write_rgb(folder / f"{photo.stem}.png", read_image(photo))
+    result = run_ab_test(
+        world.inputs.customers, "current", str(folder), tmp_path / "out", world.settings, world.profile
+    )
+    assert photos[0].stem in json.loads((tmp_path / "out" / "verdict.json").read_text())["left_out"]
+    assert result.numbers["lpips_gain"] == pytest.approx(1, abs=1e-6)
+    assert result.numbers["halo_new"] == 0
+    assert result.verdict == "approve"
+
+
+@pytest.mark.parametrize("spec", ["production", "no-such-version"])
+def test_specs_that_name_nothing_are_explained(world: World, spec: str) -> None:
+    with pytest.raises(PipelineError, match=r"in production yet|neither a folder nor a registered version"):
+        resolve(spec, world.settings, world.profile)
+
+
+def test_an_empty_folder_is_no_contender(world: World, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="neither an exported version"):
+        resolve(str(tmp_path), world.settings, world.profile)
+
+
+def test_values_that_are_not_finite_are_left_out_not_measured(world: World, tmp_path: Path) -> None:
+    import torch
+
+    contender = resolve("current", world.settings, world.profile)
+    assert isinstance(contender, ModelContender)
+    with torch.no_grad():
+        contender.pipeline.unet.conv_out.bias.fill_(float("nan"))
+    customers = read_customers(world.inputs.customers, world.settings, world.profile.processing.size)
+    from hair_pipeline.evaluation.cases import make_case
+
+    sample = customers.samples[0]
+    drawn = contender.draw([make_case(sample, sample, None, (None, None), world.profile)])
+    assert drawn == ["the model returned values that are not finite"]
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,202 @@
+"""From an approved model to serving: refusals, round trips, byte-identity outside the mask."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
+
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.evaluation.ab_test import run_ab_test
+from hair_pipeline.evaluation.contenders import ModelContender, resolve
+from hair_pipeline.files import encode_image, hash_file, read_image, write_bytes
+from hair_pipeline.models.patch_encoder import PatchEncoder
+from hair_pipeline.processing.bald import make_bald
+from hair_pipeline.release.export import export_weights
+from hair_pipeline.release.registry import Registry, record_candidate
+from hair_pipeline.release.serving import head_crop, load, try_on_files
+from hair_pipeline_tests.evaluation.tiny_world import World, make_world
+from hair_pipeline_tests.inputs.tiny_inputs import draw_person, embedding, write_face, write_rgb
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("release"), people=5, customers=6)
+
+
+def judge(world: World, verdict: str) -> None:
+    """Run the A/B test, then let it say `verdict`."""
+    settings = world.settings
+    result = run_ab_test(
+        world.inputs.customers, "untrained", "current", settings.reports / "ab", settings, world.profile
+    )
+    path = result.folder / "verdict.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"verdict": verdict}))
+
+
+def test_export_refuses_without_an_approving_verdict_on_this_model(world: World) -> None:
+    with pytest.raises(PipelineError, match="no A/B test"):
+        export_weights(world.settings, world.profile)
+    for verdict in ("reject", "inconclusive"):
+        judge(world, verdict)
+        with pytest.raises(PipelineError, match=verdict):
+            export_weights(world.settings, world.profile)
+    judge(world, "approve")
+    pointer = world.settings.reports / "ab" / "current.json"
+    content = json.loads(pointer.read_text())
+    path = world.settings.reports / "ab" / content["folder"] / "verdict.json"
+    verdict_file = json.loads(path.read_text())
+    path.write_text(json.dumps(verdict_file | {"new": {"label": "x", "version": "somethingelse"}}))
+    with pytest.raises(PipelineError, match="judged version somethingelse"):
+        export_weights(world.settings, world.profile)
+    assert not (world.settings.checkpoints / "unet_hair_inpainting.safetensors").exists()
+    path.write_text(json.dumps(verdict_file))
+
+
+@pytest.fixture(scope="module")
+def exported(world: World) -> World:
+    judge(world, "approve")
+    export_weights(world.settings, world.profile)
+    return world
+
+
+def test_export_writes_what_others_load(exported: World) -> None:
+    result = export_weights(exported.settings, exported.profile)  # again: unchanged
+    checkpoints = exported.settings.checkpoints
+    assert {p.relative_to(result.folder).as_posix(): hash_file(p) for p in result.files} == result.hashes
+    stock = UNet2DConditionModel.from_pretrained(result.folder, subfolder="unet").state_dict()
+    single = load_file(checkpoints / "unet_hair_inpainting.safetensors")
+    assert stock.keys() == single.keys()
+    assert all(torch.equal(stock[name], single[name]) for name in stock)
+    assert json.loads((checkpoints / "config.json").read_text())["in_channels"] == 9
+    PatchEncoder.load(checkpoints / "style_patch_encoder.pt")
+    torch.load(checkpoints / "style_patch_encoder.pt", weights_only=True)
+    assert (checkpoints / "adapters" / "pytorch_lora_weights.safetensors").exists()
+    assert (checkpoints / "adapters" / "ip_adapter.safetensors").exists()
+    card = (checkpoints / "README.md").read_text()
+    for word in ("K-Hairstyle", "research use", "insightface", "non-commercial", result.version):
+        assert word in card
+
+
+def test_the_exported_version_draws_what_stage2_draws(exported: World) -> None:
+    from hair_pipeline.evaluation.cases import make_case
+    from hair_pipeline.inputs.customers import read_customers
+
+    settings, profile = exported.settings, exported.profile
+    customers = read_customers(exported.inputs.customers, settings, profile.processing.size)
+    sample = customers.samples[0]
+    case = make_case(sample, sample, customers.embeddings[sample.image_id], (None, None), profile)
+    folder = export_weights(settings, profile).folder
+    drawn = [resolve(spec, settings, profile).draw([case])[0] for spec in ("current", str(folder))]
+    first, second = (d.raw.astype(int) for d in drawn)  # type: ignore[union-attr]
+    assert np.abs(first - second).max() <= 1
+
+
+def test_candidate_waits_for_a_person_then_goes_into_production(exported: World) -> None:
+    settings, profile = exported.settings, exported.profile
+    waiting = record_candidate(settings, profile)
+    assert waiting.state == "awaiting sign-off"
+    assert f"registry sign-off {waiting.version} --reviewer NAME --decision approve" in waiting.message
+    registry = Registry(settings.registry_path)
+    assert registry.production() is None
+    registry.sign_off(waiting.version, "Kim", "reject", "halo at the ears")
+    with pytest.raises(PipelineError, match="rejected by Kim"):
+        record_candidate(settings, profile)
+    registry.sign_off(waiting.version, "Kim", "approve")
+    assert record_candidate(settings, profile).state == "promoted"
+    assert registry.production() == waiting.version
+    assert record_candidate(settings, profile).state == "promoted"
+    judge(exported, "reject")  # the verdict is read again, whatever was recorded
+    with pytest.raises(PipelineError, match="reject"):
+        record_candidate(settings, profile)
+    judge(exported, "approve")
+
+
+def test_production_is_not_compared_with_itself(exported: World, tmp_path: Path) -> None:
+    settings, profile = exported.settings, exported.profile
+    record_candidate(settings, profile)
+    registry = Registry(settings.registry_path)
+    if registry.production() is None:
+        version = next(iter(registry.list()))
+        registry.sign_off(version, "Kim", "approve")
+        registry.promote(version)
+    run_ab_test(exported.inputs.customers, "production", "current", tmp_path / "ab", settings, profile)
+    data = json.loads((tmp_path / "ab" / "verdict.json").read_text())
+    assert data["old"]["label"] == "untrained base"
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (90, 140)])
+def test_try_on_changes_nothing_outside_the_mask(exported: World, width: int, height: int) -> None:
+    person = draw_person(1, size=128)
+    canvas = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    hair, face = np.zeros((height, width), bool), np.zeros((height, width), bool)
+    h, w = min(height, 128), min(width, 128)
+    top, left = height - h, 0  # in the corner: the crop reaches the photo's edge
+    canvas[top:, left : left + w] = person.photo[:h, :w]
+    hair[top:, left : left + w], face[top:, left : left + w] = person.hair_mask[:h, :w], person.face_mask[:h, :w]
+    folder = export_weights(exported.settings, exported.profile).folder
+    try_on = load(folder, exported.settings, exported.profile)
+    style = try_on.style_of(canvas, hair)
+    before = canvas.copy()
+    result = try_on(canvas, hair, face, embedding(1), style)
+    repaint = make_bald(canvas, hair, face, exported.profile.processing.bald)[1]
+    assert result.shape == canvas.shape
+    assert np.array_equal(canvas, before)
+    changed = (result != canvas).any(2)
+    crop = head_crop(hair, face)
+    grown = np.zeros_like(changed)
+    grown[max(0, crop.y) : crop.y + crop.side, max(0, crop.x) : crop.x + crop.side] = True
+    assert not changed[~grown].any()
+    assert not changed[~repaint].any()
+    assert changed[hair].mean() > 0.5
+
+
+def test_try_on_files_finds_outputs_takes_masks_and_explains(exported: World, tmp_path: Path) -> None:
+    settings, profile = exported.settings, exported.profile
+    folder = str(export_weights(settings, profile).folder)
+    person, other = draw_person(0, size=160), draw_person(1, size=128)
+    write_rgb(tmp_path / "anna.png", person.photo)
+    write_face(tmp_path / "anna", person, embedding(0))
+    write_rgb(tmp_path / "style.jpg", other.photo)
+    out = tmp_path / "result.png"
+    with pytest.raises(PipelineError, match=r"no hair mask.*style") as missing:
+        try_on_files(folder, tmp_path / "anna.png", tmp_path / "style.jpg", out, None, settings, profile)
+    assert "--style-mask" in missing.value.message
+    mask = np.repeat(other.hair_mask[..., None], 3, 2).astype(np.uint8) * 255
+    write_bytes(tmp_path / "mask.png", encode_image(mask, ".png"))
+    written = try_on_files(
+        folder,
+        tmp_path / "anna.png",
+        tmp_path / "style.jpg",
+        out,
+        None,
+        settings,
+        profile,
+        style_mask=tmp_path / "mask.png",
+    )
+    result = read_image(written)
+    repaint = make_bald(person.photo, person.hair_mask, person.face_mask, profile.processing.bald)[1]
+    assert np.array_equal(result[~repaint], person.photo[~repaint])
+    with pytest.raises(PipelineError, match="the mask is 128x128, the photo 160x160"):
+        try_on_files(
+            folder,
+            tmp_path / "anna.png",
+            tmp_path / "style.jpg",
+            out,
+            None,
+            settings,
+            profile,
+            hair_mask=tmp_path / "mask.png",
+        )
+    with pytest.raises(PipelineError, match=r"\.gif"):
+        try_on_files(folder, tmp_path / "anna.png", tmp_path / "style.jpg", tmp_path / "x.gif", None, settings, profile)
+
+
+def test_serving_a_folder_of_pictures_or_nothing_is_refused(exported: World, tmp_path: Path) -> None:
+    write_rgb(tmp_path / "a.png", draw_person(0, size=64).photo)
+    with pytest.raises(PipelineError, match="not a model"):
+        load(tmp_path, exported.settings, exported.profile)
+    assert isinstance(resolve("current", exported.settings, exported.profile), ModelContender)
