@@ -86,12 +86,17 @@ def run(
 
 
 def _run_lineage(settings: Settings, selection: str | None, force: bool, launched_by: str) -> Outcome:
-    from hair_pipeline.orchestration.instance import open_instance
+    from hair_pipeline.orchestration.instance import dagster_home, open_instance
     from hair_pipeline.orchestration.launch import launch
     from hair_pipeline.orchestration.progress import StepProgress
+    from hair_pipeline.orchestration.terminal import output_to
 
-    with open_instance(settings) as instance, StepProgress(console) as progress:
-        return launch(instance, selection=selection, force=force, launched_by=launched_by, on_step=progress.on_step)
+    log = dagster_home(settings) / "last_run.log"
+    console.print(f"   output of the steps: {log}")
+    with open_instance(settings) as instance, output_to(log) as terminal:
+        screen = Console(file=terminal, highlight=False, force_terminal=terminal.isatty())
+        with StepProgress(screen, log) as progress:
+            return launch(instance, selection=selection, force=force, launched_by=launched_by, on_step=progress.on_step)
 
 
 def _finish(settings: Settings, outcome: Outcome) -> None:

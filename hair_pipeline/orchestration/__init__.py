@@ -6,7 +6,9 @@ models or metrics does not belong here, and no module imports torch when it is l
 
 import warnings
 
-from dagster import BetaWarning
+from dagster import BetaWarning, PreviewWarning
 
-# Observable source assets and backfill policies are marked beta in Dagster; the tests cover what is used of them.
-warnings.filterwarnings("ignore", category=BetaWarning)
+# Observable source assets, backfill policies and parts of Pipes are marked beta or preview in Dagster; the tests cover
+# what is used of them.
+for category in (BetaWarning, PreviewWarning):
+    warnings.filterwarnings("ignore", category=category)

@@ -5,8 +5,10 @@ Belongs here: words and progress lines. Does not belong here: decisions about wh
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,24 +17,40 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 from hair_pipeline.files import read_json
 from hair_pipeline.orchestration.instance import dagster_home
 from hair_pipeline.orchestration.launch import Outcome, Step
+from hair_pipeline.orchestration.terminal import newest_progress
 from hair_pipeline.settings import PROJECT_ROOT, Settings
 
 
 class StepProgress:
-    """A spinner with a clock per running step, and a line for each that ended."""
+    """A spinner with a clock per running step, the newest progress bar of their output, and a line per ended step.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: where to draw.
+        log: the file that the steps' output goes to.
+    """
+
+    def __init__(self, console: Console, log: Path) -> None:
         self._console = console
+        self._log = log
         self._progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
         )
         self._running: dict[str, tuple[TaskID, float]] = {}
+        self._stopped = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> StepProgress:
         self._progress.start()
+        if self._console.is_terminal:
+            self._watcher.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._stopped.set()
         self._progress.stop()
 
     def on_step(self, step: Step) -> None:
@@ -47,6 +65,13 @@ class StepProgress:
         self._console.print(f"   {mark} {step.assets}  {time.monotonic() - started:.1f} s")
         if step.message:
             self._console.print(f"          {escape(step.message)}", soft_wrap=True)
+
+    def _watch(self) -> None:
+        """Show the newest progress bar behind the step that started last: the one that trains, if one does."""
+        while not self._stopped.wait(0.5):
+            bar = newest_progress(self._log)
+            for name, (task, _) in list(self._running.items())[-1:]:
+                self._progress.update(task, description=f"{name}  {bar}" if bar else name)
 
 
 def summary_lines(settings: Settings, outcome: Outcome) -> Iterator[str]:

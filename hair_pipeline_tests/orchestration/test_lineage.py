@@ -28,7 +28,7 @@ class Lineage:
     """Tiny inputs and the command that runs on them."""
 
     def __init__(self, root: Path) -> None:
-        self.inputs = write_tiny_inputs(root, people=5, views=3)
+        self.inputs = write_tiny_inputs(root, people=5, views=3, back_view=True, blurred_people=1, customers=3)
         self.settings = self.inputs.settings(profile=str(PROFILE))
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("HAIR_PIPELINE_", "DAGSTER"))},
