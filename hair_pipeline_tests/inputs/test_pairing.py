@@ -103,7 +103,7 @@ def test_check_image() -> None:
         (b"", Reason.NOT_AN_IMAGE),
         (whole[: len(whole) // 2], Reason.TRUNCATED_IMAGE),
         (whole[: len(whole) // 2] + b"\xff\xd9", Reason.TRUNCATED_IMAGE),
-        (b"\xff\xd8\xff\xe0 nothing \xff\xd9", Reason.UNREADABLE_IMAGE),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), Reason.UNREADABLE_IMAGE),
     )
     for data, reason in cases:
         with pytest.raises(Rejected) as caught:

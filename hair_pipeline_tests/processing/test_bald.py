@@ -1,0 +1,112 @@
+"""Bald images: kept pixels untouched, no hair colour in the fill, the face's core left alone."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from hair_pipeline.processing.bald import GRAY, face_height, make_bald, repaint_mask, vary_mask
+from hair_pipeline.profile import BaldConfig
+from hair_pipeline_tests.inputs.tiny_inputs import TinyPicture, draw_person
+
+METHODS = ("telea", "navier_stokes", "gaussian_blur", "gray")
+MASKS = arrays(bool, (24, 24))
+
+
+def person(number: int = 0, size: int = 256) -> TinyPicture:
+    return draw_person(number, size=size)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("number", [0, 1])
+def test_kept_pixels_are_identical(method: str, number: int) -> None:
+    picture = person(number)
+    bald, repaint = make_bald(picture.photo, picture.hair_mask, picture.face_mask, BaldConfig(method=method))
+    np.testing.assert_array_equal(bald[~repaint], picture.photo[~repaint])
+    assert repaint[picture.hair_mask].all()
+    hair = picture.hair_mask
+    assert (bald[hair] != picture.photo[hair]).any(axis=1).mean() > 0.9
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_in_the_hole_does_not_matter(method: str) -> None:
+    picture, config = person(), BaldConfig(method=method)
+    first, repaint = make_bald(picture.photo, picture.hair_mask, picture.face_mask, config)
+    other = picture.photo.copy()
+    other[repaint] = np.random.default_rng(0).integers(0, 255, (int(repaint.sum()), 3), dtype=np.uint8)
+    second, _ = make_bald(other, picture.hair_mask, picture.face_mask, config)
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_hair_colour_enters_the_fill(method: str) -> None:
+    """Magenta hair on a scene without any red: no filled pixel may turn towards magenta."""
+    picture = person(2)
+    photo = picture.photo.copy()
+    photo[...] = (0, 120, 60)
+    photo[picture.hair_mask] = (255, 0, 255)
+    bald, _ = make_bald(photo, picture.hair_mask, picture.face_mask, BaldConfig(method=method))
+    limit = GRAY if method == "gray" else 2
+    assert bald[..., 0].max() <= limit
+
+
+@given(MASKS, MASKS, arrays(np.uint8, (24, 24, 3)), st.sampled_from(METHODS), st.floats(0, 0.5))
+def test_any_masks(hair: np.ndarray, face: np.ndarray, image: np.ndarray, method: str, growth: float) -> None:
+    face = face & ~hair
+    bald, repaint = make_bald(image, hair, face, BaldConfig(method=method, growth=growth))
+    assert repaint[hair].all()
+    np.testing.assert_array_equal(bald[~repaint], image[~repaint])
+
+
+@given(MASKS, MASKS, st.integers(0, 2**31))
+def test_varied_masks_hold_the_hair(hair: np.ndarray, face: np.ndarray, seed: int) -> None:
+    varied = vary_mask(hair, face & ~hair, seed)
+    assert varied[hair].all()
+    np.testing.assert_array_equal(varied, vary_mask(hair, face & ~hair, seed))
+
+
+def test_varied_masks_differ_and_spare_the_face() -> None:
+    picture = person(size=256)
+    masks = [vary_mask(picture.hair_mask, picture.face_mask, seed) for seed in range(16)]
+    assert len({mask.tobytes() for mask in masks}) >= 15
+    middle = picture.face_mask.copy()
+    rows, columns = np.nonzero(middle)
+    middle[:] = False
+    middle[int(np.median(rows)), int(np.median(columns))] = True
+    assert not any(mask[middle].any() for mask in masks)
+
+
+def test_growth_is_relative_to_the_face() -> None:
+    picture = person(size=256)
+    masks = [repaint_mask(picture.hair_mask, picture.face_mask, growth) for growth in (0.0, 0.05, 0.1, 0.2)]
+    areas = [int(mask.sum()) for mask in masks]
+    assert areas == sorted(areas)
+    assert areas[0] < areas[-1]
+    kept = picture.face_mask & ~masks[1]
+    assert kept.sum() > 0.8 * picture.face_mask.sum()
+    _, wider = make_bald(
+        picture.photo, picture.hair_mask, picture.face_mask, BaldConfig(growth=0.05), extra_growth=0.05
+    )
+    np.testing.assert_array_equal(wider, masks[2])
+
+
+def test_face_height_ignores_the_neck() -> None:
+    mask = np.zeros((200, 200), bool)
+    mask[40:140, 60:140] = True
+    with_neck = mask.copy()
+    with_neck[140:190, 85:115] = True
+    assert face_height(mask) == pytest.approx(100, abs=2)
+    assert face_height(with_neck) == pytest.approx(100, abs=2)
+    assert face_height(np.zeros((200, 100), bool)) == pytest.approx(60)
+
+
+def test_crumbs_of_face_between_strands_are_repainted() -> None:
+    hair, face = np.zeros((128, 128), bool), np.zeros((128, 128), bool)
+    hair[10:60, 20:108] = True
+    face[60:120, 30:98] = True
+    hair[30:32, 50:52] = False
+    face[30:32, 50:52] = True
+    repaint = repaint_mask(hair, face, 0.06)
+    assert repaint[30:32, 50:52].all()
+    assert not repaint[80:110, 40:90].any()
