@@ -27,10 +27,11 @@ log = logging.getLogger(__name__)
 NAME = "hair-stand-in"
 FEATURES = "pooled"
 SIDE = 128
+LAYERS = (1, 4)
 
 
 class StandInExtractor(FeatureExtractorBase):
-    """Mean and deviation over space of the stand-in trunk's last three feature maps, (B, 1792) float32.
+    """Means over space of the stand-in trunk's second and last feature maps: texture and shape, (B, 448) float32.
 
     Args:
         feature_extractor_weights_path: the stand-in written by `models.perceptual.save_stand_in`.
@@ -59,10 +60,10 @@ class StandInExtractor(FeatureExtractorBase):
         return torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8)
 
     def forward(self, input: Tensor) -> tuple[Tensor]:
-        """uint8 RGB (B, 3, H, W), any size -> ((B, 1792) float32,)."""
+        """uint8 RGB (B, 3, H, W), any size -> ((B, 448) float32,)."""
         images = F.interpolate(input.float(), size=(SIDE, SIDE), mode="bilinear", antialias=True) / 127.5 - 1
-        maps = [feature.flatten(2) for feature in self.net.features(images)[2:]]
-        return (torch.cat([part for m in maps for part in (m.mean(2), m.std(2))], 1),)
+        maps = self.net.features(images)
+        return (torch.cat([maps[layer].mean((2, 3)) for layer in LAYERS], 1),)
 
 
 def register() -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+torch.set_num_threads(1)  # the models are so small that more threads only wait for each other
+
 WEIGHTS = Path(
     os.environ.get("HAIR_PIPELINE_MODELS_DIR", Path(__file__).resolve().parents[2].parent / "shared" / "weights")
 )
