@@ -196,7 +196,7 @@ def render(model: Model, view: View, *, blur_face: bool | None = None) -> Photo:
     rng = np.random.default_rng([view.seed, 41])
     camera = Camera(view.yaw, view.pitch, view.roll, view.scale, view.origin)
     light = _light(person, view, rng)
-    head = march(model.shape, camera, "head", _grid_box(camera, (-13.0, -15.5), (13.0, 14.0), 2), 2, 20)
+    head = march(model.shape, camera, "head", _grid_box(camera, (-12.4, -13.8), (12.4, 13.4), 2), 2, 20)
     body = march(model.shape, camera, "body", _grid_box(camera, (-30.0, -60.0), (30.0, -1.0), 4), 4, 16)
     head_depth, body_depth = _depths(head, body, camera)
     layers = draw_hair(
@@ -212,8 +212,10 @@ def render(model: Model, view: View, *, blur_face: bool | None = None) -> Photo:
     canvas = _Canvas(paint_room(person, view), *blank)
     canvas.image = canvas.image * (1 - layers.behind[..., 3:]) + layers.behind[..., :3]
     _paint_body(canvas, model, body, camera.scale, light)
-    covered = ((head_depth < body_depth) & (head_depth > NOTHING)).astype(np.uint8)
-    hidden = cv2.erode(covered, np.ones((5, 5), np.uint8))  # the head laps over the body's soft outline
+    wide = np.ones((5, 5), np.uint8)
+    covered = cv2.dilate(((head_depth < body_depth) & (head_depth > NOTHING)).astype(np.uint8), wide) > 0
+    within = cv2.erode((body_depth > NOTHING).astype(np.uint8), wide) > 0
+    hidden = covered & within & (head_depth < body_depth + 1.5)
     _paint_head(canvas, model, head, 1 - hidden.astype(np.float32), camera.scale, light)
     _cast_shadow(canvas, layers.before[..., 3], view)
     image = canvas.image * (1 - layers.before[..., 3:]) + layers.before[..., :3]
@@ -229,17 +231,18 @@ def render(model: Model, view: View, *, blur_face: bool | None = None) -> Photo:
 
 
 def _clean(mask: np.ndarray) -> np.ndarray:
-    """Small gaps closed, small specks removed."""
+    """A mask without gaps and specks of fewer than 60 pixels."""
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
     closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, kernel)
     closed = cv2.morphologyEx(closed, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3)))
-    _count, labels, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=4)
-    small = np.flatnonzero(stats[:, cv2.CC_STAT_AREA] < 60)
-    closed[np.isin(labels, small[small > 0])] = 0
-    _count, labels, stats, _ = cv2.connectedComponentsWithStats(1 - closed, connectivity=4)
-    small = np.flatnonzero(stats[:, cv2.CC_STAT_AREA] < 60)
-    closed[np.isin(labels, small[small > 0])] = 1
-    return closed.astype(bool)
+    return ~_without_specks(~_without_specks(closed > 0))
+
+
+def _without_specks(mask: np.ndarray, least: int = 60) -> np.ndarray:
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    keep = stats[:, cv2.CC_STAT_AREA] >= least
+    keep[0] = False
+    return keep[labels]
 
 
 @functools.cache
@@ -251,7 +254,7 @@ def _grain() -> np.ndarray:
 def _develop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Linear light to sRGB bytes with a soft shoulder, a little lens blur and sensor noise."""
     bright = np.clip(image, 0, None)
-    toned = np.sqrt(bright / (1 + 0.22 * bright) * 1.12)
+    toned = np.sqrt(bright / (1 + 0.22 * bright) * 1.2)
     toned = cv2.GaussianBlur(toned.astype(np.float32), (0, 0), 0.45)
     x, y = (int(v) for v in rng.integers(0, 128, 2))
     noise = _grain()[y : y + SIZE, x : x + SIZE]

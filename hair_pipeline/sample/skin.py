@@ -75,7 +75,7 @@ def _ellipse(cx: float, cy: float, rx: float, ry: float) -> np.ndarray:
 
 def skin_color(identity: dict[str, float]) -> np.ndarray:
     """Linear RGB of the skin."""
-    tones = np.array([(92, 58, 42), (150, 102, 76), (196, 148, 118), (222, 178, 150), (232, 198, 176)], float)
+    tones = np.array([(106, 70, 52), (152, 106, 80), (196, 148, 118), (222, 178, 150), (232, 198, 176)], float)
     at = (identity["skin_tone"] + 1) * 2
     color = np.array([np.interp(at, np.arange(5), tones[:, c]) for c in range(3)])
     warmth = identity["skin_warmth"]
@@ -103,8 +103,8 @@ def _paint_eye(chart: _Chart, identity: dict[str, float], place: dict[str, float
 
     almond = np.concatenate([upper, lower[::-1]])
     chart.fill(put(almond * (1.35, 2.3) + (0, 0.15)), skin * (0.62, 0.5, 0.46), 0.35, 0.3)
-    chart.fill(put(almond), linear((222, 214, 209)), 1.0, 0.03)
-    dark, light = linear((46, 28, 20)), linear((104, 132, 140))
+    chart.fill(put(almond), linear((206, 197, 191)), 1.0, 0.03)
+    dark, light = linear((46, 28, 20)), linear((92, 116, 122))
     mix = np.clip((identity["eye_color"] + 1) / 2, 0, 1) ** 1.5
     iris = dark + (light - dark) * mix
     radius = 0.45 * half
