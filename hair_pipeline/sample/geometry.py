@@ -278,5 +278,8 @@ def march(shape: Shape, camera: Camera, part: str, box: tuple[int, int, int, int
         1,
     )
     normal = turn(unit(slope), back)
-    soft = cv2.GaussianBlur(np.where(hit, -0.12, np.minimum(least, 1.5)).reshape(grid), (0, 0), 0.6)
+    # an outline that does not follow the grid: blurred occupancy, turned back into centimetres
+    cell = step / camera.scale
+    filled = np.where(hit, 1, np.clip(0.5 - least / cell, 0, 1)).astype(np.float32).reshape(grid)
+    soft = (0.5 - cv2.GaussianBlur(filled, (0, 0), 0.8)) * np.float32(2 * cell)
     return Surface(step, box, soft, point.reshape(*grid, 3), normal.reshape(*grid, 3))

@@ -189,7 +189,7 @@ class _Locks:
             shell.astype(np.float32),
             _tone(hair, points, self.streaked[guide], rng),
             np.clip(bright, 0.55, 1.6).astype(np.float32),
-            2 if hair.width == "thick" and hair.curl_class != "straight" else 1,
+            1,
         )
 
     def filler(self, count: int) -> Strands:
@@ -216,8 +216,9 @@ def grow(person: Person, shape: Shape) -> list[Strands]:
     guides = grow_guides(person, shape, 520 if hair.length == "mens" else 430, rng)
     locks = _Locks(hair, guides, rng)
     count = locks.points_needed(~guides.fringe)
-    total = {"thick": 5200, "medium": 4900, "thin": 4600}[hair.width]
-    roots = scalp_roots(shape, int(min(total, _POINT_BUDGET / count)), rng)
+    total = {"thick": 6000, "medium": 5100, "thin": 4200}[hair.width]
+    budget = _POINT_BUDGET * total / 5100
+    roots = scalp_roots(shape, int(min(total, budget / count)), rng)
     if not hair.has_bangs:
         return [locks.filler(count), locks.bundle(roots, _nearest(roots, guides.roots), count)]
     rest = roots[~in_fringe(roots)]

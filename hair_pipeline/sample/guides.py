@@ -209,6 +209,8 @@ def grow_guides(person: Person, shape: Shape, count: int, rng: np.random.Generat
     rise = np.where(in_fringe(roots), 0.25, 0.4)
     if mens:
         rise[:] = 0.35 if hair.has_bangs else 0.75
+    crown = np.hypot(roots[:, 0] - hair.parting_x * 0.4, roots[:, 2] + 4)
+    rise = rise * np.where((roots[:, 1] > 6) & ~np.bool_(mens), np.clip(crown / 5, 0.05, 1), 1)
     before = np.where(roots[:, 2] > 1.5 - 5 * (hair.front_share - 0.5), 1.0, -1.0)
     before = np.where((rng.random(len(roots)) < 0.12) & (np.abs(roots[:, 2]) < 4), -before, before)
     opened = 5.0 if hair.has_bangs else {"along_face_line": 5.6, "swept": 5.9}.get(hair.bangs, 6.5)
