@@ -110,9 +110,9 @@ def build_catalog(settings: Settings, profile: Profile) -> CatalogResult:
     _check_roots(settings)
     listing = list_files(settings.k_hairstyle_root)
     if not listing.images and not listing.labels:
-        raise _no_input(
-            "holds no image and no label", settings.k_hairstyle_root, "K_HAIRSTYLE_ROOT", "K-Hairstyle copy"
-        )
+        archives = sum(reason == Reason.ARCHIVE for _, reason in listing.rejected)
+        what = "holds no image and no label" + (f", only {archives} archives: unpack them" if archives else "")
+        raise _no_input(what, settings.k_hairstyle_root, "K_HAIRSTYLE_ROOT", "K-Hairstyle copy")
     faces = index_faces(settings.training_face_root)
     if not faces:
         remedy = "training_face output folder (<stem>/face_01/*.json)"
@@ -250,9 +250,10 @@ def _read_label_names(root: Path, paths: list[str]) -> tuple[list[LabelName], li
 
 
 def _reject_duplicates(rows: list[dict[str, Any]]) -> None:
-    """Of accepted rows with one image id the first (by path) stays."""
+    """Of accepted rows with one image id the one that training_face saw stays, else the largest, else the first."""
     kept: dict[str, str] = {}
-    for row in sorted((row for row in rows if row["accepted"]), key=lambda row: row["image_path"]):
+    accepted = [row for row in rows if row["accepted"]]
+    for row in sorted(accepted, key=lambda row: (not row["stage2"], -row["width"] * row["height"], row["image_path"])):
         first = kept.setdefault(row["image_id"], row["image_path"])
         if first != row["image_path"]:
             row |= {"accepted": False, "reason": Reason.DUPLICATE_IMAGE.value, "detail": f"kept {first}"}

@@ -108,7 +108,7 @@ class Examiner:
         identity = identity_reason(face, face_problem, bool(label.blurred), embedding is not None, self.config)
         row |= {
             "has_face": face is not None,
-            "face_reason": face_problem,
+            "face_reason": sheet_problem,
             "faces_found": len(task.faces),
             "identity_reliable": identity is None,
             "identity_reason": identity,

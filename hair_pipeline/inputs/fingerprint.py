@@ -20,7 +20,10 @@ def fingerprint_folder(root: Path) -> str:
     """SHA-256 (hex) over the names, sizes and contents of the files under `root`.
 
     Files up to 16 KiB count whole; of larger ones the size and three blocks (start, middle, end), so that a
-    terabyte of photos is not read. Times of modification do not count. A missing folder has a fingerprint too.
+    terabyte of photos is not read. Times of modification do not count.
+
+    Raises:
+        PipelineError: the folder is missing or may not be read.
     """
     parts: list[bytes | str] = []
     for path in walk_files(root):

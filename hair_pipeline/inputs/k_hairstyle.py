@@ -59,7 +59,7 @@ def walk_files(root: Path) -> list[str]:
     """Every file under `root`, sorted, as posix paths relative to it; linked folders are followed once.
 
     Raises:
-        PipelineError: a folder may not be read.
+        PipelineError: `root` is missing, or a folder may not be read.
     """
     found: list[str] = []
     seen: set[tuple[int, int]] = set()
@@ -77,7 +77,7 @@ def walk_files(root: Path) -> list[str]:
 
 
 def _refuse(error: OSError) -> None:
-    remedy = "give this user read access to the folder"
+    remedy = "check the path and that this user may read it"
     raise PipelineError(f"the folder cannot be read ({error.strerror})", file=error.filename, remedy=remedy) from error
 
 

@@ -61,7 +61,7 @@ def make_bald(
 def repaint_mask(hair_mask: np.ndarray, face_mask: np.ndarray, growth: float) -> np.ndarray:
     """Grow the hair mask by `growth` face heights and close its small holes.
 
-    Over the face it grows only 0.6 times as far, so that the rim of the hair goes but the face stays. Crumbs of face
+    Over the face it grows only 0.4 times as far: the rim of the hair goes, eyes under a fringe stay. Crumbs of face
     or background between strands, smaller than the growth, are repainted too.
 
     Returns:
@@ -69,7 +69,7 @@ def repaint_mask(hair_mask: np.ndarray, face_mask: np.ndarray, growth: float) ->
     """
     radius = growth * face_height(face_mask)
     grown = _dilate(hair_mask, radius)
-    core = _open(face_mask & ~_dilate(hair_mask, 0.6 * radius), radius / 2)
+    core = _open(face_mask & ~_dilate(hair_mask, 0.4 * radius), radius / 3)
     grown = _fill_holes(grown, core, radius)
     return (grown & ~core) | hair_mask
 

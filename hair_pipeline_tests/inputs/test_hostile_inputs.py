@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -98,6 +99,20 @@ def test_the_same_image_in_training_and_validation_counts_once(inputs: TinyInput
     result = build_catalog(inputs.settings(), PROFILE)
     assert Counter(result.frame.reason.dropna()) == {"duplicate_image": 6}
     assert all(path.startswith("Training") for path in result.frame.image_path[result.frame.accepted])
+
+
+def test_of_two_sets_the_one_training_face_saw_is_kept(inputs: TinyInputs) -> None:
+    for image_id in inputs.image_ids:
+        image, label_path = image_and_label(inputs, image_id)
+        larger = cv2.resize(cv2.imread(str(image)), None, fx=2, fy=2)
+        write_rgb(Path(str(image).replace("mqset", "hqset")), larger[..., ::-1])
+        target = Path(str(label_path).replace("mqset", "hqset"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(label_path, target)
+    frame = build_catalog(inputs.settings(), PROFILE).frame
+    assert frame.accepted.sum() == len(inputs.image_ids)
+    assert all("mqset" in path for path in frame.image_path[frame.accepted])
+    assert set(frame.reason.dropna()) == {"duplicate_image"}
 
 
 def test_people_in_both_sets_are_counted(inputs: TinyInputs) -> None:

@@ -20,7 +20,7 @@ CURLS = ("X", "S", "SS", "C", "CC", "S3")
 BANGS = ("해당없음", "풀뱅", "시스루", "살짝 넘긴스타일")
 LENGTHS = ("장발", "단발", "중발")
 COLORS = (("블랙", (38, 30, 28)), ("자연갈색", (92, 60, 40)), ("황갈색", (150, 108, 62)), ("적갈색", (120, 48, 36)))
-_NOISE = np.tile(np.random.default_rng(0).normal(0, 4, (64, 64)).astype(np.float32), (16, 16))
+_NOISE = np.tile(np.random.default_rng(0).normal(0, 4, (64, 64)).astype(np.float32), (32, 32))
 STYLES = ((1, "가르마"), (14, "보브"), (31, "히피"))
 
 
