@@ -68,9 +68,9 @@ def repaint_mask(hair_mask: np.ndarray, face_mask: np.ndarray, growth: float) ->
         (H, W) bool, holding the hair mask.
     """
     radius = growth * face_height(face_mask)
-    grown = _dilate(hair_mask, radius)
-    core = _open(face_mask & ~_dilate(hair_mask, 0.4 * radius), radius / 3)
-    grown = _fill_holes(grown, core, radius)
+    distance = _distance_to(hair_mask)
+    core = _open(face_mask & (distance > 0.4 * radius), radius / 3)
+    grown = _fill_holes(distance <= radius, core, radius)
     return (grown & ~core) | hair_mask
 
 
@@ -107,8 +107,7 @@ def _uneven_growth(mask: np.ndarray, height: float, random: np.random.Generator)
     """Grow by a distance that changes smoothly from place to place, up to 0.5 face heights."""
     coarse = random.uniform(0.0, 0.5, (6, 6)).astype(np.float32) * np.float32(height)
     reach = cv2.resize(coarse, (mask.shape[1], mask.shape[0]), interpolation=cv2.INTER_CUBIC)
-    distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 5)
-    return distance <= np.maximum(reach, 0.05 * height) if mask.any() else mask.copy()
+    return _distance_to(mask) <= np.maximum(reach, 0.05 * height)
 
 
 def _box(mask: np.ndarray, contour: np.ndarray, margin: int) -> None:
@@ -124,9 +123,14 @@ def _hull(mask: np.ndarray, contour: np.ndarray, margin: int) -> None:
 
 def _dilate(mask: np.ndarray, radius: float) -> np.ndarray:
     """Grow a mask by a disc of `radius` pixels; the cost does not depend on the radius."""
-    if radius < 1 or not mask.any():
-        return mask.copy()
-    return cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5) <= radius
+    return mask.copy() if radius < 1 else _distance_to(mask) <= radius
+
+
+def _distance_to(mask: np.ndarray) -> np.ndarray:
+    """Distance of every pixel to the mask, (H, W) float32; infinite when the mask is empty."""
+    if not mask.any():
+        return np.full(mask.shape, np.inf, np.float32)
+    return cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5).astype(np.float32, copy=False)
 
 
 def _open(mask: np.ndarray, radius: float) -> np.ndarray:

@@ -227,8 +227,9 @@ def _make_images(job: _Job, function: Work) -> ShardReport:
     if done:
         return done
     collected = _Collected()
-    for _ in collected.take(_outcomes(job, function)):
-        pass
+    for number, _ in enumerate(collected.take(_outcomes(job, function))):
+        if number == 0:
+            job.manifest.unlink(missing_ok=True)  # from here on the folder is half old, half new
     collected.check(job)
     folder = job.folder / job.shard
     _remove_others(folder, {name for name, _, _ in collected.files})
@@ -251,6 +252,8 @@ def _finish(
     sheet = contact_sheet(collected.tiles)
     if sheet is not None:
         write_bytes(job.preview, encode_preview(sheet))
+    for leftover in job.folder.glob(f".{job.shard}.*.tmp*"):  # of a killed run
+        leftover.unlink()
     files, size = _measure(job)
     seconds = time.perf_counter() - collected.started
     common = {"files": float(files), "bytes": float(size), "failed": float(len(collected.failed))}

@@ -142,6 +142,11 @@ def test_stale_files_are_removed(settings: Settings) -> None:
     (folder / ".half.jpg.x.tmp").write_bytes(b"half")
     assert not make_bald_images(SHARD, settings, PROFILE).reused
     assert len(list(folder.iterdir())) == 9
+    leftover = settings.processed / "hair_patches" / f".{SHARD}.123.tmp.parquet"
+    leftover.parent.mkdir()
+    leftover.write_bytes(b"half")
+    cut_hair_patches(SHARD, settings, PROFILE)
+    assert not leftover.exists()
 
 
 def test_other_settings_are_done_again(settings: Settings) -> None:
