@@ -5,6 +5,7 @@ Belongs here: the small types between `entry` and the trainers. Does not belong 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,7 @@ class Finished:
 
 def seed_everything(seed: int) -> None:
     """Seed the generators that initialise weights."""
+    random.seed(seed)
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,6 +132,8 @@ def train(name: str, settings: Settings, profile: Profile, *, resume: bool = Tru
     Raises:
         PipelineError: unknown name, missing inputs or weights, a run that diverges, or a disk fault.
     """
+    if "torch" not in sys.modules:  # threads that spin while they wait are ruinous where several processes share cores
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     trainer = _TRAINERS.get(name)
     if trainer is None:
         raise PipelineError(f"there is no trainer {name!r}", remedy=f"choose one of {', '.join(TRAINERS)}")

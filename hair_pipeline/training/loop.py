@@ -196,7 +196,7 @@ def run(task: Task, config: LoopConfig, folder: Path, *, resume: bool = True) ->
         bad_steps=progress.bad_steps,
         seconds=time.monotonic() - began,
         pictures=pictures,
-        last_losses={name: float(value) for name, value in losses.raw.items()},
+        last_losses={name: float(value.detach()) for name, value in losses.raw.items()},
     )
 
 

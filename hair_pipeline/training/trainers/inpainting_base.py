@@ -41,6 +41,8 @@ _UNET_BATCH = 16
 _KL_WEIGHT = 1e-6
 _EDGE_WEIGHT = 0.5
 _VARIANTS = 3
+_CROP = 2
+"""The VAE is trained on squares of the image's side divided by this."""
 _MAX_VALIDATION = 24
 
 
@@ -122,6 +124,10 @@ class VaeImages(Dataset[Batch]):
         pixels, hair = to_tensor(image), torch.from_numpy(sample.hair_mask)[None].float()
         if u[1] > 0.5:
             pixels, hair = pixels.flip(-1), hair.flip(-1)
+        if self.train:  # crops: the network is convolutional, and a quarter of the pixels costs a quarter
+            side = pixels.shape[-1] // _CROP
+            y, x = torch.randint(pixels.shape[-1] - side + 1, (2,), generator=chance).tolist()
+            pixels, hair = (part[:, y : y + side, x : x + side].contiguous() for part in (pixels, hair))
         return {"image": pixels, "hair": hair}
 
     def _bald_image(self, index: int, sample: Sample) -> np.ndarray:

@@ -1,0 +1,177 @@
+"""The step of the stages: each loss trains, the face is locked, the conditions are dropped, few images suffice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch.utils.data import default_collate
+
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.training import loop
+from hair_pipeline.training.latent_store import LatentStore
+from hair_pipeline.training.sampler import Draw
+from hair_pipeline.training.stages import Judges, StageTask
+from hair_pipeline.training.task import Batch, LoopConfig
+from hair_pipeline.training.validation import fixed_batches, hair_l2
+from hair_pipeline_tests.training.tiny_stage import (
+    TERMS,
+    only,
+    random_judges,
+    stage_config,
+    tiny_stage,
+    write_processed,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processed")
+    write_processed(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judges() -> Judges:
+    return random_judges()
+
+
+def first_batch(task: StageTask, size: int = 4) -> Batch:
+    return default_collate([task.data[Draw(i % len(task.data), i)] for i in range(size)])
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_each_loss_alone_moves_the_trainable_weights(data: Path, judges: Judges, term: str, tmp_path: Path) -> None:
+    config = stage_config(losses=only(term), max_steps=2, gradient_accumulation_steps=1, drop_style=0, drop_both=0)
+    task = tiny_stage(data, config, judges=judges)
+    before = {name: tensor.clone() for name, tensor in task.state().items()}
+    frozen = {name: p.clone() for name, p in task.network.named_parameters() if not p.requires_grad}
+    result = loop.run(task, LoopConfig.of_stage(config, len(task.data)), tmp_path)
+    assert result.last_losses.keys() == {term}
+    moved = {name for name, tensor in task.state().items() if not torch.equal(tensor, before[name])}
+    assert any(".lora_B" in name for name in moved) and any("style_projection" in name for name in moved)
+    assert all(torch.equal(p, frozen[name]) for name, p in task.network.named_parameters() if name in frozen)
+
+
+def test_the_masked_loss_has_no_gradient_in_the_face_or_outside_the_mask(data: Path) -> None:
+    task = tiny_stage(data, stage_config())
+    batch = first_batch(task)
+    batch["mask"] = torch.ones_like(batch["mask"])  # even where the repaint mask covers the face
+    losses = task.losses(batch, 0)
+    assert losses.probe is not None
+    (gradient,) = torch.autograd.grad(losses.raw["mask_l2"], losses.probe)
+    face = (batch["face"] == 1).expand_as(gradient)
+    assert bool(face.any()) and bool((gradient[face] == 0).all()) and bool((gradient[~face] != 0).any())
+
+
+def test_blended_pixel_losses_have_no_gradient_in_the_locked_face(data: Path, judges: Judges) -> None:
+    task = tiny_stage(data, stage_config(losses=only("lpips", "gram", "style")), judges=judges)
+    batch = first_batch(task)
+    losses = task.losses(batch, 0)
+    assert losses.probe is not None
+    total = losses.total()
+    assert total is not None
+    (gradient,) = torch.autograd.grad(total, losses.probe)
+    locked = ((batch["face"] == 1) & (batch["mask"] == 0)).expand_as(gradient)
+    assert bool((gradient[locked] == 0).all()) and bool((gradient[~locked] != 0).any())
+
+
+def test_unreliable_faces_take_no_part_in_the_identity_loss(tmp_path: Path, judges: Judges) -> None:
+    write_processed(tmp_path, reliable=False)
+    task = tiny_stage(tmp_path, stage_config(losses=only("identity", "mask_l2")), judges=judges)
+    batch = first_batch(task)
+    assert not batch["reliable"].any() and not batch["identity_present"].any()
+    assert "identity" not in task.losses(batch, 0).raw
+
+
+def test_pixel_losses_are_gated(data: Path, judges: Judges) -> None:
+    losses = only("mask_l2", "lpips", pixel_every=2, pixel_max_t=0.3, pixel_batch=1)
+    task = tiny_stage(data, stage_config(losses=losses), judges=judges)
+    batch = first_batch(task)
+    batch["t"] = torch.tensor([100, 200, 500, 900])
+    assert task.losses(batch, 0).numbers["pixel_samples"] == 1
+    assert "lpips" not in task.losses(batch, 1).raw
+    batch["t"][:] = 900
+    assert "lpips" not in task.losses(batch, 0).raw
+
+
+def test_ramps_scale_the_weights(data: Path) -> None:
+    losses = only("mask_l2").model_copy(
+        update={"mask_l2": only("mask_l2").mask_l2.model_copy(update={"ramp_steps": 4})}
+    )
+    task = tiny_stage(data, stage_config(losses=losses))
+    batch = first_batch(task)
+    assert [task.losses(batch, step).weights["mask_l2"] for step in (0, 1, 4, 9)] == [0, 0.25, 1, 1]
+
+
+def test_dropout_shares_are_as_configured(data: Path) -> None:
+    task = tiny_stage(data, stage_config(drop_style=0.2, drop_identity=0.1, drop_both=0.1))
+    samples = [task.data[Draw(0, position)] for position in range(1500)]
+    style = torch.stack([sample["style_present"] for sample in samples])
+    identity = torch.stack([sample["identity_present"] for sample in samples])
+    shares = [(~style & identity), (style & ~identity), (~style & ~identity)]
+    assert [float(share.float().mean()) for share in shares] == pytest.approx([0.2, 0.1, 0.1], abs=0.03)
+
+
+def test_a_sample_depends_on_its_draw_alone(data: Path) -> None:
+    task = tiny_stage(data, stage_config())
+    a, b, c = (task.data[Draw(1, position)] for position in (5, 5, 6))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(a["noise"], c["noise"])
+
+
+def test_validation_is_the_same_every_time(data: Path) -> None:
+    task = tiny_stage(data, stage_config())
+    with torch.no_grad():
+        values = {hair_l2(task.predict, task.held_out, task.scheduler, task.device) for _ in range(2)}
+    assert len(values) == 1
+    times = torch.cat([batch["t"] for batch in fixed_batches(task.held_out, 4)])
+    assert len(times) == 8 and float(times.float().std()) > 150
+
+
+def test_stage1_sees_no_face_and_mixes_patches_in(data: Path) -> None:
+    task = tiny_stage(data, stage_config(), "stage1")
+    sampler = iter(task.batches(LoopConfig.of_stage(stage_config(), 12), 0, 0, 1))
+    batches = [default_collate([task.data[draw] for draw in next(sampler)]) for _ in range(4)]
+    assert all(not batch["identity_present"].any() and not batch["face"].any() for batch in batches)
+    assert {bool((batch["mask"] == 1).all()) for batch in batches} == {True, False}
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage2"])
+def test_two_people_with_one_view_and_a_batch_larger_than_the_data(tmp_path: Path, name: str) -> None:
+    write_processed(tmp_path / "data", people=2, views=1)
+    config = stage_config(batch_size=8, max_steps=2)
+    task = tiny_stage(tmp_path / "data", config, name)
+    result = loop.run(task, LoopConfig.of_stage(config, len(task.data)), tmp_path / "run")
+    assert result.steps == 2 and "hair_l2" in result.end
+    assert result.pictures[0].stat().st_size <= 20_000
+
+
+def test_no_held_out_image_gives_no_number(tmp_path: Path) -> None:
+    write_processed(tmp_path / "data")
+    index = tmp_path / "data" / "latents" / "shard_0000.parquet"
+    pd.read_parquet(index).assign(split="train").to_parquet(index)
+    config = stage_config(max_steps=1)
+    task = tiny_stage(tmp_path / "data", config)
+    result = loop.run(task, LoopConfig.of_stage(config, len(task.data)), tmp_path / "run")
+    assert result.start == result.end == {} and result.pictures == []
+
+
+def test_no_photo_for_stage2_is_one_clear_message(tmp_path: Path) -> None:
+    write_processed(tmp_path)
+    index = tmp_path / "latents" / "shard_0000.parquet"
+    table = pd.read_parquet(index)
+    table[table.kind != "photo"].to_parquet(index)
+    with pytest.raises(PipelineError, match="no training image"):
+        tiny_stage(tmp_path, stage_config())
+
+
+def test_latents_are_read_alike_from_memory_and_from_disk(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = LatentStore(data / "latents")
+    monkeypatch.setattr("hair_pipeline.training.latent_store.PRELOAD_BYTES", 0)
+    b = LatentStore(data / "latents")
+    for name in ("photo.latents", "photo.bald", "photo.hair", "photo.box"):
+        assert torch.equal(a.read("shard_0000", name, 2), b.read("shard_0000", name, 2))
+    assert torch.equal(a.constant("shard_0000", "patch.empty"), b.constant("shard_0000", "patch.empty"))
