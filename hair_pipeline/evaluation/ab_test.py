@@ -151,7 +151,7 @@ def _validation_cases(settings: Settings, profile: Profile) -> _Cases:
     styles = read_style_vectors(settings.processed / "style_vectors")
     identities = read_reliable_identities(settings.processed / "identity_embeddings")
     plan = plan_validation(read_catalog(settings.catalog_path), styles, profile.evaluation.max_images)
-    left_out: dict[str, str] = {}
+    left_out = dict(plan.left_out)
     pairs = [(index, index) for index in range(len(plan.rows))]
     fingerprint = files.hash_bytes(json.dumps(plan.rows[["image_id", "content_hash"]].to_numpy().tolist()))
     batches = load_cases(plan, pairs, identities, settings, profile, left_out)

@@ -74,10 +74,12 @@ class ValidationPlan:
     Attributes:
         rows: Stage 2 eligible validation images, catalog rows in id order.
         donors: index of the style's row for the transfer of each row; None where nobody else can lend one.
+        left_out: image id -> why an eligible image is not evaluated.
     """
 
     rows: pd.DataFrame
     donors: list[int | None]
+    left_out: dict[str, str]
 
 
 def plan_validation(catalog: pd.DataFrame, styles: VectorTable, limit: int | None) -> ValidationPlan:
@@ -88,13 +90,15 @@ def plan_validation(catalog: pd.DataFrame, styles: VectorTable, limit: int | Non
         limit: at most this many images, spread over people; None takes all.
     """
     eligible = catalog[(catalog["split"] == "validation") & (catalog["stage2"].eq(True))]
-    eligible = eligible[eligible["image_id"].isin(set(styles.ids))].sort_values("image_id")
+    known = eligible["image_id"].isin(set(styles.ids))
+    left_out = dict.fromkeys(eligible.loc[~known, "image_id"], "no style vector: too little hair for a patch")
+    eligible = eligible[known].sort_values("image_id")
     if limit is not None and len(eligible) > limit:
         turn = eligible.groupby("source").cumcount()
         eligible = eligible.assign(_turn=turn).sort_values(["_turn", "image_id"]).head(limit)
         eligible = eligible.drop(columns="_turn").sort_values("image_id")
     rows = eligible.reset_index(drop=True)
-    return ValidationPlan(rows, [_donor(rows, index) for index in range(len(rows))])
+    return ValidationPlan(rows, [_donor(rows, index) for index in range(len(rows))], left_out)
 
 
 def _donor(rows: pd.DataFrame, index: int) -> int | None:

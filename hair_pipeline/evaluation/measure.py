@@ -79,17 +79,18 @@ def _add_identity(
     rows: list[dict[str, Any]], cases: Sequence[Case], drawings: Sequence[Drawing], judges: Judges
 ) -> None:
     recogniser = judges.recogniser.network
+    boxes = {i: case.sample.box for i, case in enumerate(cases) if case.judged_identity and case.sample.box is not None}
+    if recogniser is None or not boxes:
+        return
+    faces = {i: cases[i].sample.image for i in boxes}
+    original = learned.face_embeddings(recogniser, list(faces.values()), list(boxes.values()), judges.device)
+    places = {i: place for place, i in enumerate(boxes)}
     for column, pictures in (("identity_raw", [d.raw for d in drawings]), ("identity", [d.final for d in drawings])):
-        chosen = [i for i, case in enumerate(cases) if case.judged_identity and pictures[i] is not None]
-        if recogniser is None or not chosen:
+        chosen = {i: picture for i in boxes if (picture := pictures[i]) is not None}
+        if not chosen:
             continue
-        values = learned.identity_similarity(
-            recogniser,
-            [cases[i].sample.image for i in chosen],
-            [picture for i in chosen if (picture := pictures[i]) is not None],
-            [box for i in chosen if (box := cases[i].sample.box) is not None],
-            judges.device,
-        )
+        output = learned.face_embeddings(recogniser, list(chosen.values()), [boxes[i] for i in chosen], judges.device)
+        values = learned.identity_similarity(original[[places[i] for i in chosen]], output)
         for i, value in zip(chosen, values, strict=True):
             rows[i][column] = float(value)
 
@@ -271,5 +272,12 @@ def _numbers(estimate: Estimate) -> dict[str, Any]:
 def for_page(result: Result, baseline: Result | None) -> dict[str, Any]:
     """What the templates need of a metric."""
     metric = result.metric
-    more = {"digits": metric.digits, "explanation": metric.explanation, "source": metric.source, "name": metric.name}
+    stand_in = result.key != metric.name
+    more = {
+        "stand_in": stand_in,
+        "digits": metric.digits,
+        "explanation": metric.explanation,
+        "source": metric.source,
+        "name": metric.name,
+    }
     return as_json(result, baseline) | more

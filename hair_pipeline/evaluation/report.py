@@ -94,7 +94,7 @@ def evaluate(settings: Settings, profile: Profile) -> EvalResult:
     contenders = {"model": stage2_current(settings, profile, styles), "base": untrained(settings, profile)}
     measured = {name: Measurements() for name in contenders}
     gallery = _Gallery(profile.evaluation.grid_rows, {False: [], True: []}, [])
-    left_out: dict[str, str] = {}
+    left_out = dict(plan.left_out)
     _run(plan, identities, contenders, measured, judges, gallery, left_out, settings, profile)
     results = {name: summarise(values, judges) for name, values in measured.items()}
     return _write(folder, fingerprint, plan, results, measured, gallery, left_out, contenders, settings, profile)
@@ -282,7 +282,7 @@ def _warnings(results: dict[str, Result], people: int, left_out: dict[str, str])
         found.append(f"Only {people} held-out people: the intervals are wide, and small differences mean nothing.")
     if left_out:
         names = ", ".join(f"{name} ({reason})" for name, reason in list(left_out.items())[:5])
-        found.append(f"{len(left_out)} photos could not be read any more: {names}.")
+        found.append(f"{len(left_out)} held-out photos are left out: {names}.")
     return found
 
 

@@ -31,7 +31,7 @@ def test_halo_is_zero_on_the_photo_and_small_on_a_copy(scene) -> None:  # type: 
     photo, _, _, _, repaint = scene
     assert seam.halo(photo, photo, repaint) == 0
     copy = cv2.imdecode(cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, 92])[1], cv2.IMREAD_COLOR)
-    assert abs(seam.halo(photo, copy, repaint)) < 0.5
+    assert abs(seam.halo(photo, copy, repaint)) < 1  # less than half of what can be seen
 
 
 @pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 0), (90, 60, 50)])
@@ -137,10 +137,11 @@ def test_identity_is_one_with_itself_lower_for_another_and_nan_stays_nan() -> No
     cpu = torch.device("cpu")
     a, b = draw_person(0), draw_person(1)
     box = np.array(a.box, np.float32)
-    same = learned.identity_similarity(_Eye(), [a.photo, a.photo], [a.photo, b.photo], [box, box], cpu)
-    assert same[0] == pytest.approx(1)
-    assert same[1] < 0.9999
-    assert np.isnan(learned.identity_similarity(_Eye(broken=True), [a.photo], [a.photo], [box], cpu)).all()
+    original, other = learned.face_embeddings(_Eye(), [a.photo, b.photo], [box, box], cpu)
+    assert learned.identity_similarity(original[None], original[None])[0] == pytest.approx(1)
+    assert learned.identity_similarity(original[None], other[None])[0] < 0.9999
+    broken = learned.face_embeddings(_Eye(broken=True), [a.photo], [box], cpu)
+    assert np.isnan(learned.identity_similarity(original[None], broken)).all()
 
 
 def test_hair_lpips_ignores_everything_outside_the_hair() -> None:

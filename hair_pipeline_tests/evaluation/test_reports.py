@@ -163,3 +163,16 @@ def test_values_that_are_not_finite_are_left_out_not_measured(world: World, tmp_
     drawn = contender.draw([make_case(sample, sample, None, (None, None), world.profile)])
     assert drawn == ["the model returned values that are not finite"]
     assert not list(tmp_path.iterdir())
+
+
+def test_two_people_give_a_report_without_intervals_and_no_verdict(tmp_path: Path) -> None:
+    """The smallest possible input: one held-out person, nobody to borrow a style from."""
+    world = make_world(tmp_path, people=2, customers=0, blurred_people=2)
+    result = evaluate(world.settings, world.profile)
+    data = json.loads((result.folder / "metrics.json").read_text())
+    assert data["people"] == 1
+    assert "no other held-out person" in data["metrics"]["curl_accuracy_transfer"]["reason"]
+    assert data["metrics"]["halo"]["ci_low"] is None
+    assert_self_contained(result.report_path)
+    verdict = run_ab_test(None, "untrained", "current", tmp_path / "ab", world.settings, world.profile)
+    assert verdict.verdict == "inconclusive"

@@ -93,4 +93,5 @@ def set_distance(
     left_out = [distance(real[index % groups != g], made[index % groups != g]) for g in range(groups)]
     error = np.sqrt((groups - 1) / groups * np.sum((np.array(left_out) - np.mean(left_out)) ** 2))
     reach = float(-special.stdtrit(groups - 1, 0.025) * error)
-    return Estimate(value, value - reach, value + reach, n, len(names))
+    low = max(0.0, value - reach) if distance is frechet_distance else value - reach
+    return Estimate(value, low, value + reach, n, len(names))

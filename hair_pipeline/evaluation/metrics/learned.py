@@ -45,28 +45,30 @@ def to_tensor(images: Sequence[np.ndarray], device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
-def identity_similarity(
-    recogniser: Recogniser,
-    originals: Sequence[np.ndarray],
-    outputs: Sequence[np.ndarray],
-    boxes: Sequence[np.ndarray],
-    device: torch.device,
+def face_embeddings(
+    recogniser: Recogniser, images: Sequence[np.ndarray], boxes: Sequence[np.ndarray], device: torch.device
 ) -> np.ndarray:
-    """Cosine between the recogniser's embeddings of original and output, aligned by the original's face box.
+    """Unit vectors (B, D) float64 of the faces in the boxes (4,) x1, y1, x2, y2 of uint8 RGB images (H, W, 3)."""
+    frames = torch.from_numpy(np.stack(boxes)).float().to(device)
+    vectors: np.ndarray = recogniser.embed(to_tensor(images, device), frames).double().cpu().numpy()
+    return vectors
+
+
+def identity_similarity(original: np.ndarray, output: np.ndarray) -> np.ndarray:
+    """Cosine between a recogniser's embeddings of originals and outputs, both aligned by the original's face box.
 
     Unit: cosine, -1 to 1. Direction: higher is better; the specification asks for at least 0.70. Source: ArcFace
-    (Deng et al. 2019). Call it with reliable faces only, and never with embeddings of two recognisers.
+    (Deng et al. 2019). For reliable faces only, and never between embeddings of two recognisers.
 
     Args:
-        originals, outputs: uint8 RGB (H, W, 3). boxes: (4,) x1, y1, x2, y2 in pixels.
+        original, output: (B, D) of `face_embeddings`.
 
     Returns:
         (B,) float64; NaN where the recogniser returned no finite vector.
     """
-    frames = torch.from_numpy(np.stack(boxes)).float().to(device)
-    a = recogniser.embed(to_tensor(originals, device), frames).double()
-    b = recogniser.embed(to_tensor(outputs, device), frames).double()
-    return torch.nn.functional.cosine_similarity(a, b).cpu().numpy()
+    norms = np.linalg.norm(original, axis=1) * np.linalg.norm(output, axis=1)
+    cosine: np.ndarray = (original * output).sum(1) / np.maximum(norms, 1e-12)
+    return cosine
 
 
 @torch.no_grad()
@@ -103,8 +105,3 @@ def predicted_classes(
     """Classes the evaluation classifier sees: {"curl": (B,), "bangs": (B,)} int64 indices."""
     logits = classifier(to_tensor(images, device))
     return {name: values.argmax(1).cpu().numpy() for name, values in logits.items()}
-
-
-def hit(predicted: int, asked: int | None) -> float:
-    """1.0 when the class seen is the class asked for, 0.0 when not, NaN when none was asked for."""
-    return float("nan") if asked is None else float(predicted == asked)
