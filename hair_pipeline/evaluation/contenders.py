@@ -65,7 +65,7 @@ class ModelContender:
 
     Args:
         pipeline: a `HairInpaintPipeline`. styles: where its style vectors come from; None for a model that takes none.
-        resolution: side at which it generates.
+        resolution: side at which it generates. card: hair_pipeline.json of an exported version.
     """
 
     def __init__(
@@ -76,9 +76,11 @@ class ModelContender:
         styles: StyleSource | None,
         resolution: int,
         profile: Profile,
+        card: dict[str, Any] | None = None,
     ) -> None:
         self.label, self.version = label, version
         self.pipeline, self.styles, self.resolution, self.profile = pipeline, styles, resolution, profile
+        self.card = card
         self.pipeline.set_progress_bar_config(disable=True)
 
     def draw(self, cases: Sequence[Case]) -> list[Drawing | str]:
@@ -223,10 +225,9 @@ def exported(folder: Path, settings: Settings, profile: Profile) -> ModelContend
     card = files.read_json(folder / "hair_pipeline.json")
     logging.disable_progress_bar()
     pipeline = _on_device(HairInpaintPipeline.from_pretrained(folder))
-    label = f"version {card['version']}"
-    return ModelContender(
-        label, card["version"], pipeline, exported_styles(folder, settings, profile), card["resolution"], profile
-    )
+    styles = exported_styles(folder, settings, profile)
+    version = card["version"]
+    return ModelContender(f"version {version}", version, pipeline, styles, card["resolution"], profile, card)
 
 
 def version_folder(spec: str, settings: Settings) -> Path:

@@ -8,7 +8,7 @@ A version is the folder `checkpoints/versions/<version>/`:
     style_patch_encoder.pt                           photo's hair -> style vector
     hair_pipeline.json, README.md                    how to call it; the model card
 `checkpoints/unet_hair_inpainting.safetensors` (with config.json) and `checkpoints/style_patch_encoder.pt` are the
-files of the version exported last.
+files of the version exported last; `versions/<version>.json` holds each version's hashes.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def export_weights(settings: Settings, profile: Profile) -> ExportResult:
             _write_version(temporary, version, stage2, verdict, settings, profile)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     hashes = record or {path.relative_to(folder).as_posix(): files.hash_file(path) for path in paths}
+    files.write_json(_manifest(settings, version), hashes)
     _publish(folder, settings)
     files.write_json(
         settings.checkpoints / EXPORTED,
@@ -84,18 +85,22 @@ def export_weights(settings: Settings, profile: Profile) -> ExportResult:
     return ExportResult(version, folder, paths, hashes, numbers, data_version)
 
 
+def _manifest(settings: Settings, version: str) -> Path:
+    return settings.checkpoints / "versions" / f"{version}.json"
+
+
 def _unchanged(settings: Settings, version: str) -> dict[str, str] | None:
-    """The hashes of this version, if it was exported last and every file is as it was."""
-    path = settings.checkpoints / EXPORTED
+    """The hashes of this version, if it was exported before and every file is as it was.
+
+    A version is never written twice: what the registry promised stays as it is.
+    """
+    path = _manifest(settings, version)
     if not path.exists():
         return None
-    exported = files.read_json(path)
-    if exported["version"] != version:
-        return None
-    folder = files.confined(settings.training_root, exported["folder"])
-    hashes: dict[str, str] = exported["files"]
+    folder = settings.checkpoints / "versions" / version
+    hashes: dict[str, str] = files.read_json(path)
     same = all((folder / name).is_file() and files.hash_file(folder / name) == h for name, h in hashes.items())
-    return hashes if same and folder.is_dir() else None
+    return hashes if same else None
 
 
 def _write_version(
@@ -114,6 +119,7 @@ def _write_version(
         "style_source": profile.style_vectors.source,
         "steps": profile.evaluation.steps,
         "guidance_scale": profile.evaluation.guidance_scale,
+        "size": profile.processing.size,
         "bald": profile.processing.bald.model_dump(mode="json"),
         "base": profile.models.base,
         "stage2_run": stage2.run_id,

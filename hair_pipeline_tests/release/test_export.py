@@ -18,7 +18,7 @@ from hair_pipeline.processing.bald import make_bald
 from hair_pipeline.release.export import export_weights
 from hair_pipeline.release.registry import Registry, record_candidate
 from hair_pipeline.release.serving import head_crop, load, try_on_files
-from hair_pipeline_tests.evaluation.tiny_world import World, make_world
+from hair_pipeline_tests.evaluation.tiny_world import World, make_world, write_stage2
 from hair_pipeline_tests.inputs.tiny_inputs import draw_person, embedding, write_face, write_rgb
 
 
@@ -79,6 +79,21 @@ def test_export_writes_what_others_load(exported: World) -> None:
     card = (checkpoints / "README.md").read_text()
     for word in ("K-Hairstyle", "research use", "insightface", "non-commercial", result.version):
         assert word in card
+
+
+def test_a_version_once_exported_is_never_rewritten(exported: World) -> None:
+    """Another model is exported in between; going back finds the first one's files as they were."""
+    settings, profile = exported.settings, exported.profile
+    first = export_weights(settings, profile)
+    write_stage2(settings, profile, seed=1)
+    judge(exported, "approve")
+    second = export_weights(settings, profile)
+    assert second.version != first.version
+    assert write_stage2(settings, profile, seed=0) == first.version
+    judge(exported, "approve")
+    again = export_weights(settings, profile)
+    assert again.hashes == first.hashes
+    assert {p.relative_to(first.folder).as_posix(): hash_file(p) for p in first.files} == first.hashes
 
 
 def test_the_exported_version_draws_what_stage2_draws(exported: World) -> None:
