@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.models.base import decode, encode, latent_factor, load_base, widen
@@ -116,3 +118,30 @@ def test_decode_is_differentiable() -> None:
     latents = torch.randn(1, 4, 4, 4, requires_grad=True)
     decode(vae, latents).mean().backward()
     assert latents.grad.abs().sum() > 0
+
+
+def test_text_encoder_gives_the_null_tokens(tmp_path: Path) -> None:
+    folder = save(tiny_base(), tmp_path)
+    tokenizer = folder / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "vocab.json").write_text(json.dumps({"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "a": 3}))
+    (tokenizer / "merges.txt").write_text("#version: 0.2\n")
+    (tokenizer / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77})
+    )
+    shape = CLIPTextConfig(
+        vocab_size=4,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    encoder = CLIPTextModel(shape).eval()
+    encoder.save_pretrained(folder / "text_encoder")
+    loaded = load_base(folder, None)
+    assert loaded.null_tokens.shape == (1, 77, 64)
+    with torch.no_grad():
+        expected = encoder(torch.tensor([[0] + [1] * 76]))[0]
+    assert torch.allclose(loaded.null_tokens, expected, atol=1e-5)

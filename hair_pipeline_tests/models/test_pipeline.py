@@ -152,3 +152,13 @@ def test_wrong_resolution_is_refused() -> None:
     pipeline, _, _ = make_pipeline()
     with pytest.raises(ValueError, match="multiple"):
         pipeline(**photos(1), style=None, identity=None, resolution=100)
+
+
+def test_nothing_to_repaint_changes_nothing() -> None:
+    pipeline, _, _ = make_pipeline()
+    inputs = photos(1)
+    empty = [np.zeros((SIDE, SIDE), bool)]
+    result = pipeline(
+        inputs["images"], empty, empty, **conditions(1), **STEPS, repaint_masks=empty, bald_images=inputs["images"]
+    )
+    assert np.array_equal(result.images[0], inputs["images"][0])
