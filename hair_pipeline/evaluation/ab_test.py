@@ -19,17 +19,17 @@ from tqdm import tqdm
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation import pictures
+from hair_pipeline.evaluation.ab_page import decision_numbers, decision_rows, rule_text, warnings
 from hair_pipeline.evaluation.ab_rule import Decision, decide
 from hair_pipeline.evaluation.cases import Case, load_cases, make_case, plan_validation
 from hair_pipeline.evaluation.contenders import Contender, Drawing, opponent, resolve
-from hair_pipeline.evaluation.html import difference, number, percent, write_page
+from hair_pipeline.evaluation.html import number, write_page
 from hair_pipeline.evaluation.judges import Judges, judges_version, load_judges
 from hair_pipeline.evaluation.measure import Measurements, Result, as_json, for_page, measure, summarise
-from hair_pipeline.evaluation.statistics import Estimate
 from hair_pipeline.evaluation.verdicts import write_pointer
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.customers import read_customers
-from hair_pipeline.profile import AbTestConfig, Profile
+from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.data import read_reliable_identities, read_style_vectors
 from hair_pipeline.training.runs import environment
@@ -274,8 +274,9 @@ def _write(
         table.to_parquet(path, index=False)
     new, old = contenders["new"], contenders["old"]
     metrics = {results["new"][n].key: as_json(results["new"][n], results["old"][n]) for n in SHOWN}
-    numbers = _decision_numbers(decision)
-    warnings = _warnings(results["new"], cases, frames["new"])
+    numbers = decision_numbers(decision)
+    people = int(frames["new"]["person"].nunique())
+    notes = warnings(results["new"], cases.origin, cases.left_out, people)
     about = environment()
     provenance = {
         "New": f"{new.label} ({new.version})",
@@ -294,14 +295,14 @@ def _write(
         new=new,
         old=old,
         images=len(frames["new"]),
-        people=int(frames["new"]["person"].nunique()),
+        people=people,
         cases_from=cases.origin,
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         verdict=decision.verdict,
         reasons=decision.reasons,
         sign_off=f"uv run hair-pipeline registry sign-off {new.version} --reviewer NAME --decision approve",
-        warnings=warnings,
-        decision=_decision_rows(decision, from_raw, results["new"]["lpips_hair"].metric.title, profile.ab_test),
+        warnings=notes,
+        decision=decision_rows(decision, from_raw, results["new"]["lpips_hair"].metric.title, profile.ab_test),
         metrics=[for_page(results["new"][name], results["old"][name]) for name in SHOWN],
         rows=rows,
         left_out=cases.left_out,
@@ -329,90 +330,3 @@ def _write(
     }
     files.write_json(folder / "verdict.json", content)
     return _result(folder, content)
-
-
-def _decision_numbers(decision: Decision) -> dict[str, dict[str, Any]]:
-    estimates = {
-        "improvement": decision.improvement,
-        "lpips_gain": decision.lpips_gain,
-        "identity_gain": decision.identity_gain,
-        "identity_difference": decision.identity_difference,
-    }
-    return {
-        name: {
-            "value": e.value,
-            "ci_low": e.ci_low,
-            "ci_high": e.ci_high,
-            "n": e.n,
-            "people": e.people,
-            "reason": e.reason,
-        }
-        for name, e in estimates.items()
-    }
-
-
-def _decision_rows(decision: Decision, when: str, distance: str, config: AbTestConfig) -> list[dict[str, Any]]:
-    def row(title: str, estimate: Estimate, rule: str, *, relative: bool) -> dict[str, Any]:
-        text = percent if relative else difference
-        return {
-            "title": title,
-            "value": estimate.value,
-            "reason": estimate.reason,
-            "text": text(estimate.value),
-            "interval": f"{text(estimate.ci_low)} … {text(estimate.ci_high)}",
-            "n": estimate.n,
-            "people": estimate.people,
-            "rule": rule,
-        }
-
-    need = config.min_improvement
-    return [
-        row("Improvement: mean of the two gains", decision.improvement, f"lower bound above {need:.0%}", relative=True),
-        row(
-            f"Gain in {distance[0].lower() + distance[1:]}",
-            decision.lpips_gain,
-            "half of the improvement",
-            relative=True,
-        ),
-        row(
-            f"Gain in identity similarity ({when} paste-back)",
-            decision.identity_gain,
-            "half of the improvement",
-            relative=True,
-        ),
-        row(
-            "Identity similarity, new minus old",
-            decision.identity_difference,
-            f"lower bound above -{config.identity_margin}",
-            relative=False,
-        ),
-    ]
-
-
-def rule_text(config: AbTestConfig) -> str:
-    """The rule in words, with the profile's numbers."""
-    need, margin = f"{config.min_improvement:.0%}", config.identity_margin
-    return (
-        "Improvement is the mean of two relative gains, of the mean hair-region distance (lower is better) and of the "
-        "mean identity similarity (higher is better). Intervals are 95% bootstrap intervals that draw persons and take "
-        "a person's old and new pictures together. Approve: the lower bound of the improvement is above "
-        f"{need} and the lower bound of the identity difference is above -{margin}. Reject: the upper bound of the "
-        f"improvement is below {need}, or the upper bound of the identity difference is below -{margin}. Inconclusive: "
-        "everything else, also when identity or distance could not be measured, or on fewer than "
-        f"{config.min_people} people."
-    )
-
-
-def _warnings(results: dict[str, Result], cases: _Cases, frame: pd.DataFrame) -> list[str]:
-    found = []
-    stand_ins = sorted({r.extractor for r in results.values() if r.key.endswith("_stand_in") and r.extractor})
-    if stand_ins:
-        found.append(f"Judged by small networks trained on the inputs, not by published ones: {', '.join(stand_ins)}.")
-    if "validation" in cases.origin:
-        found.append(f"The photos are of {cases.origin}: the verdict says nothing about real customers.")
-    people = int(frame["person"].nunique())
-    if people < 100:
-        found.append(f"{people} people; the specification asks for 100 customers.")
-    if cases.left_out:
-        found.append(f"{len(cases.left_out)} entries under Left out.")
-    return found
