@@ -201,14 +201,23 @@ def try_on(
     training_face: Annotated[
         Path | None, typer.Option(help="Folder of training_face outputs; beside the photos if left out.")
     ] = None,
-    hair_mask: Annotated[Path | None, typer.Option(help="Hair mask (white = hair) instead of training_face's.")] = None,
+    hair_mask: Annotated[Path | None, typer.Option(help="The photo's hair mask (white = hair), a PNG.")] = None,
+    style_mask: Annotated[Path | None, typer.Option(help="The style photo's hair mask (white = hair), a PNG.")] = None,
 ) -> None:
     """Put the hairstyle of one photo on the person of another; everything outside the hair stays as it is."""
     from hair_pipeline.release.serving import try_on_files
 
     settings = load_settings()
     written = try_on_files(
-        model, image, style, out, training_face, settings, settings.profile_values, hair_mask=hair_mask
+        model,
+        image,
+        style,
+        out,
+        training_face,
+        settings,
+        settings.profile_values,
+        hair_mask=hair_mask,
+        style_mask=style_mask,
     )
     typer.echo(f"written: {written}")
 

@@ -68,8 +68,8 @@ class _Gallery:
 def evaluate(settings: Settings, profile: Profile) -> EvalResult:
     """Draw every held-out, Stage 2 eligible photo with its own and with another person's style, and measure.
 
-    Writes `reports/eval/<version>/{metrics.json,per_image.parquet,report.html,preview.jpg}`; metrics.json last. A
-    report of the same model, data and settings is reused.
+    Writes `reports/eval/<version>/{metrics.json,per_image.parquet,report.html,preview.jpg}`, metrics.json last, and
+    the pointer `reports/eval/current.json`. A report of the same model, data and settings is reused.
 
     Raises:
         PipelineError: Stage 2 is not trained, or no held-out photo can be evaluated.
@@ -83,6 +83,7 @@ def evaluate(settings: Settings, profile: Profile) -> EvalResult:
     folder = settings.reports / "eval" / model.version[:12]
     done = _reusable(folder, fingerprint)
     if done is not None:
+        _write_pointer(folder, done.version)
         return done
     if plan.rows.empty:
         raise PipelineError(
@@ -245,8 +246,14 @@ def _write(
             "provenance": provenance,
         },
     )
+    _write_pointer(folder, version)
     numbers = {key: entry["value"] for key, entry in metrics.items()}
     return EvalResult(version, folder, report, numbers, preview, data_version)
+
+
+def _write_pointer(folder: Path, version: str) -> None:
+    """Make `folder` the current report: `reports/eval/current.json`, as for the A/B test."""
+    files.write_json(folder.parent / "current.json", {"version": version, "folder": folder.name})
 
 
 def _grids(gallery: _Gallery) -> list[dict[str, Any]]:
