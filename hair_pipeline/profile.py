@@ -78,8 +78,8 @@ class BaseTrainingConfig(Values):
     """Training of the stand-in networks (sample profile only)."""
 
     resolution: int = 128
-    vae_steps: int = 300
-    unet_steps: int = 300
+    vae_steps: int = 400
+    unet_steps: int = 360
     recogniser_steps: int = 200
     perceptual_steps: int = 200
     seed: int = 0

@@ -60,7 +60,7 @@ def capture_rng() -> dict[str, Tensor]:
     version, internal, gauss = random.getstate()
     if gauss is not None:
         raise RuntimeError("random.gauss() keeps half a state; use another generator in training")
-    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     states = {
         "python": torch.tensor([version, *internal], dtype=torch.int64),
         "numpy": torch.tensor([*map(int, keys), position, has_gauss], dtype=torch.int64),

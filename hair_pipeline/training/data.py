@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -103,8 +104,9 @@ class StageSources:
 
 def read_labels(catalog: pd.DataFrame) -> dict[str, tuple[int, int]]:
     """Curl class and bangs class of every accepted image, -1 where unknown; bangs only where a face is seen."""
-    labels = {}
-    for row in catalog[catalog.accepted].itertuples():
+    labels: dict[str, tuple[int, int]] = {}
+    rows: list[Any] = list(catalog[catalog.accepted].itertuples())
+    for row in rows:
         curl = CURL_CLASSES.index(row.curl_class) if row.curl_class in CURL_CLASSES else UNKNOWN
         bangs = UNKNOWN if pd.isna(row.has_bangs) or not row.has_face else int(bool(row.has_bangs))
         labels[row.image_id] = (curl, bangs)

@@ -79,7 +79,8 @@ def encode_shard(shard: str, settings: Settings, profile: Profile) -> ShardRepor
     tensors: dict[str, Tensor] = {}
     photos = _Rows(profile.stage2.resolution)
     hair_only = _Rows(profile.stage1.resolution)
-    for row in tqdm(list(rows.itertuples()), desc=f"latents {shard}", unit="image", mininterval=1.0):
+    items: list[Any] = list(rows.itertuples())
+    for row in tqdm(items, desc=f"latents {shard}", unit="image", mininterval=1.0):
         try:
             if row.stage2:
                 photos.add(_photo(row, settings, profile, encoder))

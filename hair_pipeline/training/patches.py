@@ -150,7 +150,7 @@ class BalancedBatches(Sampler[list[Draw]]):
         self.start, self.rank, self.world = start, rank, world
         frame = pd.DataFrame({"person": data.people.numpy(), "image": data.images.numpy(), "curl": data.curls.numpy()})
         self._images: dict[int, list[np.ndarray]] = {
-            int(person): [group.index.to_numpy() for _, group in rows.groupby("image")]
+            int(str(person)): [group.index.to_numpy() for _, group in rows.groupby("image")]
             for person, rows in frame.groupby("person")
         }
         curl_of = frame.groupby("person").curl.max()

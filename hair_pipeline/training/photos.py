@@ -180,7 +180,7 @@ def masked_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None 
 def in_batches(dataset: Dataset[Batch], size: int, collate: Callable[[list[Batch]], Batch], batch: int = 64) -> Any:
     """A data set's samples in order, as batches."""
     for start in range(0, size, batch):
-        yield collate([dataset[Draw(i, i)] for i in range(start, min(size, start + batch))])  # type: ignore[index]
+        yield collate([dataset[Draw(i, i)] for i in range(start, min(size, start + batch))])
 
 
 def _place(value: Any, classes: tuple[str, ...]) -> int:

@@ -6,14 +6,15 @@ Belongs here: the order of samples and each sample's random numbers. Does not be
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Draw:
     """One sample to load: which one, and its position in the endless stream (the seed of its random numbers)."""
 
     index: int

@@ -5,12 +5,12 @@ Belongs here: numbers and pictures of held-out people during training. Does not 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -23,17 +23,17 @@ from hair_pipeline.training.images import to_image
 from hair_pipeline.training.sampler import Draw, generator
 from hair_pipeline.training.task import Batch
 
+Predict = Callable[[Tensor, Tensor, Batch], Tensor]
+"""(noisy latents, timesteps, batch) -> the network's prediction."""
+
 TIMESTEPS_PER_IMAGE = 4
 _BATCH = 16
 _PICTURES = 5
 _SAMPLER_STEPS = 10
 
 
-def hair_l2(predict, data: StageDataset, scheduler: DDPMScheduler, device: torch.device) -> float | None:  # type: ignore[no-untyped-def]
+def hair_l2(predict: Predict, data: StageDataset, scheduler: DDPMScheduler, device: torch.device) -> float | None:
     """Mean squared error of the prediction in the hair region, over fixed noise and timesteps of every image.
-
-    Args:
-        predict: (noisy latents, timesteps, batch) -> prediction.
 
     Returns:
         None when there is no image.
@@ -60,8 +60,8 @@ def fixed_batches(data: StageDataset, repeats: int) -> Iterator[Batch]:
 
 
 def sampled_pictures(
-    predict, data: StageDataset, scheduler: DDPMScheduler, vae, device: torch.device, path: Path
-) -> list[Path]:  # type: ignore[no-untyped-def]
+    predict: Predict, data: StageDataset, scheduler: DDPMScheduler, vae: AutoencoderKL, device: torch.device, path: Path
+) -> list[Path]:
     """A grid of held-out images: original, bald image, sampled result (DDIM, face latents kept). Empty without data."""
     if not len(data):
         return []
@@ -74,7 +74,7 @@ def sampled_pictures(
     return [write_picture(path, picture_grid(rows, 112))]
 
 
-def sample(predict, batch: Batch, scheduler: DDPMScheduler) -> Tensor:  # type: ignore[no-untyped-def]
+def sample(predict: Predict, batch: Batch, scheduler: DDPMScheduler) -> Tensor:
     """DDIM sampling of a batch's latents; whole face cells outside the repaint mask follow the original."""
     ddim = DDIMScheduler.from_config(scheduler.config)
     ddim.set_timesteps(_SAMPLER_STEPS, device=batch["latents"].device)

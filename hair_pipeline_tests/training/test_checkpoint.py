@@ -34,8 +34,11 @@ def test_a_round_trip_is_exact(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, saved, keep=2)
     loaded = checkpoint.load_newest(tmp_path)
     assert loaded is not None
-    assert loaded.step == 3 and loaded.progress == saved.progress and loaded.scheduler == saved.scheduler
-    assert torch.equal(loaded.weights["w"], saved.weights["w"]) and torch.equal(loaded.ema["w"], saved.ema["w"])
+    assert loaded.step == 3
+    assert loaded.progress == saved.progress
+    assert loaded.scheduler == saved.scheduler
+    assert torch.equal(loaded.weights["w"], saved.weights["w"])
+    assert torch.equal(loaded.ema["w"], saved.ema["w"])
     fresh = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2, 3))], lr=0.5)
     fresh.load_state_dict(loaded.optimizer)
     before, after = saved.optimizer, fresh.state_dict()
@@ -74,7 +77,8 @@ def test_a_damaged_one_is_skipped(tmp_path: Path, name: str, damage: str, caplog
     else:
         path.unlink()
     loaded = checkpoint.load_newest(tmp_path)
-    assert loaded is not None and loaded.step == 1
+    assert loaded is not None
+    assert loaded.step == 1
     assert "damaged checkpoint" in caplog.text
 
 
@@ -82,7 +86,8 @@ def test_half_written_folders_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".tmp-step_00000009").mkdir()
     checkpoint.save(tmp_path, state(1), keep=1)
     loaded = checkpoint.load_newest(tmp_path)
-    assert loaded is not None and loaded.step == 1
+    assert loaded is not None
+    assert loaded.step == 1
     assert not (tmp_path / ".tmp-step_00000009").exists()
 
 

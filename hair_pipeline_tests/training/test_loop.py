@@ -89,8 +89,10 @@ def test_it_learns_and_reports(tmp_path: Path) -> None:
 def test_learning_rate_warms_up_and_falls(tmp_path: Path) -> None:
     loop.run(Line(), LoopConfig(steps=40, batch_size=2, warmup_fraction=0.25), tmp_path)
     rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
-    assert rates[:10] == sorted(rates[:10]) and rates[9] == pytest.approx(0.01)
-    assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] < 1e-4
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[9] == pytest.approx(0.01)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 1e-4
 
 
 def test_sigterm_saves_and_the_run_goes_on_exactly(tmp_path: Path) -> None:
@@ -124,7 +126,8 @@ def test_many_bad_batches_stop_and_keep_the_last_checkpoint(tmp_path: Path) -> N
     with pytest.raises(PipelineError, match="10 steps in a row"):
         loop.run(Line(bad=tuple(range(7, 40))), config, tmp_path)
     saved = checkpoint.load_newest(tmp_path / "checkpoints")
-    assert saved is not None and all(torch.isfinite(tensor).all() for tensor in saved.weights.values())
+    assert saved is not None
+    assert all(torch.isfinite(tensor).all() for tensor in saved.weights.values())
 
 
 def test_eight_bit_adam_without_bitsandbytes_says_so() -> None:

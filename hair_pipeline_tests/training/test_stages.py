@@ -51,7 +51,8 @@ def test_each_loss_alone_moves_the_trainable_weights(data: Path, judges: Judges,
     result = loop.run(task, LoopConfig.of_stage(config, len(task.data)), tmp_path)
     assert result.last_losses.keys() == {term}
     moved = {name for name, tensor in task.state().items() if not torch.equal(tensor, before[name])}
-    assert any(".lora_B" in name for name in moved) and any("style_projection" in name for name in moved)
+    assert any(".lora_B" in name for name in moved)
+    assert any("style_projection" in name for name in moved)
     assert all(torch.equal(p, frozen[name]) for name, p in task.network.named_parameters() if name in frozen)
 
 
@@ -63,7 +64,9 @@ def test_the_masked_loss_has_no_gradient_in_the_face_or_outside_the_mask(data: P
     assert losses.probe is not None
     (gradient,) = torch.autograd.grad(losses.raw["mask_l2"], losses.probe)
     face = (batch["face"] == 1).expand_as(gradient)
-    assert bool(face.any()) and bool((gradient[face] == 0).all()) and bool((gradient[~face] != 0).any())
+    assert bool(face.any())
+    assert bool((gradient[face] == 0).all())
+    assert bool((gradient[~face] != 0).any())
 
 
 def test_blended_pixel_losses_have_no_gradient_in_the_locked_face(data: Path, judges: Judges) -> None:
@@ -75,14 +78,16 @@ def test_blended_pixel_losses_have_no_gradient_in_the_locked_face(data: Path, ju
     assert total is not None
     (gradient,) = torch.autograd.grad(total, losses.probe)
     locked = ((batch["face"] == 1) & (batch["mask"] == 0)).expand_as(gradient)
-    assert bool((gradient[locked] == 0).all()) and bool((gradient[~locked] != 0).any())
+    assert bool((gradient[locked] == 0).all())
+    assert bool((gradient[~locked] != 0).any())
 
 
 def test_unreliable_faces_take_no_part_in_the_identity_loss(tmp_path: Path, judges: Judges) -> None:
     write_processed(tmp_path, reliable=False)
     task = tiny_stage(tmp_path, stage_config(losses=only("identity", "mask_l2")), judges=judges)
     batch = first_batch(task)
-    assert not batch["reliable"].any() and not batch["identity_present"].any()
+    assert not batch["reliable"].any()
+    assert not batch["identity_present"].any()
     assert "identity" not in task.losses(batch, 0).raw
 
 
@@ -128,7 +133,8 @@ def test_validation_is_the_same_every_time(data: Path) -> None:
         values = {hair_l2(task.predict, task.held_out, task.scheduler, task.device) for _ in range(2)}
     assert len(values) == 1
     times = torch.cat([batch["t"] for batch in fixed_batches(task.held_out, 4)])
-    assert len(times) == 8 and float(times.float().std()) > 150
+    assert len(times) == 8
+    assert float(times.float().std()) > 150
 
 
 def test_stage1_sees_no_face_and_mixes_patches_in(data: Path) -> None:
@@ -145,7 +151,8 @@ def test_two_people_with_one_view_and_a_batch_larger_than_the_data(tmp_path: Pat
     config = stage_config(batch_size=8, max_steps=2)
     task = tiny_stage(tmp_path / "data", config, name)
     result = loop.run(task, LoopConfig.of_stage(config, len(task.data)), tmp_path / "run")
-    assert result.steps == 2 and "hair_l2" in result.end
+    assert result.steps == 2
+    assert "hair_l2" in result.end
     assert result.pictures[0].stat().st_size <= 20_000
 
 
@@ -156,7 +163,8 @@ def test_no_held_out_image_gives_no_number(tmp_path: Path) -> None:
     config = stage_config(max_steps=1)
     task = tiny_stage(tmp_path / "data", config)
     result = loop.run(task, LoopConfig.of_stage(config, len(task.data)), tmp_path / "run")
-    assert result.start == result.end == {} and result.pictures == []
+    assert result.start == result.end == {}
+    assert result.pictures == []
 
 
 def test_no_photo_for_stage2_is_one_clear_message(tmp_path: Path) -> None:

@@ -33,10 +33,11 @@ from hair_pipeline.training.loop import LoopResult
 from hair_pipeline.training.photos import PhotoStore, hair_only, in_batches, split_rows
 from hair_pipeline.training.sampler import Draw, StreamBatches, generator
 from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
+from hair_pipeline.training.vae_start import single_group, start_from_averages
 
-VAE_LEARNING_RATE = 2e-3
+VAE_LEARNING_RATE = 8e-4
 UNET_LEARNING_RATE = 1.5e-3
-_VAE_BATCH = 8
+_VAE_BATCH = 4
 _UNET_BATCH = 16
 _KL_WEIGHT = 1e-6
 _EDGE_WEIGHT = 0.5
@@ -53,6 +54,8 @@ def run(context: Context) -> Finished:
         raise PipelineError("this profile trains no base", remedy="use the profile sample, or set base_training")
     seed_everything(config.seed)
     base = tiny_base(config.seed)
+    base.vae = single_group(base.vae, config.seed)
+    start_from_averages(base.vae)
     catalog = read_catalog(context.settings.catalog_path)
     photos = PhotoStore(split_rows(catalog, "train"), context.settings, config.resolution)
     held_out_rows = split_rows(catalog, "validation").iloc[:_MAX_VALIDATION]
@@ -144,9 +147,11 @@ class _Autoencoder(nn.Module):
         self.vae = vae
 
     def forward(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        posterior = self.vae.encode(images).latent_dist
+        posterior = self.vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist
         z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
-        return self.vae.decode(z).sample, posterior.kl() / images[0].numel()
+        return self.vae.decode(z.contiguous(memory_format=torch.channels_last)).sample, posterior.kl() / images[
+            0
+        ].numel()
 
 
 class VaeTask(Task):
@@ -309,6 +314,7 @@ class UnetTask(Task):
         noisy = add_noise(clean, noise, t, self.alphas)
         tokens = self.base.null_tokens.to(clean.device).expand(len(clean), -1, -1)
         inputs = torch.cat([noisy, batch["mask"], batch["masked_latents"]], 1)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
         prediction = network(inputs, t, encoder_hidden_states=tokens, return_dict=False)[0].float()
         return prediction, target(self.kind, clean, noise, t, self.alphas)
 
