@@ -93,10 +93,16 @@ def _run_lineage(settings: Settings, selection: str | None, force: bool, launche
 
     log = dagster_home(settings) / "last_run.log"
     console.print(f"   output of the steps: {log}")
-    with open_instance(settings) as instance, output_to(log) as terminal:
-        screen = Console(file=terminal, highlight=False, force_terminal=terminal.isatty())
-        with StepProgress(screen, log) as progress:
-            return launch(instance, selection=selection, force=force, launched_by=launched_by, on_step=progress.on_step)
+    try:
+        with open_instance(settings) as instance, output_to(log) as terminal:
+            screen = Console(file=terminal, highlight=False, force_terminal=terminal.isatty())
+            with StepProgress(screen, log) as progress:
+                return launch(
+                    instance, selection=selection, force=force, launched_by=launched_by, on_step=progress.on_step
+                )
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on where it stopped")
+        raise typer.Exit(130) from None
 
 
 def _finish(settings: Settings, outcome: Outcome) -> None:
@@ -296,9 +302,6 @@ def main() -> None:
             Path(error_file).write_text(error.message, encoding="utf-8")
         console.print(f"[bold red]error:[/bold red] {error.message}", markup=True, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on where it stopped")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -187,25 +187,32 @@ def launch(
         launched_by: recorded as a run tag.
         on_step: called as steps start and end.
         module: the module that holds `defs`; child processes load it again by this name.
+
+    Raises:
+        KeyboardInterrupt: the process was interrupted; the running steps have been ended.
     """
     lineage = Lineage(instance, selection, module)
     outcome = Outcome()
     _execute(lineage, Round(tuple(lineage.sources)), launched_by, on_step, outcome)
-    failed: set[dg.AssetKey] = {dg.AssetKey.from_user_string(name) for name in outcome.failures}
     done: set[dg.AssetKey] = set()
     forced = set(lineage.order) if force else set()
     while True:
         stale = lineage.out_of_date()
         if force:
             stale = _with_forced(lineage, stale, forced - done)
-        blocked = _with_descendants(lineage.graph, failed)
+        blocked = _with_descendants(lineage.graph, _not_made(outcome, done))
         round_ = lineage.next_round(stale, frozenset(done | blocked))
         if round_ is None:
             return outcome
         for part in _split(round_, lineage.shards):
             _execute(lineage, part, launched_by, on_step, outcome)
         done.update(round_.assets)
-        failed = {dg.AssetKey.from_user_string(name) for name in outcome.failures}
+
+
+def _not_made(outcome: Outcome, done: set[dg.AssetKey]) -> set[dg.AssetKey]:
+    """Assets that failed, or were skipped behind one that did."""
+    failed = {dg.AssetKey.from_user_string(name) for name in outcome.failures}
+    return failed | {key for key in done if key.to_user_string() not in outcome.materialised}
 
 
 def _with_forced(
@@ -260,8 +267,26 @@ def _execute(
         job_code_origin=job.get_python_origin(),
     )
     outcome.runs.append(run.run_id)
+    interrupted = False
     for event in execute_run_iterator(subset, run, instance):
+        interrupted = interrupted or _is_interruption(event)
         _record(event, on_step, outcome)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def _is_interruption(event: dg.DagsterEvent) -> bool:
+    """Dagster turns an interrupt into a failure of the running step or run; tell it from a fault."""
+    error = None
+    if event.is_step_failure:
+        error = event.step_failure_data.error
+    elif event.is_run_failure:
+        error = event.job_failure_data.error
+    while error is not None:
+        if error.cls_name in ("DagsterExecutionInterruptedError", "KeyboardInterrupt"):
+            return True
+        error = error.cause
+    return event.event_type == dg.DagsterEventType.PIPELINE_CANCELED
 
 
 def _record(event: dg.DagsterEvent, on_step: Callable[[Step], None], outcome: Outcome) -> None:
