@@ -73,6 +73,7 @@ class HairInpainter(nn.Module):
         self.unet = unet
         self.style_projection = style_projection
         self.finetune_blocks = finetune_blocks
+        self._changed_blocks = finetune_blocks  # also those of loaded adapters: they must be saved on
         self.lora_rank = rank
         self._select_trainable()
 
@@ -244,12 +245,12 @@ class HairInpainter(nn.Module):
         adapters.save_lora(self.unet, folder)
         adapters.save_ip_adapter(self.unet, folder)
         self.style_projection.save_pretrained(folder / STYLE_FOLDER)
-        if self.finetune_blocks:
+        if self._changed_blocks:
             with atomic_path(folder / FINETUNED_FILE) as path:
                 save_file(self._finetuned(), path)
         card = {
             "lora_rank": self.lora_rank,
-            "finetune_blocks": list(self.finetune_blocks),
+            "finetune_blocks": list(self._changed_blocks),
             "style_dim": self.style_projection.config.style_dim,
             "style_tokens": self.style_projection.config.tokens,
             "style_mode": self.style_projection.config.mode,
@@ -261,7 +262,7 @@ class HairInpainter(nn.Module):
         return {
             name: parameter.detach().cpu().contiguous().clone()
             for name, parameter in self._base_parameters()
-            if name.startswith(self.finetune_blocks)
+            if name.startswith(self._changed_blocks)
         }
 
     @torch.no_grad()
@@ -292,6 +293,7 @@ class HairInpainter(nn.Module):
                     remedy="use the base model it was trained on",
                 )
         adapters.set_ip_adapter_state(self.unet, state)
+        self._changed_blocks = tuple(dict.fromkeys((*self._changed_blocks, *card["finetune_blocks"])))
         if card["finetune_blocks"]:
             own = dict(self._base_parameters())
             for name, value in load_file(adapters.existing(folder / FINETUNED_FILE)).items():

@@ -158,6 +158,17 @@ def test_adapters_round_trip(options: dict[str, object], tmp_path: Path) -> None
 
 
 @torch.no_grad()
+def test_blocks_trained_in_an_earlier_stage_are_saved_on(tmp_path: Path) -> None:
+    first, batch = make_model(finetune_blocks=("mid_block",)), make_batch()
+    first.save_adapters(tmp_path / "stage1")
+    second = make_model(perturbed=False)  # trains no block itself
+    second.load_adapters(tmp_path / "stage1")
+    second.save_adapters(tmp_path / "stage2")
+    served = HairInpainter.from_adapters(tiny_base(), tmp_path / "stage2")
+    assert torch.allclose(batch.predict(served), batch.predict(first), atol=1e-6)
+
+
+@torch.no_grad()
 def test_stock_diffusers_reproduces_the_model(tmp_path: Path) -> None:
     model, batch = make_model(), make_batch()
     model.save_adapters(tmp_path)
