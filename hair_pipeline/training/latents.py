@@ -31,7 +31,6 @@ from hair_pipeline.files import (
     UnreadableImage,
     atomic_path,
     decode_image,
-    encode_image,
     hash_bytes,
     hash_file,
     read_image,
@@ -46,6 +45,7 @@ from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.fingerprints import asset_versions, weights_version
 from hair_pipeline.training.images import BACKGROUND, find_image, on_background, shrink, to_image, to_tensor
+from hair_pipeline.training.pictures import picture_grid, write_picture
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def encode_shard(shard: str, settings: Settings, profile: Profile) -> ShardRepor
         data_version=hash_bytes(hash_file(data_path), hash_file(folder / f"{shard}.parquet"))[:16],
         numbers={kind: float(counts.get(kind, 0)) for kind in ("photo", "hair_only", "patch")}
         | {"megabytes": data_path.stat().st_size / 1e6, "latent_std": latent_std(tensors)},
-        preview=_preview(tensors, encoder, folder / f"{shard}.jpg"),
+        preview=_preview(tensors, table, encoder, folder / f"{shard}.jpg"),
     )
     save(report, manifest)
     return report
@@ -291,20 +291,18 @@ def _packed(mask: np.ndarray, side: int) -> Tensor:
     return torch.from_numpy(np.packbits(share >= 0.5))
 
 
-def _preview(tensors: dict[str, Tensor], encoder: _Encoder, path: Path) -> Path | None:
-    """A strip of decoded latents: photo, bald image and hair of the first rows."""
-    columns = []
-    for name in ("photo.latents", "photo.bald", "hair_only.latents"):
-        if name in tensors:
-            latents = tensors[name][:4]
-            columns.append(encoder.decode(latents[:, 0] if latents.ndim == 5 else latents))
-    if not columns:
+def _preview(tensors: dict[str, Tensor], table: pd.DataFrame, encoder: _Encoder, path: Path) -> Path | None:
+    """Decoded latents of four images: photo, bald image and hair where there is a photo, else the hair alone."""
+    kind = "photo" if "photo.latents" in tensors else "hair_only"
+    chosen = table[table.kind == kind].iloc[:4]
+    if chosen.empty:
         return None
-    side = 96
-    strips = [np.concatenate([shrink(image, side) for image in column[:4]], axis=0) for column in columns]
-    height = max(strip.shape[0] for strip in strips)
-    strips = [np.pad(strip, ((0, height - strip.shape[0]), (0, 0), (0, 0))) for strip in strips]
-    picture = np.concatenate(strips, axis=1)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(encode_image(picture, ".jpg", 80))
-    return path
+    hair = table[table.kind == "hair_only"].set_index("image_id").row
+    grid = []
+    rows: list[Any] = list(chosen.itertuples())
+    for row in rows:
+        latents = [tensors["photo.latents"][row.row], tensors["photo.bald"][row.row, 0]] if kind == "photo" else []
+        if row.image_id in hair.index:
+            latents.append(tensors["hair_only.latents"][hair[row.image_id]])
+        grid.append(encoder.decode(torch.stack(latents)))
+    return write_picture(path, picture_grid(grid))

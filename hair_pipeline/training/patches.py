@@ -40,7 +40,7 @@ class PatchStore:
         folder: `processed/hair_patches`.
 
     Raises:
-        PipelineError: there is no patch.
+        PipelineError: no shard's patches have been made. (A store without any patch is fine: hair may be too short.)
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,9 +54,11 @@ class PatchStore:
             table["group"] = np.repeat(np.arange(len(groups)), groups)
             table["place"] = np.concatenate([np.arange(n) for n in groups]) if groups else []
             tables.append(table)
-        if not tables or all(table.empty for table in tables):
-            raise PipelineError("there are no hair patches", file=folder, remedy="materialise the asset hair_patches")
-        self.table = pd.concat([t for t in tables if not t.empty], ignore_index=True)
+        if not tables:
+            raise PipelineError(
+                "the hair patches have not been cut", file=folder, remedy="materialise the asset hair_patches"
+            )
+        self.table = pd.concat([t for t in tables if not t.empty] or tables[:1], ignore_index=True)
         places = {name: number for number, name in enumerate(CURL_CLASSES)}
         self.table["curl"] = self.table.curl_class.map(places).fillna(UNKNOWN).astype(int)
         self.table["person_number"] = pd.factorize(self.table.person, sort=True)[0]

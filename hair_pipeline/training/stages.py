@@ -109,8 +109,9 @@ class StageTask(Task):
 
     def move(self, device: torch.device) -> None:
         super().move(device)
-        half = self.config.precision == "bf16" and device.type == "cuda"
-        self.vae.to(device, torch.bfloat16 if half else torch.float32)
+        self.vae.to(device)
+        if self.config.precision == "bf16" and device.type == "cuda":
+            self.vae.to(torch.bfloat16)
         self.alphas = self.alphas.to(device)
         for judge in self.judges.modules():
             judge.to(device)

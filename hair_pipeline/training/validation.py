@@ -17,9 +17,9 @@ from torch.utils.data import default_collate
 from hair_pipeline.losses.mask_l2 import mask_l2
 from hair_pipeline.losses.predictions import add_noise, target
 from hair_pipeline.models.base import decode
-from hair_pipeline.training.context import picture_grid, write_picture
 from hair_pipeline.training.data import StageDataset
 from hair_pipeline.training.images import to_image
+from hair_pipeline.training.pictures import picture_grid, write_picture
 from hair_pipeline.training.sampler import Draw, generator
 from hair_pipeline.training.task import Batch
 

@@ -27,10 +27,11 @@ from hair_pipeline.models.masks import resize_mask
 from hair_pipeline.models.weights import STAND_IN_BASE
 from hair_pipeline.processing.bald import make_bald, vary_mask
 from hair_pipeline.profile import BaldConfig
-from hair_pipeline.training.context import Context, Finished, picture_grid, seed_everything, write_picture
+from hair_pipeline.training.context import Context, Finished, seed_everything
 from hair_pipeline.training.images import BACKGROUND, to_image, to_tensor
 from hair_pipeline.training.loop import LoopResult
 from hair_pipeline.training.photos import PhotoStore, hair_only, in_batches, split_rows
+from hair_pipeline.training.pictures import picture_grid, write_picture
 from hair_pipeline.training.sampler import Draw, StreamBatches, generator
 from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
 from hair_pipeline.training.vae_start import single_group, start_from_averages

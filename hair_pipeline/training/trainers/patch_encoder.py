@@ -15,13 +15,13 @@ from pytorch_metric_learning.losses import SupConLoss
 from torch import Tensor
 from torch.utils.data import Sampler, default_collate
 
-from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.models.patch_encoder import PatchEncoder
 from hair_pipeline.profile import PatchEncoderConfig
-from hair_pipeline.training.context import Context, Finished, picture_grid, seed_everything, write_picture
+from hair_pipeline.training.context import Context, Finished, seed_everything
 from hair_pipeline.training.patches import UNKNOWN, BalancedBatches, PatchDataset, PatchStore
 from hair_pipeline.training.photos import in_batches
+from hair_pipeline.training.pictures import picture_grid, write_picture
 from hair_pipeline.training.sampler import Draw
 from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
 
@@ -39,12 +39,16 @@ def run(context: Context) -> Finished:
     held_out_people = set(catalog[catalog.split == "validation"].source)
     held_out = store.table.person.isin(held_out_people).to_numpy()
     train_rows, held_out_rows = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-    if not len(train_rows):
-        raise PipelineError(
-            "no patch of a training person", file=context.settings.processed / "hair_patches", remedy="add people"
-        )
     seed_everything(config.seed)
     encoder = PatchEncoder.from_config(config)
+
+    def save(folder: Path) -> None:
+        encoder.save(folder / FILE)
+
+    if not len(train_rows):
+        note = "not trained: no training image has hair enough for a patch; no image will have a style vector"
+        return Finished(save, {"train_patches": 0.0, "held_out_patches": float(len(held_out_rows))}, {"encoder": note})
+
     task = PatchTask(encoder, store, train_rows, held_out_rows, config)
     loop = LoopConfig(
         steps=config.steps,
@@ -60,10 +64,6 @@ def run(context: Context) -> Finished:
     notes = {} if result.end else {"retrieval": "no held-out patch with a curl label, or none to compare it with"}
     metrics = result.end | {f"{name}_start": value for name, value in result.start.items()}
     metrics |= {"train_patches": float(len(train_rows)), "held_out_patches": float(len(held_out_rows))}
-
-    def save(folder: Path) -> None:
-        encoder.save(folder / FILE)
-
     return Finished(save, metrics, notes, result.pictures)
 
 

@@ -1,0 +1,184 @@
+"""Every trainer for a few steps on tiny inputs in the real formats: what it leaves, reuse, and few or poor images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+import torch
+
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.inputs.catalog import build_catalog
+from hair_pipeline.models.base import load_base
+from hair_pipeline.models.inpainter import HairInpainter
+from hair_pipeline.models.patch_encoder import PatchEncoder
+from hair_pipeline.models.perceptual import load_perceptual
+from hair_pipeline.models.style_classifier import StyleClassifier
+from hair_pipeline.processing import shards
+from hair_pipeline.profile import Profile, load_profile
+from hair_pipeline.settings import Settings
+from hair_pipeline.training.data import read_style_vectors
+from hair_pipeline.training.entry import TRAINERS, current, train
+from hair_pipeline.training.latents import encode_shard
+from hair_pipeline.training.runs import TrainResult
+from hair_pipeline.training.style_vectors import embed_shard
+from hair_pipeline_tests.inputs.tiny_inputs import write_tiny_inputs
+
+
+def tiny_profile() -> Profile:
+    """The sample profile with two or three steps everywhere."""
+    sample = load_profile("sample")
+    values = sample.model_dump()
+    values["base_training"] |= {
+        "resolution": 64, "vae_steps": 3, "unet_steps": 3, "recogniser_steps": 3, "perceptual_steps": 2
+    }  # fmt: skip
+    values["patch_encoder"] |= {"steps": 3, "width": 8, "embedding_dim": 16, "input_size": 32}
+    values["classifier"] |= {"steps": 3, "width": 4, "resolution": 64}
+    for stage in ("stage1", "stage2"):
+        values[stage] |= {"resolution": 64, "max_steps": 4, "batch_size": 4, "validate_every": 2, "checkpoint_every": 2}
+        values[stage]["losses"] |= {"pixel_every": 1, "pixel_max_t": 1.0}
+    return Profile.model_validate(values)
+
+
+def process(settings: Settings, profile: Profile) -> list[str]:
+    """Everything before training."""
+    frame = build_catalog(settings, profile).frame
+    names = sorted(frame[frame.accepted].shard.unique())
+    for shard in names:
+        shards.gather_identity_embeddings(shard, settings, profile)
+        shards.make_bald_images(shard, settings, profile)
+        shards.make_hair_only_images(shard, settings, profile)
+        shards.cut_hair_patches(shard, settings, profile)
+    return names
+
+
+@dataclass(frozen=True)
+class Trained:
+    settings: Settings
+    profile: Profile
+    shards: list[str]
+    results: dict[str, TrainResult]
+
+
+def train_all(settings: Settings, profile: Profile) -> Trained:
+    names = process(settings, profile)
+    results = {}
+    for name in TRAINERS:
+        if name == "stage1":
+            for shard in names:
+                encode_shard(shard, settings, profile)
+                embed_shard(shard, settings, profile)
+        results[name] = train(name, settings, profile)
+    return Trained(settings, profile, names, results)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    inputs = write_tiny_inputs(tmp_path_factory.mktemp("inputs"), 4, 2, back_view=False)
+    return train_all(inputs.settings(), tiny_profile())
+
+
+def test_every_trainer_leaves_a_result_that_is_current(trained: Trained) -> None:
+    for name, result in trained.results.items():
+        again = current(name, trained.settings)
+        assert again.version == result.version
+        assert again.final_dir.is_dir()
+        assert len(result.run_id) == 12
+        assert all(np.isfinite(number) for number in result.metrics.values())
+        assert {"config.json", "environment.json", "result.json"} <= {path.name for path in result.run_dir.iterdir()}
+        environment = json.loads((result.run_dir / "environment.json").read_text())
+        assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
+        assert environment["data_version"] == result.data_version
+
+
+def test_a_finished_run_is_reused(trained: Trained) -> None:
+    for name, result in trained.results.items():
+        again = train(name, trained.settings, trained.profile)
+        assert again.reused
+        assert again.version == result.version
+
+
+def test_a_changed_value_is_another_run(trained: Trained) -> None:
+    classifier = trained.profile.classifier.model_copy(update={"steps": 2})
+    result = train("style-classifier", trained.settings, trained.profile.model_copy(update={"classifier": classifier}))
+    assert not result.reused
+    assert result.run_id != trained.results["style-classifier"].run_id
+    train("style-classifier", trained.settings, trained.profile)  # the first is current again
+    assert current("style-classifier", trained.settings).run_id == trained.results["style-classifier"].run_id
+
+
+def test_the_stand_ins_are_published(trained: Trained) -> None:
+    base_dir = trained.settings.base_dir
+    base = load_base(base_dir / "inpainting")
+    assert base.unet.config.in_channels == 9
+    card = json.loads((base_dir / "inpainting.json").read_text())
+    assert card["metrics"]["scaling_factor"] == pytest.approx(base.vae.config.scaling_factor)
+    session = onnxruntime.InferenceSession(base_dir / "face_recogniser.onnx")
+    out = session.run(None, {session.get_inputs()[0].name: np.zeros((2, 3, 112, 112), np.float32)})[0]
+    assert out.shape == (2, 512)
+    assert load_perceptual("stand_in", trained.settings).is_stand_in
+
+
+def test_final_folders_hold_what_others_read(trained: Trained) -> None:
+    results = trained.results
+    PatchEncoder.load(results["patch-encoder"].final_dir / "style_patch_encoder.pt")
+    for variant in ("loss", "evaluation"):
+        StyleClassifier.load(results["style-classifier"].final_dir / variant)
+    for stage in ("stage1", "stage2"):
+        base = load_base(trained.settings.base_dir / "inpainting")
+        HairInpainter.from_adapters(base, results[stage].final_dir)
+        assert {"val_hair_l2_start", "val_hair_l2_end", "val_hair_l2_drop"} <= results[stage].metrics.keys()
+
+
+def test_stage2_starts_from_stage1(trained: Trained) -> None:
+    card = json.loads((trained.results["stage2"].final_dir / "adapters.json").read_text())
+    assert card["extra"]["stage"] == "stage2"
+
+
+def test_style_vectors_are_unit_and_unchanged_shards_are_reused(trained: Trained) -> None:
+    table = read_style_vectors(trained.settings.processed / "style_vectors")
+    assert len(table.ids) > 0
+    assert table.vectors.norm(dim=1) == pytest.approx(torch.ones(len(table.ids)), abs=1e-4)
+    assert encode_shard(trained.shards[0], trained.settings, trained.profile).reused
+    assert embed_shard(trained.shards[0], trained.settings, trained.profile).reused
+
+
+def test_style_vectors_from_the_classifier_and_without_a_clip_folder(trained: Trained) -> None:
+    source = trained.profile.style_vectors
+    profile = trained.profile.model_copy(update={"style_vectors": source.model_copy(update={"source": "classifier"})})
+    try:
+        report = embed_shard(trained.shards[0], trained.settings, profile)
+        assert report.numbers["dim"] == 8 * 4
+        profile = trained.profile.model_copy(update={"style_vectors": source.model_copy(update={"source": "clip"})})
+        with pytest.raises(PipelineError, match="CLIP folder"):
+            embed_shard(trained.shards[0], trained.settings, profile)
+    finally:
+        embed_shard(trained.shards[0], trained.settings, trained.profile)
+
+
+def test_latent_rows_belong_to_their_images(trained: Trained) -> None:
+    index = pd.read_parquet(trained.settings.processed / "latents" / f"{trained.shards[0]}.parquet")
+    assert set(index.kind) <= {"photo", "hair_only", "patch"}
+    for _, rows in index.groupby("kind"):
+        assert sorted(rows.row) == list(range(len(rows)))
+
+
+def test_an_unknown_trainer_and_a_missing_run_are_named(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="no trainer 'nothing'"):
+        train("nothing", trained.settings, trained.profile)
+    with pytest.raises(PipelineError, match="has not been trained"):
+        current("stage1", trained.settings.model_copy(update={"training_root": tmp_path}))
+
+
+def test_two_blurred_people_with_one_view_train_everything_but_the_recogniser(tmp_path: Path) -> None:
+    inputs = write_tiny_inputs(tmp_path, 2, 1, blurred_people=2)
+    settings = inputs.settings()
+    done = train_all(settings, tiny_profile())
+    assert "not trained" in done.results["face-recogniser"].notes["recogniser"]
+    assert not (settings.base_dir / "face_recogniser.onnx").exists()
+    assert "identity_loss" in done.results["stage2"].notes
