@@ -138,6 +138,10 @@ class LossesConfig(Values):
     gram: LossTerm = LossTerm(weight=0.1)
     style: LossTerm = LossTerm(weight=0.02)
     anchor: LossTerm = Field(LossTerm(weight=0.0), description="keeps the base's prediction outside the mask")
+    context: LossTerm = Field(
+        LossTerm(weight=0.0),
+        description="plain L2 outside mask and face: for finetune_blocks, which a loss in the hair alone lets drift there",
+    )
     min_snr_gamma: float | None = Field(None, description="per-sample min-SNR weighting of mask_l2")
     pixel_max_t: float = Field(0.35, gt=0, le=1, description="pixel losses only where t < pixel_max_t * T")
     pixel_every: int = Field(2, ge=1, description="pixel losses every so many optimizer steps")

@@ -135,20 +135,22 @@ class StageTask(Task):
         terms = self.config.losses
         weights = {
             name: getattr(terms, name).weight * ramp(step, getattr(terms, name).ramp_steps)
-            for name in ("mask_l2", "anchor", *PIXEL_TERMS)
+            for name in ("mask_l2", "anchor", "context", *PIXEL_TERMS)
         }
         clean, noise, t = batch["latents"], batch["noise"], batch["t"]
         noisy = add_noise(clean, noise, t, self.alphas)
         prediction = self.predict(noisy, t, batch).float()
 
         raw: dict[str, Tensor] = {}
+        wanted = target(self.kind, clean, noise, t, self.alphas)
+        snr = None
+        if terms.min_snr_gamma is not None:
+            snr = min_snr_weight(self.alphas, t, terms.min_snr_gamma, self.kind)
+        unlocked = 1 - batch["face"]
         if terms.mask_l2.weight > 0:
-            wanted = target(self.kind, clean, noise, t, self.alphas)
-            where = batch["mask"] * (1 - batch["face"])
-            snr = None
-            if terms.min_snr_gamma is not None:
-                snr = min_snr_weight(self.alphas, t, terms.min_snr_gamma, self.kind)
-            raw["mask_l2"] = mask_l2(prediction, wanted, where, snr)
+            raw["mask_l2"] = mask_l2(prediction, wanted, batch["mask"] * unlocked, snr)
+        if terms.context.weight > 0:
+            raw["context"] = mask_l2(prediction, wanted, (1 - batch["mask"]) * unlocked, snr)
         if terms.anchor.weight > 0:
             raw["anchor"] = anchor(
                 prediction, self.model.base_prediction(noisy, t, batch["mask"], batch["masked_latents"]), batch["mask"]

@@ -97,7 +97,7 @@ def write_processed(folder: Path, *, people: int = 3, views: int = 2, reliable: 
 
 def only(*names: str, **changes: object) -> LossesConfig:
     """Losses of which only the named are on, pixel losses at every step and timestep."""
-    terms = {name: LossTerm(weight=1.0 if name in names else 0.0) for name in (*TERMS, "anchor")}
+    terms = {name: LossTerm(weight=1.0 if name in names else 0.0) for name in (*TERMS, "anchor", "context")}
     return LossesConfig(**{**terms, "pixel_every": 1, "pixel_max_t": 1.0, "pixel_batch": 4, **changes})  # type: ignore[arg-type]
 
 
