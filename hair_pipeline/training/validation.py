@@ -76,7 +76,7 @@ def sampled_pictures(
 
 def sample(predict: Predict, batch: Batch, scheduler: DDPMScheduler) -> Tensor:
     """DDIM sampling of a batch's latents; whole face cells outside the repaint mask follow the original."""
-    ddim = DDIMScheduler.from_config(scheduler.config)
+    ddim = DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing", clip_sample=False)
     ddim.set_timesteps(_SAMPLER_STEPS, device=batch["latents"].device)
     noise = torch.randn(batch["latents"].shape, generator=generator(0, 6)).to(batch["latents"].device)
     locked = face_lock(batch)
