@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -30,6 +31,8 @@ from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
 _LEARNING_RATE = 2e-3
 _MARGIN = 0.2
 _MARGIN_WEIGHT = 0.5
+_DISTURB = 0.6
+"""Probability of each disturbance of a training crop."""
 _READ_SIDE = 256
 """Photos are read at this side before the faces are cut out."""
 _CARD = "face_recogniser.json"
@@ -105,15 +108,17 @@ class Faces(Dataset[Batch]):
         self.identities = identities
         self.seed = seed
         self.people = pd.factorize(store.rows.source, sort=True)[0]
-        self._crops: dict[int, np.ndarray] = {}
+        self._crops: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.store)
 
     def __getitem__(self, draw: Draw) -> Batch:
-        image = self._crop(draw.index)
+        image, face = self._crop(draw.index)
         if self.seed is not None:
-            image = augment(image, generator(self.seed, 7, draw.position), degrees=5, jitter=0.15, flip=False)
+            chance = generator(self.seed, 7, draw.position)
+            image = disturb(image, face, chance)
+            image = augment(image, chance, degrees=5, jitter=0.15, flip=False)
         embedding = self.identities.get(self.store.rows.image_id[draw.index])
         assert embedding is not None
         return {
@@ -122,13 +127,40 @@ class Faces(Dataset[Batch]):
             "person": torch.tensor(int(self.people[draw.index])),
         }
 
-    def _crop(self, index: int) -> np.ndarray:
+    def _crop(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The aligned face (112, 112, 3) uint8 and its face mask (112, 112) float32 in [0, 1]."""
         if index not in self._crops:
             sample = self.store[index]
             assert sample.box is not None
             box = torch.from_numpy(np.asarray(sample.box, np.float32))[None]
-            self._crops[index] = to_image(align(to_tensor(sample.image)[None], box, CROP)[0])
+            mask = torch.from_numpy(sample.face_mask)[None, None].float()
+            self._crops[index] = (
+                to_image(align(to_tensor(sample.image)[None], box, CROP)[0]),
+                align(mask, box, CROP)[0, 0].clamp(0, 1).numpy(),
+            )
         return self._crops[index]
+
+
+def disturb(image: np.ndarray, face: np.ndarray, chance: torch.Generator) -> np.ndarray:
+    """Make a crop look like what the recogniser will judge: another hair and background, and a decoder's blur.
+
+    Without this a network fitted to a hundred photos knows people by their hair, and takes a reconstruction of the
+    same face for somebody else.
+
+    Args:
+        image: (H, W, 3) uint8. face: (H, W) float32 in [0, 1], what must stay. chance: decides everything.
+    """
+    height, width = face.shape
+    other_hair, blurred, size = torch.rand(3, generator=chance).tolist()
+    if other_hair < _DISTURB:
+        blobs = torch.randint(0, 256, (5, 5, 3), generator=chance).numpy().astype(np.uint8)
+        surroundings = cv2.resize(blobs, (width, height), interpolation=cv2.INTER_CUBIC)
+        image = (face[..., None] * image + (1 - face[..., None]) * surroundings).round().astype(np.uint8)
+    if blurred < _DISTURB:
+        side = int(24 + 40 * size)
+        small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+        image = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+    return image
 
 
 class RecogniserTask(Task):
