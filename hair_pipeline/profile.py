@@ -140,7 +140,7 @@ class LossesConfig(Values):
     anchor: LossTerm = Field(LossTerm(weight=0.0), description="keeps the base's prediction outside the mask")
     context: LossTerm = Field(
         LossTerm(weight=0.0),
-        description="plain L2 outside mask and face: for finetune_blocks, which a loss in the hair alone lets drift there",
+        description="plain L2 outside mask and face: finetune_blocks would drift there under a loss in the hair alone",
     )
     min_snr_gamma: float | None = Field(None, description="per-sample min-SNR weighting of mask_l2")
     pixel_max_t: float = Field(0.35, gt=0, le=1, description="pixel losses only where t < pixel_max_t * T")
