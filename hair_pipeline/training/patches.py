@@ -110,13 +110,28 @@ class PatchDataset(Dataset[Batch]):
         image = shrink(self.store.image(int(self.rows[draw.index])), self.side)
         if self.seed is not None:
             chance = generator(self.seed, 5, draw.position)
-            image = augment(image, chance, degrees=15, jitter=0.3)
+            image = hide_colour(augment(image, chance, degrees=15, jitter=0.3), chance)
         return {
             "image": patch_tensor(image),
             "person": self.people[draw.index],
             "image_number": self.images[draw.index],
             "curl": self.curls[draw.index],
         }
+
+
+def hide_colour(image: np.ndarray, chance: torch.Generator) -> np.ndarray:
+    """Half of the time equalise contrast, half of the time drop the colour; (S, S, 3) uint8 in and out.
+
+    Colour is the easy way to tell people apart; without this the encoder hardly looks at the strands (curl kNN of
+    held-out people 0.55 instead of 0.78 on the sample).
+    """
+    equalise, gray = torch.rand(2, generator=chance).tolist()
+    pixels = image.astype(np.float32)
+    if equalise < 0.5:
+        pixels = (pixels - pixels.mean()) / (pixels.std() + 2) * 45 + 128
+    if gray < 0.5:
+        pixels = np.repeat(pixels.mean(2, keepdims=True), 3, axis=2)
+    return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
 def patch_tensor(image: np.ndarray) -> Tensor:

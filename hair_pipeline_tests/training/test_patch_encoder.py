@@ -1,0 +1,101 @@
+"""Pairs of the contrastive terms, balanced batches, retrieval, and labels that are missing."""
+
+from __future__ import annotations
+
+from itertools import islice
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hair_pipeline.training.patches import UNKNOWN, BalancedBatches, hide_colour
+from hair_pipeline.training.photos import NO_LABEL, augment, masked_cross_entropy
+from hair_pipeline.training.sampler import generator
+from hair_pipeline.training.trainers.patch_encoder import curl_retrieval, pair_masks
+
+Rows = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(-1, 2)), min_size=2, max_size=24)
+
+
+@given(rows=Rows)
+def test_no_same_person_pair_is_a_negative_and_no_positive_is_one(rows: list[tuple[int, int, int]]) -> None:
+    person = torch.tensor([p for p, _, _ in rows])
+    image = torch.tensor([3 * p + i for p, i, _ in rows])
+    curl = torch.tensor([c for _, _, c in rows])
+    same_person = person[:, None] == person
+    for term, (positives, negatives) in pair_masks(person, image, curl).items():
+        assert not (positives & negatives).any()
+        assert not (negatives & same_person).any()
+        assert not positives.diagonal().any()
+        assert torch.equal(positives, positives.T)
+        if term == "curl":
+            assert not (positives & same_person).any()
+        else:
+            assert not (positives & ~same_person).any()
+
+
+def test_person_positives_are_across_images_where_there_are_any() -> None:
+    person, image = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 0, 1, 2])
+    positives, negatives = pair_masks(person, image, torch.tensor([0, 0, 0, 1]))["person"]
+    assert positives.nonzero().tolist() == [[0, 2], [1, 2], [2, 0], [2, 1]]
+    assert negatives.nonzero().tolist() == [[0, 3], [1, 3], [2, 3], [3, 0], [3, 1], [3, 2]]
+
+
+def test_one_view_per_person_and_one_class_still_teach_something() -> None:
+    masks = pair_masks(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1]), torch.tensor([2, 2, 2, 2]))
+    assert masks["person"][0].any()
+    assert masks["person"][1].any()
+    assert not masks["curl"][1].any()
+
+
+def patches_of(people: list[int], images: list[int], curls: list[int]) -> Any:
+    return SimpleNamespace(people=torch.tensor(people), images=torch.tensor(images), curls=torch.tensor(curls))
+
+
+def test_batches_are_balanced_over_curl_and_repeatable() -> None:
+    people = [p for p in range(12) for _ in range(4)]
+    data = patches_of(people, [2 * p + k % 2 for p in range(12) for k in range(4)], [0 if p < 8 else 1 for p in people])
+    batches = list(islice(BalancedBatches(data, 4, 3, seed=0), 20))
+    for batch in batches:
+        assert len(batch) == 12
+        curls = [int(data.curls[draw.index]) for draw in batch]
+        assert curls.count(0) == curls.count(1) == 6
+        for start in range(0, 12, 3):
+            assert len({int(data.people[draw.index]) for draw in batch[start : start + 3]}) == 1
+            assert len({int(data.images[draw.index]) for draw in batch[start : start + 3]}) == 2
+    assert list(islice(BalancedBatches(data, 4, 3, seed=0, start=5), 3)) == batches[5:8]
+
+
+def test_batches_work_with_less_than_asked_for() -> None:
+    batch = next(iter(BalancedBatches(patches_of([0, 1], [0, 1], [UNKNOWN, 1]), 16, 4, seed=0)))
+    assert len(batch) == 8
+    assert {draw.index for draw in batch} == {0, 1}
+
+
+def test_retrieval_excludes_the_same_person() -> None:
+    vectors = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.9, 0.1], [0.0, 1.0]]), dim=1)
+    data = patches_of([0, 0, 1, 2], [0, 0, 1, 2], [0, 1, 0, 2])
+    numbers = curl_retrieval(vectors[:1], patches_of([0], [0], [0]), vectors, data)
+    assert numbers["curl_r_at_1"] == 1  # the nearest of another person, not the person's own second patch
+    assert curl_retrieval(vectors[:1], patches_of([0], [0], [0]), vectors[:2], patches_of([0, 0], [0, 0], [0, 1])) == {}
+
+
+def test_missing_labels_do_not_count() -> None:
+    logits = torch.randn(4, 3, requires_grad=True)
+    labels = torch.tensor([0, NO_LABEL, 2, NO_LABEL])
+    loss = masked_cross_entropy(logits, labels)
+    assert loss is not None
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert bool((gradient[labels < 0] == 0).all())
+    assert masked_cross_entropy(logits, torch.full((4,), NO_LABEL)) is None
+
+
+@given(seed=st.integers(0, 1000))
+def test_augmentation_depends_on_its_generator_alone(seed: int) -> None:
+    image = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    a, b = (hide_colour(augment(image, chance), chance) for chance in (generator(seed, 1), generator(seed, 1)))
+    assert np.array_equal(a, b)
+    assert a.shape == image.shape
+    assert a.dtype == np.uint8
