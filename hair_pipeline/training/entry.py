@@ -31,7 +31,7 @@ __all__ = ["TRAINERS", "TrainResult", "current", "train"]
 
 log = logging.getLogger(__name__)
 
-_REVISION = "2"
+_REVISION = "3"
 """Raised when a trainer's code changes what the same configuration gives."""
 
 
