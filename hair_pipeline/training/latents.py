@@ -39,7 +39,7 @@ from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.samples import Sample, load_sample
 from hair_pipeline.models.base import base_reference, decode, encode, load_base
 from hair_pipeline.models.masks import resize_mask
-from hair_pipeline.processing.bald import make_bald, vary_mask
+from hair_pipeline.processing.bald import make_bald, repaint_mask, vary_mask
 from hair_pipeline.processing.report import ShardReport, reusable, save
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 LATENT_ASSET = "latents"
 _BATCH = 16
-_LAYOUT = "1"
+_LAYOUT = "2"
 
 
 def encode_shard(shard: str, settings: Settings, profile: Profile) -> ShardReport:
@@ -194,12 +194,12 @@ def _photo(row: Any, settings: Settings, profile: Profile, encoder: _Encoder) ->
     balds, repaints = _bald_variants(sample, row.shard, settings, profile)
     latents = encoder([shrink(image, side) for image in (sample.image, *balds)])
     cells = latents.shape[-2:]
-    repaint = torch.from_numpy(np.stack(repaints))[:, None]
+    repaint = torch.cat([resize_mask(torch.from_numpy(mask)[None, None], cells, "any")[0] for mask in repaints])
     box = torch.zeros(4) if sample.box is None else torch.from_numpy(np.asarray(sample.box, np.float32)) * (side / size)
     return {
         "latents": latents[0],
         "bald": latents[1:],
-        "repaint": resize_mask(repaint, cells, "any")[:, 0].to(torch.uint8),
+        "repaint": repaint.to(torch.uint8),
         "hair": _share(sample.hair_mask, cells),
         "face": _share(sample.face_mask, cells),
         "hair_pixels": _packed(sample.hair_mask, side),
@@ -210,17 +210,21 @@ def _photo(row: Any, settings: Settings, profile: Profile, encoder: _Encoder) ->
 def _bald_variants(
     sample: Sample, shard: str, settings: Settings, profile: Profile
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Variant 0: the bald image asset and its mask; others: the mask grown at random, so that it tells no style."""
-    config = profile.processing.bald
-    bald, repaint = make_bald(sample.image, sample.hair_mask, sample.face_mask, config)
+    """Bald images and repaint masks: the asset's, then the mask grown at random, so that it tells no style.
+
+    The random ones are made at the training resolution; each list's pictures may differ in size.
+    """
+    config, side = profile.processing.bald, profile.stage2.resolution
     stored = find_image(settings.processed / "bald_images" / shard, sample.image_id)
-    if stored is not None:
-        bald = read_image(stored)
-    balds, repaints = [bald], [repaint]
+    if stored is None:
+        raise UnreadableImage("its bald image is missing")
+    balds = [read_image(stored)]
+    repaints = [repaint_mask(sample.hair_mask, sample.face_mask, config.growth)]
+    image = shrink(sample.image, side)
+    hair, face = (shrink(mask.astype(np.float32), side) >= 0.5 for mask in (sample.hair_mask, sample.face_mask))
     for variant in range(1, profile.stage2.mask_variants):
-        seed = int(hash_bytes(sample.image_id, str(variant))[:8], 16)
-        varied = vary_mask(sample.hair_mask, sample.face_mask, seed)
-        bald, repaint = make_bald(sample.image, varied, sample.face_mask, config)
+        varied = vary_mask(hair, face, int(hash_bytes(sample.image_id, str(variant))[:8], 16))
+        bald, repaint = make_bald(image, varied, face, config)
         balds.append(bald)
         repaints.append(repaint)
     return balds, repaints
