@@ -295,6 +295,8 @@ def _registry() -> Registry:
 
 def main() -> None:
     """Entry point: a `PipelineError` is printed as one message, without a traceback, and exits with status 1."""
+    # Threads that wait give their core away: else two steps on the same cores slow each other down many times over.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except PipelineError as error:
