@@ -96,14 +96,21 @@ def test_every_asset_is_materialised_in_a_process_of_its_own(lineage, first):
             for key in instance.all_asset_keys()
             if instance.get_latest_materialization_event(key) is not None
         }
-        pids = {}
-        for run in instance.get_runs():
-            for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
-                text = entry.message
-                if "Executing step" in text and "in subprocess" in text and entry.step_key:
-                    pids.setdefault(text.rsplit("pid: ", 1)[-1], set()).add(entry.step_key)
+        steps = steps_by_process(instance)
         assert instance.event_log_storage.get_concurrency_info("gpu").slot_count == 1
     assert materialised == expected_assets(lineage)
+    assert materialised <= set().union(*steps.values())
+    assert all(len(names) == 1 for names in steps.values())
+
+
+def steps_by_process(instance: dg.DagsterInstance) -> dict[tuple[str, str], set[str]]:
+    """(run, process id) -> the steps whose output that process wrote."""
+    steps: dict[tuple[str, str], set[str]] = {}
+    for run in instance.get_runs():
+        for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.LOGS_CAPTURED):
+            process = entry.dagster_event.message.rsplit("pid: ", 1)[-1]
+            steps.setdefault((run.run_id, process), set()).update(entry.dagster_event.logs_captured_data.step_keys)
+    return steps
 
 
 def test_inputs_are_left_as_they_are_and_nothing_is_written_elsewhere(lineage, first):
