@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from hair_pipeline import __version__
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.files import refuse_if_full
 from hair_pipeline.profile import load_profile
 from hair_pipeline.settings import SAMPLE_ROOT, Settings, load_settings
 
@@ -103,6 +105,9 @@ def _run_lineage(settings: Settings, selection: str | None, force: bool, launche
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on where it stopped")
         raise typer.Exit(130) from None
+    except Exception as error:  # Dagster's own storage has many ways to say it
+        refuse_if_full(settings.training_root, dagster_home(settings), cause=error)
+        raise
 
 
 def _finish(settings: Settings, outcome: Outcome) -> None:
@@ -302,7 +307,7 @@ def main() -> None:
     except PipelineError as error:
         if error_file := os.environ.get("HAIR_PIPELINE_ERROR_FILE"):
             Path(error_file).write_text(error.message, encoding="utf-8")
-        console.print(f"[bold red]error:[/bold red] {error.message}", markup=True, soft_wrap=True)
+        console.print(f"[bold red]error:[/bold red] {escape(error.message)}", soft_wrap=True)
         sys.exit(1)
 
 

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ import numpy as np
 from PIL import Image
 
 from hair_pipeline.errors import PipelineError
+
+_FULL_BYTES = 1 << 20
 
 MAX_IMAGE_PIXELS = 64_000_000
 """Decoding is refused above this many pixels (the raw K-Hairstyle set has 12.2 million per photo)."""
@@ -91,6 +94,19 @@ def _explain_write_error(error: OSError, path: Path) -> PipelineError:
             remedy="give this user write access or set HAIR_PIPELINE_TRAINING_ROOT to another folder",
         )
     return PipelineError(f"cannot be written ({error})", file=path, remedy="check the disk and the path")
+
+
+def refuse_if_full(*folders: Path, cause: Exception) -> None:
+    """Explain `cause` by a full disk under one of the folders, if there is one.
+
+    For errors of libraries that say it in their own words (SQLite: "disk I/O error"), or not at all.
+
+    Raises:
+        PipelineError: naming the folder; returns if all have space left.
+    """
+    for folder in folders:
+        if folder.exists() and shutil.disk_usage(folder).free < _FULL_BYTES:
+            raise _explain_write_error(OSError(errno.ENOSPC, str(cause)), folder) from cause
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -178,6 +194,8 @@ def decode_image(data: bytes, *, alpha: bool = False, max_pixels: int = MAX_IMAG
     try:
         with Image.open(io.BytesIO(data)) as header:
             width, height = header.size
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(f"exceeds the limit of {max_pixels} pixels") from error
     except Exception as error:  # Pillow raises many types on hostile headers
         raise UnreadableImage(f"not an image ({type(error).__name__})") from error
     if width * height > max_pixels:

@@ -77,7 +77,7 @@ def walk_files(root: Path) -> list[str]:
 
 
 def _refuse(error: OSError) -> None:
-    remedy = "check the path and that this user may read it"
+    remedy = "check HAIR_PIPELINE_K_HAIRSTYLE_ROOT, HAIR_PIPELINE_TRAINING_FACE_ROOT and the permissions"
     raise PipelineError(f"the folder cannot be read ({error.strerror})", file=error.filename, remedy=remedy) from error
 
 

@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.util import Finalize
 from typing import TypeVar
 
 import cv2
@@ -17,6 +18,10 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+_BEFORE_QUEUES = 100
+"""Exit priority above that of multiprocessing's queues (10)."""
 
 
 def cpu_count() -> int:
@@ -54,6 +59,9 @@ def map_in_processes(
             return
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_pin_threads) as pool:
+            # A consumer that fails leaves this generator suspended. A child process then ends by joining its own
+            # children, which wait for work for ever: so the pool is ended before that, and before its queues are.
+            ending = Finalize(None, pool.shutdown, kwargs={"cancel_futures": True}, exitpriority=_BEFORE_QUEUES)
             try:
                 for results in _in_flight(pool, function, items, chunk, 3 * workers):
                     yield from results
@@ -61,6 +69,8 @@ def map_in_processes(
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+            finally:
+                ending.cancel()
 
 
 def _in_flight(

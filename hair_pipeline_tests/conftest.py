@@ -1,4 +1,4 @@
-"""Property tests of this floor run without a deadline, and the same cases every time."""
+"""Property tests run without a deadline, since machines differ, and the same cases every time."""
 
 from hypothesis import settings
 

@@ -1,6 +1,0 @@
-"""Property tests of this floor run without a deadline, and the same cases every time."""
-
-from hypothesis import settings
-
-settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=80)
-settings.load_profile("repeatable")
