@@ -81,6 +81,8 @@ class Examiner:
         row |= {"scale": geometry.scale, "offset_x": geometry.offset_x, "offset_y": geometry.offset_y}
         face_bytes, masks = self._face(task, row, label, width, height)
         self._hair(row, label, masks, width, height)
+        row |= {"largest_path": task.image, "largest_label_path": task.label}
+        row |= {"largest_width": width, "largest_height": height}
         row["content_hash"] = hash_bytes(photo, label_bytes, *face_bytes)
 
     def _face(

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hair_pipeline.files import UnreadableImage, read_image
+from hair_pipeline.files import UnreadableImage
 from hair_pipeline.inputs.geometry import letterbox
 from hair_pipeline.inputs.labels import BadLabel, parse_label
 from hair_pipeline.inputs.polygons import draw_polygon, polygon_scale
+from hair_pipeline.inputs.reader import read_bytes, read_photo
 from hair_pipeline.inputs.training_face import BadFace, SheetMasks, decode_sheet
 
 
@@ -80,12 +81,12 @@ def load_photo(row: Any, settings: Roots) -> Photo:
     Raises:
         UnreadableImage: a file changed or vanished since the catalog was made; the message says which.
     """
-    image = read_image(settings.k_hairstyle_root / row.image_path)
+    image = read_photo(settings.k_hairstyle_root, row.image_path)
     height, width = image.shape[:2]
     if (width, height) != (row.width, row.height):
         raise UnreadableImage(f"{row.image_path} is {width}x{height}, the catalog says {row.width}x{row.height}")
     try:
-        label = parse_label((settings.k_hairstyle_root / row.label_path).read_bytes())
+        label = parse_label(read_bytes(settings.k_hairstyle_root, row.label_path))
     except (OSError, BadLabel) as error:
         raise UnreadableImage(f"{row.label_path}: {error}") from error
     scale = polygon_scale((label.width, label.height), width, height)
