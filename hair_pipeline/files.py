@@ -75,11 +75,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise _explain_write_error(error, path) from error
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise
+
+
+def _discard(temporary: Path) -> None:
+    with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+        temporary.unlink(missing_ok=True)
 
 
 def _explain_write_error(error: OSError, path: Path) -> PipelineError:

@@ -30,6 +30,20 @@ class InputsConfig(Values):
     validation_fraction: float = Field(0.05, gt=0, lt=1, description="share of people held out")
     split_seed: int = 0
     shard_size: int = Field(1000, ge=1, description="images per shard; a person is never cut in two")
+    image_set: Literal["auto", "rawset", "hqset", "mqset"] = Field(
+        "auto",
+        description="which of the release's sets the images are taken from where several are present; auto: the one "
+        "training_face was run on, else the smallest. Patches are cut from the largest in any case",
+    )
+    same_person: dict[str, str] = Field(
+        default_factory=dict, description="source -> the source it belongs to, for people who stand under two names"
+    )
+    near_duplicate_distance: int = Field(
+        12, ge=0, le=64, description="bits of 256 up to which two perceptual hashes count as the same picture"
+    )
+    same_identity_cosine: float = Field(
+        0.75, gt=0, le=1, description="cosine from which two people's mean embeddings count as one person's"
+    )
     min_face_confidence: float = Field(0.5, description="training_face faces below it are ignored")
     max_identity_yaw: float = Field(45.0, description="degrees; beyond it training_face uses AdaFace, another space")
     min_mask_iou: float = Field(0.5, description="hair mask against polygon1: below it the two disagree")

@@ -1,91 +1,42 @@
 """The catalog: one Parquet row per image and per rejected file, with shard and split.
 
-Belongs here: building, writing, reading and summing up the catalog. Does not belong here: how one image is
-examined (`examine`) and how files are found and paired (`k_hairstyle`).
+Belongs here: building, writing and reading the catalog. Does not belong here: how one image is examined (`examine`),
+how files are found and paired (`inventory`, `k_hairstyle`), what earlier runs found (`remembered`), and summing up
+(`summary`).
 """
 
 from __future__ import annotations
 
-import io
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.files import hash_bytes, write_bytes
-from hair_pipeline.inputs.examine import Examiner, Task
-from hair_pipeline.inputs.k_hairstyle import LabelName, Listing, Pairing, image_id_of, list_files, pair, source_of
+from hair_pipeline.files import atomic_path, hash_bytes, hash_file, read_json, write_json
+from hair_pipeline.inputs.columns import ALWAYS_FLAGS, EXAMINED, NO_FLAGS, SCHEMA
+from hair_pipeline.inputs.examine import REVISION, Candidate, Examiner, Task
+from hair_pipeline.inputs.inventory import Inventory, digest, list_files, printable, short_hash
+from hair_pipeline.inputs.k_hairstyle import LabelName, Pairing, image_id_of, pair, source_of
 from hair_pipeline.inputs.labels import BadLabel, parse_names
+from hair_pipeline.inputs.reader import read_bytes
 from hair_pipeline.inputs.reasons import Reason
+from hair_pipeline.inputs.remembered import PART_ROWS, ExaminedRows, NameOrFault, RememberedNames
 from hair_pipeline.inputs.shards import Assignments, assign_shards
 from hair_pipeline.inputs.split import assign_splits
-from hair_pipeline.inputs.training_face import index_faces
-from hair_pipeline.inputs.workers import map_in_processes
+from hair_pipeline.inputs.summary import Summary, summarise
+from hair_pipeline.inputs.training_face import FaceFiles, scan_faces
+from hair_pipeline.inputs.workers import map_chunks, map_in_processes
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
-from hair_pipeline.vocabulary import ATTRIBUTES
-
-_TEXT, _FLAG, _NUMBER, _WHOLE = pa.string(), pa.bool_(), pa.float64(), pa.int32()
-SCHEMA = pa.schema(
-    {
-        "image_id": _TEXT,
-        "source": _TEXT,
-        "accepted": _FLAG,
-        "reason": _TEXT,
-        "detail": _TEXT,
-        "image_path": _TEXT,
-        "label_path": _TEXT,
-        "width": _WHOLE,
-        "height": _WHOLE,
-        **dict.fromkeys(ATTRIBUTES, _TEXT),
-        "curl_class": _TEXT,
-        "has_bangs": _FLAG,
-        "front": _FLAG,
-        "horizontal": _NUMBER,
-        "age": _WHOLE,
-        "rgb": pa.list_(pa.float64()),
-        "label_problems": _TEXT,
-        "mask_origin": _TEXT,
-        "hair_fraction": _NUMBER,
-        "mask_iou": _NUMBER,
-        "masks_disagree": _FLAG,
-        "face_blurred": _FLAG,
-        "has_face": _FLAG,
-        "faces_found": _WHOLE,
-        "face_id": _WHOLE,
-        "face_path": _TEXT,
-        "sheet_path": _TEXT,
-        "embedding_path": _TEXT,
-        "face_reason": _TEXT,
-        "face_detail": _TEXT,
-        **dict.fromkeys(("box_x1", "box_y1", "box_x2", "box_y2"), _NUMBER),
-        **dict.fromkeys(("yaw", "pitch", "roll", "face_confidence"), _NUMBER),
-        "embedding_model": _TEXT,
-        "identity_reliable": _FLAG,
-        "identity_reason": _TEXT,
-        "stage2": _FLAG,
-        "stage2_reason": _TEXT,
-        "scale": _NUMBER,
-        "offset_x": _WHOLE,
-        "offset_y": _WHOLE,
-        "largest_path": _TEXT,
-        "largest_label_path": _TEXT,
-        "largest_width": _WHOLE,
-        "largest_height": _WHOLE,
-        "content_hash": _TEXT,
-        "shard": _TEXT,
-        "split": _TEXT,
-    }
-)
-"""Columns and types; paths are relative to k_hairstyle_root (image, label) and training_face_root (the others)."""
-
-_ALWAYS_FLAGS = ("accepted", "has_face", "identity_reliable", "stage2", "face_blurred")
-_SUMMARY_COLUMNS = ("mask_origin", "split", "shard", "curl_class", "has_bangs", "length", "color", "sex")
 
 
 @dataclass(frozen=True)
@@ -93,121 +44,105 @@ class CatalogResult:
     """What `build_catalog` returns.
 
     Attributes:
-        frame: the catalog, as `read_catalog` gives it.
-        summary: group -> name -> count, see `summarise`.
+        path: of the catalog.
+        summary: counts for people, see `summary`.
         data_version: SHA-256 of the Parquet file.
+        unchanged: nothing had changed since the last time, and nothing was done.
     """
 
-    frame: pd.DataFrame
-    summary: dict[str, dict[str, int]]
+    path: Path
+    summary: Summary
     data_version: str
+    unchanged: bool = False
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """The whole catalog, as `read_catalog` gives it."""
+        return read_catalog(self.path)
 
 
 def build_catalog(settings: Settings, profile: Profile) -> CatalogResult:
     """Read both inputs and write `settings.catalog_path`. The inputs' folders are only read.
 
-    The same inputs, settings and earlier assignments give the same bytes.
+    The same inputs, settings and earlier assignments give the same bytes. What is found out about a file is kept in
+    `processed/catalog_cache`: a file whose size and time are the same is not opened again, and a run that was killed
+    goes on where it stopped. Memory holds names, not rows.
 
     Raises:
         PipelineError: a root is missing or empty, no image is usable, or all images are of one person.
     """
     _check_roots(settings)
-    listing = list_files(settings.k_hairstyle_root)
-    if not listing.images and not listing.labels:
-        archives = sum(reason == Reason.ARCHIVE for _, reason in listing.rejected)
-        what = "holds no image and no label" + (f", only {archives} archives: unpack them" if archives else "")
-        raise _no_input(what, settings.k_hairstyle_root, "K_HAIRSTYLE_ROOT", "K-Hairstyle copy")
-    faces = index_faces(settings.training_face_root)
-    if not faces:
-        remedy = "training_face output folder (<stem>/face_01/*.json)"
-        raise _no_input("holds no training_face output", settings.training_face_root, "TRAINING_FACE_ROOT", remedy)
-    names, bad_labels = _read_label_names(settings.k_hairstyle_root, listing.labels)
-    pairing = pair(listing.images, names)
-    tasks = [Task(image, label.path, tuple(faces.get(image_id_of(image), ()))) for image, label in pairing.pairs]
-    size = profile.processing.size
-    examine = Examiner(settings.k_hairstyle_root, settings.training_face_root, profile.inputs, size)
-    rows = list(map_in_processes(examine, tasks, description="catalog"))
-    _reject_duplicates(rows)
-    rows += _rejected_rows(settings.k_hairstyle_root, listing, pairing, bad_labels)
-    _check_people(rows, settings)
-    assignments = _assign(rows, settings, profile)
-    data = _encode(rows)
-    write_bytes(settings.catalog_path, data)
+    cache = settings.processed / "catalog_cache"
+    inventory = list_files(settings.k_hairstyle_root, cache / "archives.parquet")
+    faces = scan_faces(settings.training_face_root)
+    _check_found(settings, inventory, faces)
+    state = _state(profile, inventory, faces)
+    if (done := _unchanged(settings, cache, state)) is not None:
+        return done
+    found = _pair(settings, inventory, cache)
+    tasks = _tasks(found.pairing, inventory, faces)
+    del faces
+    inventory.stamps.clear()
+    signatures = np.fromiter((task.signature for task in tasks), np.uint64, len(tasks))
+    rows = ExaminedRows(cache / "examined", _examiner_key(profile))
+    fresh = [task for task, missing in zip(tasks, rows.missing(signatures), strict=True) if missing]
+    del tasks
+    examine = Examiner(settings.k_hairstyle_root, settings.training_face_root, profile.inputs, profile.processing.size)
+    rows.add(map_chunks(examine, fresh, description="catalog", chunk=128))
+    del fresh
+    images, usefulness = _people(rows, signatures, profile.inputs.same_person, settings)
+    assignments = _assign(images, usefulness, settings, profile)
+    rejected = _rejected(inventory, found)
+    with atomic_path(settings.catalog_path) as temporary, _writer(temporary) as writer:
+        for table in _assigned(rows, signatures, assignments, profile.inputs.same_person):
+            writer.write_table(table)
+        for table in rejected:
+            writer.write_table(table)
     assignments.write(_assignments_path(settings))
-    frame = read_catalog(settings.catalog_path)
-    return CatalogResult(frame, summarise(frame), hash_bytes(data))
+    rows.tidy(signatures)
+    summary = summarise(settings.catalog_path, archives=inventory.archives)
+    version = hash_file(settings.catalog_path)
+    kept = {"state": state, "data_version": version, "assignments": hash_file(_assignments_path(settings))}
+    write_json(cache / "state.json", kept | {"summary": summary.as_json()})
+    return CatalogResult(settings.catalog_path, summary, version)
 
 
-def read_catalog(path: Path, shard: str | None = None) -> pd.DataFrame:
+def read_catalog(path: Path, shard: str | None = None, columns: list[str] | None = None) -> pd.DataFrame:
     """Read the catalog; missing text and flags are None, missing numbers NaN.
 
     Args:
         path: `settings.catalog_path`.
         shard: only the accepted images of this shard.
+        columns: only these; the whole catalog of 451,000 images takes about 1.5 GB in memory.
 
     Raises:
         PipelineError: there is no catalog, or it cannot be read.
     """
     filters = None if shard is None else [("shard", "=", shard), ("accepted", "=", True)]
     try:
-        table = pq.read_table(path, filters=filters)
+        table = pq.read_table(path, filters=filters, columns=columns)
     except FileNotFoundError as error:
         raise PipelineError("no such file", file=path, remedy="materialise the asset catalog") from error
     except (pa.ArrowException, OSError) as error:
         remedy = "delete it and materialise the asset catalog again"
         raise PipelineError(f"is not a readable catalog ({error})", file=path, remedy=remedy) from error
-    columns: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for field in table.schema:
         column = table.column(field.name)
-        if field.name in _ALWAYS_FLAGS:
-            columns[field.name] = column.to_numpy().astype(bool)
-        elif pa.types.is_floating(field.type) or (pa.types.is_integer(field.type)):
-            columns[field.name] = column.to_numpy()
+        if field.name in ALWAYS_FLAGS:
+            values[field.name] = column.to_numpy().astype(bool)
+        elif pa.types.is_floating(field.type) or pa.types.is_integer(field.type):
+            values[field.name] = column.to_numpy()
+        elif pa.types.is_list(field.type):
+            values[field.name] = pd.Series(column.to_pylist(), dtype=object)
         else:
-            columns[field.name] = pd.Series(column.to_pylist(), dtype=object)
-    return pd.DataFrame(columns)
+            values[field.name] = pd.Series(column.to_numpy(zero_copy_only=False), dtype=object)
+    return pd.DataFrame(values)
 
 
-def summarise(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """Counts for people: files, rejections by reason, identity and Stage 2 by reason, masks, split, attributes."""
-    accepted = frame[frame.accepted]
-    sets = [_release_split(path) for path in accepted.image_path]
-    both = _people_in_both(accepted.source.tolist(), sets)
-    counts: dict[str, dict[str, int]] = {
-        "files": {
-            "found": int(frame.image_path.notna().sum() + frame.label_path.notna().sum()),
-            "images_accepted": len(accepted),
-            "rows_rejected": len(frame) - len(accepted),
-        },
-        "rejected": _count(frame.reason[~frame.accepted]),
-        "people": {"people": accepted.source.nunique(), "in_training_and_validation": both}
-        | {str(side): int(n) for side, n in accepted.groupby("split").source.nunique().items()},
-        "face": _count(accepted.face_reason.fillna("usable")),
-        "identity": _count(accepted.identity_reason.fillna("reliable")),
-        "stage2": _count(accepted.stage2_reason.fillna("eligible")),
-        "mask_agreement": {
-            "compared": int(accepted.mask_iou.notna().sum()),
-            "disagree": int((accepted.masks_disagree == True).sum()),  # noqa: E712 (None is neither)
-        },
-        "label_problems": _count(
-            pd.Series([text for row in accepted.label_problems.dropna() for text in row.split("; ")])
-        ),
-    }
-    return counts | {name: _count(accepted[name].fillna("missing")) for name in _SUMMARY_COLUMNS}
-
-
-def _count(values: pd.Series) -> dict[str, int]:
-    return {str(name): n for name, n in sorted(Counter(values.tolist()).items(), key=lambda item: str(item[0]))}
-
-
-def _release_split(path: str) -> str:
-    parts = {part.lower() for part in path.split("/")[:-1]}
-    return "validation" if "validation" in parts else "training" if "training" in parts else ""
-
-
-def _people_in_both(sources: list[str], sets: list[str]) -> int:
-    named = {(source, name) for source, name in zip(sources, sets, strict=True) if name}
-    return sum(n > 1 for n in Counter(source for source, _ in named).values())
+def list_shards(path: Path) -> list[str]:
+    """The names of the shards in a catalog, sorted."""
+    return sorted(read_catalog(path, columns=["shard"])["shard"].dropna().unique())
 
 
 def _check_roots(settings: Settings) -> None:
@@ -230,84 +165,151 @@ def _no_input(what: str, root: Path, variable: str, meant: str) -> PipelineError
     return PipelineError(what, file=root, remedy=f"set HAIR_PIPELINE_{variable} to your {meant}")
 
 
+def _check_found(settings: Settings, inventory: Inventory, faces: dict[str, FaceFiles]) -> None:
+    if not inventory.images and not inventory.labels:
+        archives = sum(reason == Reason.ARCHIVE for _, reason, _ in inventory.rejected)
+        what = "holds no image and no label" + (f", only {archives} archives that are not zips" if archives else "")
+        raise _no_input(what, settings.k_hairstyle_root, "K_HAIRSTYLE_ROOT", "K-Hairstyle copy")
+    if not faces:
+        remedy = "training_face output folder (<stem>/face_01/*.json)"
+        raise _no_input("holds no training_face output", settings.training_face_root, "TRAINING_FACE_ROOT", remedy)
+
+
+def _state(profile: Profile, inventory: Inventory, faces: dict[str, FaceFiles]) -> str:
+    """A hash of everything the catalog depends on, apart from earlier assignments."""
+    rejected = ((path, short_hash(reason)) for path, reason, _ in inventory.rejected)
+    parts = (
+        digest(inventory.stamps.items()),
+        digest(sorted(rejected)),
+        digest((stem, faces[stem].stamp) for stem in sorted(faces)),
+        _examiner_key(profile),
+        profile.inputs.model_dump_json(),
+        ",".join(SCHEMA.names),
+    )
+    return hash_bytes(*parts)
+
+
+def _examiner_key(profile: Profile) -> str:
+    """What the rows of one image depend on apart from its files."""
+    config = profile.inputs
+    values = (config.min_face_confidence, config.max_identity_yaw, config.min_mask_iou, config.image_set)
+    return hash_bytes(str(REVISION), str(profile.processing.size), str(values), ",".join(EXAMINED.names))[:16]
+
+
+def _unchanged(settings: Settings, cache: Path, state: str) -> CatalogResult | None:
+    """The last result, if it is still there and nothing has changed."""
+    paths = (settings.catalog_path, _assignments_path(settings), cache / "state.json")
+    if not all(path.exists() for path in paths):
+        return None
+    try:
+        last = read_json(paths[2])
+        if last["state"] != state or last["assignments"] != hash_file(paths[1]):
+            return None
+        if last["data_version"] != hash_file(paths[0]):
+            return None
+        return CatalogResult(paths[0], Summary.from_json(last["summary"]), last["data_version"], unchanged=True)
+    except (PipelineError, KeyError, TypeError):
+        return None
+
+
 class _NameReader:
     """Reads one label's names; picklable for the worker processes."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def __call__(self, path: str) -> LabelName | tuple[str, Reason, str]:
+    def __call__(self, path: str) -> NameOrFault:
         try:
-            return LabelName(path, *parse_names((self.root / path).read_bytes()))
+            return LabelName(path, *parse_names(read_bytes(self.root, path)))
         except BadLabel as error:
             return path, error.reason, error.detail
         except OSError as error:
             return path, Reason.UNREADABLE_LABEL, str(error.strerror)
 
 
-def _read_label_names(root: Path, paths: list[str]) -> tuple[list[LabelName], list[tuple[str, Reason, str]]]:
-    names: list[LabelName] = []
-    bad: list[tuple[str, Reason, str]] = []
-    for found in map_in_processes(_NameReader(root), paths, description="labels", chunk=2000):
-        names.append(found) if isinstance(found, LabelName) else bad.append(found)
-    return names, bad
+@dataclass(frozen=True)
+class _Found:
+    """What pairing came to, and the labels that are none: path, reason, detail."""
+
+    pairing: Pairing
+    bad_labels: list[tuple[str, Reason, str]]
 
 
-def _reject_duplicates(rows: list[dict[str, Any]]) -> None:
-    """Of accepted rows with one image id the one that training_face saw stays, else the largest, else the first."""
-    kept: dict[str, str] = {}
-    accepted = [row for row in rows if row["accepted"]]
-    for row in sorted(accepted, key=lambda row: (not row["stage2"], -row["width"] * row["height"], row["image_path"])):
-        first = kept.setdefault(row["image_id"], row["image_path"])
-        if first != row["image_path"]:
-            row |= {"accepted": False, "reason": Reason.DUPLICATE_IMAGE.value, "detail": f"kept {first}"}
+def _pair(settings: Settings, inventory: Inventory, cache: Path) -> _Found:
+    """Read the labels' names, where they are not remembered, and pair labels with images."""
+    remembered = RememberedNames(cache / "labels.parquet")
+    paths = inventory.labels
+    signatures = np.fromiter((short_hash(f"{path}\0{inventory.stamps[path]}") for path in paths), np.uint64, len(paths))
+    names = remembered.find(paths, signatures)
+    unknown = [number for number, name in enumerate(names) if name is None]
+    reader = _NameReader(settings.k_hairstyle_root)
+    fresh = map_in_processes(reader, [paths[number] for number in unknown], description="labels", chunk=1000)
+    for number, name in zip(unknown, fresh, strict=True):
+        names[number] = name
+    read = [name for name in names if name is not None]
+    if unknown or len(read) != remembered.count:
+        remembered.keep(signatures, read)
+    bad = [name for name in read if not isinstance(name, LabelName)]
+    return _Found(pair(inventory.images, (name for name in read if isinstance(name, LabelName))), bad)
 
 
-def _rejected_rows(
-    root: Path, listing: Listing, pairing: Pairing, bad_labels: list[tuple[str, Reason, str]]
-) -> list[dict[str, Any]]:
-    """Rows for files outside any pair."""
-    rows = [_row(image=path, reason=_why_unpaired(root / path)) for path in pairing.images]
-    rows += [_row(label=name.path, reason=reason, detail=detail) for name, reason, detail in pairing.labels]
-    rows += [_row(label=path, reason=reason, detail=detail) for path, reason, detail in bad_labels]
-    return rows + [_row(image=_printable(path), reason=reason) for path, reason in listing.rejected]
+def _tasks(pairing: Pairing, inventory: Inventory, faces: dict[str, FaceFiles]) -> list[Task]:
+    """One task per image id, with all the files that bear it, in the order of their first path."""
+    groups: dict[str, list[Candidate]] = {}
+    for image, label in pairing.pairs:
+        groups.setdefault(image_id_of(image), []).append(Candidate(image, label.path))
+    for image in pairing.images:
+        groups.setdefault(image_id_of(image), []).append(Candidate(image, None))
+    stamps, none = inventory.stamps, FaceFiles((), 0)
+    tasks: list[Task] = []
+    for image_id, candidates in groups.items():
+        candidates.sort(key=lambda candidate: candidate.image)
+        found = faces.get(image_id, none)
+        marks = [f"{image}\0{stamps[image]}\0{label}\0{stamps.get(label or '')}" for image, label in candidates]
+        tasks.append(Task(tuple(candidates), found.paths, short_hash("\0".join([*marks, str(found.stamp)]))))
+    tasks.sort(key=lambda task: task.candidates[0].image)
+    return tasks
 
 
-def _why_unpaired(path: Path) -> Reason:
-    """An image without a label may be one of the JSON labels named .jpg, or no image at all."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError:
-        return Reason.UNREADABLE_IMAGE
-    if head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
-        return Reason.IMAGE_WITHOUT_LABEL
-    is_json = head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"["))
-    return Reason.JSON_AS_IMAGE if is_json else Reason.NOT_AN_IMAGE
+_DECISIVE = ("source", "accepted", "reason", "stage2", "identity_reliable")
 
 
-def _row(reason: Reason, *, image: str | None = None, label: str | None = None, detail: str = "") -> dict[str, Any]:
-    path = image or label or ""
-    return {
-        "image_id": image_id_of(path),
-        "source": source_of(path),
-        "accepted": False,
-        "reason": reason.value,
-        "detail": detail or None,
-        "image_path": image,
-        "label_path": label,
-    }
+def _people(
+    rows: ExaminedRows, signatures: np.ndarray, same_person: dict[str, str], settings: Settings
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Per person with accepted images: how many, and how useful (2: a reliable identity, 1: Stage 2, 0: neither)."""
+    images: Counter[str] = Counter()
+    usefulness: dict[str, int] = {}
+    reasons: Counter[str] = Counter()
+    for block in _blocks(signatures):
+        table = rows.rows(block, _DECISIVE)
+        reasons.update(table.column("reason").drop_null().to_pylist())
+        accepted = table.filter(table.column("accepted"))
+        sources = _sources(accepted.column("source"), same_person).to_pylist()
+        stage2 = accepted.column("stage2").to_numpy(zero_copy_only=False).astype(int)
+        reliable = accepted.column("identity_reliable").to_numpy(zero_copy_only=False).astype(int)
+        images.update(sources)
+        for source, rank in zip(sources, (stage2 + stage2 * reliable).tolist(), strict=True):
+            usefulness[source] = max(usefulness.get(source, 0), rank)
+    _check_people(len(images), reasons, settings)
+    return dict(images), usefulness
 
 
-def _printable(path: str) -> str:
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def _blocks(signatures: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(signatures), PART_ROWS):
+        yield signatures[start : start + PART_ROWS]
 
 
-def _check_people(rows: list[dict[str, Any]], settings: Settings) -> None:
-    people = {row["source"] for row in rows if row["accepted"]}
-    if len(people) >= 2:
+def _sources(column: pa.ChunkedArray, same_person: dict[str, str]) -> pa.ChunkedArray:
+    """Sources with the names of people who stand under two replaced."""
+    for alias, source in same_person.items():
+        column = pc.if_else(pc.fill_null(pc.equal(column, alias), False), source, column)
+    return column
+
+
+def _check_people(people: int, reasons: Counter[str], settings: Settings) -> None:
+    if people >= 2:
         return
-    reasons = Counter(row["reason"] for row in rows if not row["accepted"])
     found = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(4)) or "nothing else"
     what = f"{'no' if not people else 'only one'} person has a usable image (rejected: {found})"
     remedy = "point HAIR_PIPELINE_K_HAIRSTYLE_ROOT at photos of at least two people, with their labels"
@@ -318,32 +320,50 @@ def _assignments_path(settings: Settings) -> Path:
     return settings.processed / "assignments.json"
 
 
-def _assign(rows: list[dict[str, Any]], settings: Settings, profile: Profile) -> Assignments:
-    """Fill shard and split of the accepted rows."""
+def _assign(images: dict[str, int], usefulness: dict[str, int], settings: Settings, profile: Profile) -> Assignments:
+    """Shard and split of every person, those of earlier runs kept."""
     config = profile.inputs
-    images: Counter[str] = Counter()
-    usefulness: dict[str, int] = {}
-    for row in rows:
-        if row["accepted"]:
-            images[row["source"]] += 1
-            rank = row["stage2"] + (row["stage2"] and row["identity_reliable"])
-            usefulness[row["source"]] = max(usefulness.get(row["source"], 0), rank)
     earlier = Assignments.read(_assignments_path(settings))
     same_split = (earlier.fraction, earlier.seed) == (config.validation_fraction, config.split_seed)
     known = earlier.splits if same_split else {}
     shards = assign_shards(images, config.shard_size, earlier.shards)
     splits = assign_splits(usefulness, config.validation_fraction, config.split_seed, known)
-    for row in rows:
-        if row["accepted"]:
-            row |= {"shard": shards[row["source"]], "split": splits[row["source"]]}
     return Assignments(earlier.shards | shards, known | splits, config.validation_fraction, config.split_seed)
 
 
-def _encode(rows: list[dict[str, Any]]) -> bytes:
-    """The Parquet bytes, rows sorted by path."""
-    flags = dict.fromkeys(_ALWAYS_FLAGS, False)
-    ordered = sorted(rows, key=lambda row: (row["image_path"] or row["label_path"], row["label_path"] or ""))
-    table = pa.Table.from_pylist([flags | row for row in ordered], schema=SCHEMA)
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+def _assigned(
+    rows: ExaminedRows, signatures: np.ndarray, assignments: Assignments, same_person: dict[str, str]
+) -> Iterator[pa.Table]:
+    """The examined rows with shard and split."""
+    for block in _blocks(signatures):
+        table = rows.rows(block)
+        sources = _sources(table.column("source"), same_person)
+        table = table.set_column(table.schema.get_field_index("source"), "source", sources)
+        places = list(zip(sources.to_pylist(), table.column("accepted").to_pylist(), strict=True))
+        for name, of in (("shard", assignments.shards), ("split", assignments.splits)):
+            values = [of[source] if accepted else None for source, accepted in places]
+            table = table.append_column(name, pa.array(values, pa.string()))
+        yield table.cast(SCHEMA)
+
+
+def _rejected(inventory: Inventory, found: _Found) -> Iterator[pa.Table]:
+    """Rows of the files that were never examined: labels without an image, bad labels, and what is neither."""
+    fates: list[tuple[str | None, str | None, Reason, str]]
+    fates = [(None, label.path, reason, detail) for label, reason, detail in found.pairing.labels]
+    fates += [(None, path, reason, detail) for path, reason, detail in found.bad_labels]
+    fates += [(printable(path), None, reason, detail) for path, reason, detail in inventory.rejected]
+    fates.sort(key=lambda fate: (fate[0] or fate[1] or "", fate[2]))
+    for start in range(0, len(fates), PART_ROWS):
+        part = fates[start : start + PART_ROWS]
+        rows = [_rejected_row(*fate) for fate in part]
+        yield pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _rejected_row(image: str | None, label: str | None, reason: Reason, detail: str) -> dict[str, Any]:
+    path = image or label or ""
+    known = {"image_id": image_id_of(path), "source": source_of(path), "image_path": image, "label_path": label}
+    return NO_FLAGS | known | {"reason": reason.value, "detail": detail or None}
+
+
+def _writer(path: Path) -> pq.ParquetWriter:
+    return pq.ParquetWriter(path, SCHEMA, compression="zstd")

@@ -12,7 +12,8 @@ import numpy as np
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import UnreadableImage, decode_image
-from hair_pipeline.inputs.k_hairstyle import IMAGE_SUFFIXES, Rejected, check_image, image_id_of
+from hair_pipeline.inputs.inventory import IMAGE_SUFFIXES
+from hair_pipeline.inputs.k_hairstyle import Rejected, check_image, image_id_of
 from hair_pipeline.inputs.reasons import FaceReason
 from hair_pipeline.inputs.samples import Photo, Sample, to_sample
 from hair_pipeline.inputs.training_face import (

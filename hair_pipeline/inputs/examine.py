@@ -1,22 +1,36 @@
 """One image examined: photo, label and training_face output read once, everything the catalog says about it.
 
-Belongs here: the function the catalog runs per image, in worker processes. Does not belong here: decisions that need
-other images (pairing, duplicates, shards, split).
+Belongs here: what the catalog runs per image, in worker processes: which of the image's files is taken, and all that
+is known of it. Does not belong here: decisions that need other images (pairing, shards, split).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from hair_pipeline.files import hash_bytes
-from hair_pipeline.inputs.geometry import letterbox
-from hair_pipeline.inputs.k_hairstyle import Rejected, check_image, image_id_of, source_of
+from hair_pipeline.inputs.columns import EXAMINED, NO_FLAGS
+from hair_pipeline.inputs.geometry import letterbox, same_framing
+from hair_pipeline.inputs.k_hairstyle import (
+    Rejected,
+    decode_small,
+    ends_early,
+    image_id_of,
+    image_set_of,
+    image_size,
+    kind_of,
+    source_of,
+)
 from hair_pipeline.inputs.labels import BadLabel, Label, base_style_of_folder, parse_label
+from hair_pipeline.inputs.perceptual_hash import perceptual_hash
 from hair_pipeline.inputs.polygons import draw_polygon, polygon_scale
+from hair_pipeline.inputs.reader import in_archive, read_bytes
 from hair_pipeline.inputs.reasons import FaceReason, Reason
 from hair_pipeline.inputs.training_face import (
     MIN_FACE_FRACTION,
@@ -28,18 +42,37 @@ from hair_pipeline.inputs.training_face import (
     decode_sheet,
     identity_reason,
     parse_embedding,
+    read_face_json,
 )
 from hair_pipeline.profile import InputsConfig
 from hair_pipeline.vocabulary import ATTRIBUTES
 
+REVISION = 2
+"""Raised when the same files would be examined to another result: remembered rows are then made again."""
+_HEAD_BYTES = 2**17
+_SETS = ("mqset", "hqset", "rawset")
+"""From the smallest to the largest."""
 
-@dataclass(frozen=True)
-class Task:
-    """One image to examine: its path, its label's path, and the JSON paths of its faces."""
+
+class Candidate(NamedTuple):
+    """One file of an image: its path, and its label's path where it has one."""
 
     image: str
-    label: str
+    label: str | None
+
+
+class Task(NamedTuple):
+    """One image to examine.
+
+    Attributes:
+        candidates: the files that bear its name, sorted by path: one, or copies of it, also in other sets.
+        faces: the JSON paths of its faces.
+        signature: 64 bits that change with any of these files.
+    """
+
+    candidates: tuple[Candidate, ...]
     faces: tuple[str, ...]
+    signature: int
 
 
 @dataclass(frozen=True)
@@ -51,42 +84,161 @@ class Examiner:
     config: InputsConfig
     size: int
 
-    def __call__(self, task: Task) -> dict[str, Any]:
-        """The image's catalog row; when rejected, `accepted` is False and `reason` and `detail` say why."""
-        row: dict[str, Any] = {
-            "image_id": image_id_of(task.image),
-            "source": source_of(task.image),
-            "image_path": task.image,
-            "label_path": task.label,
-            "accepted": False,
-        }
+    def __call__(self, tasks: Sequence[Task]) -> pa.RecordBatch:
+        """The rows of some tasks: `columns.EXAMINED` and each row's `signature`."""
+        rows: list[dict[str, Any]] = []
+        signatures: list[int] = []
+        for task in tasks:
+            found = self.examine(task)
+            rows += [NO_FLAGS | row for row in found]
+            signatures += [task.signature] * len(found)
+        batch = pa.RecordBatch.from_pylist(rows, schema=EXAMINED)
+        return batch.append_column("signature", pa.array(signatures, pa.uint64()))
+
+    def examine(self, task: Task) -> list[dict[str, Any]]:
+        """One row per candidate: the first that can be used is accepted, the others are rejected with a reason."""
+        rows: list[dict[str, Any]] = []
+        spares: list[dict[str, Any]] = []
+        accepted: dict[str, Any] | None = None
+        for candidate in self._in_order(task):
+            if accepted is None or candidate.label is None:
+                rows.append(self._row(candidate, task.faces))
+            else:
+                rows.append(self._spare(candidate, accepted))
+            if rows[-1]["accepted"]:
+                accepted = rows[-1]
+        if accepted is not None:
+            spares = [row for row in rows if row is not accepted]
+            self._settle_unlabelled(accepted, spares)
+            self._find_largest(accepted, spares)
+        return rows
+
+    def _in_order(self, task: Task) -> list[Candidate]:
+        """Candidates, the best first: of the configured set (auto: the one training_face saw, else the smallest)."""
+        candidates = list(task.candidates)
+        if len(candidates) == 1:
+            return candidates
+        wanted = None if self.config.image_set != "auto" else self._sheet_size(task.faces)
+
+        def rank(candidate: Candidate) -> tuple[bool, bool, int, str]:
+            image_set = image_set_of(candidate.image)
+            seen = wanted is not None and self._size(candidate.image) == wanted
+            preferred = seen if self.config.image_set == "auto" else image_set == self.config.image_set
+            order = _SETS.index(image_set) if image_set else len(_SETS)
+            return candidate.label is None, not preferred, order, candidate.image
+
+        return sorted(candidates, key=rank)
+
+    def _sheet_size(self, faces: tuple[str, ...]) -> tuple[int, int] | None:
+        """Size of the photo that training_face saw, by its sheet's header; None when no sheet says."""
+        for path in faces:
+            try:
+                sheet = read_face_json(self.training_face_root, path).sheet_path
+                width, height = image_size(read_bytes(self.training_face_root, sheet, _HEAD_BYTES))
+            except (BadFace, Rejected, OSError):
+                continue
+            return width // 2, height // 2
+        return None
+
+    def _size(self, path: str) -> tuple[int, int] | None:
         try:
-            self._examine(task, row)
+            return image_size(_read_head(self.k_hairstyle_root, path))
+        except Rejected:
+            return None
+
+    def _row(self, candidate: Candidate, faces: tuple[str, ...]) -> dict[str, Any]:
+        """A candidate examined in full."""
+        row = _plain_row(candidate)
+        try:
+            if candidate.label is None:
+                row |= _sizes(image_size(_read_head(self.k_hairstyle_root, candidate.image)))
+                raise Rejected(Reason.IMAGE_WITHOUT_LABEL)
+            self._examine(candidate.image, candidate.label, faces, row)
             row["accepted"] = True
         except (Rejected, BadLabel) as error:
             row |= {"reason": error.reason.value, "detail": error.detail or None}
         return row
 
-    def _examine(self, task: Task, row: dict[str, Any]) -> None:
-        photo = _read(self.k_hairstyle_root / task.image, Reason.UNREADABLE_IMAGE)
-        width, height = check_image(photo)
-        row |= {"width": width, "height": height}
-        label_bytes = _read(self.k_hairstyle_root / task.label, Reason.UNREADABLE_LABEL)
+    def _spare(self, candidate: Candidate, accepted: dict[str, Any]) -> dict[str, Any]:
+        """A further file of an image already accepted: only its header is read."""
+        row = _plain_row(candidate)
+        try:
+            row |= _sizes(image_size(_read_head(self.k_hairstyle_root, candidate.image)))
+            raise Rejected(_why_spare(candidate.image, accepted), f"kept {accepted['image_path']}")
+        except Rejected as error:
+            row |= {"reason": error.reason.value, "detail": error.detail or None}
+        return row
+
+    def _settle_unlabelled(self, accepted: dict[str, Any], spares: list[dict[str, Any]]) -> None:
+        """An image of another set needs no label of its own."""
+        for row in spares:
+            if row["reason"] == Reason.IMAGE_WITHOUT_LABEL:
+                reason = _why_spare(row["image_path"], accepted)
+                if reason == Reason.OTHER_SET:
+                    row |= {"reason": reason.value, "detail": f"kept {accepted['image_path']}"}
+
+    def _find_largest(self, accepted: dict[str, Any], spares: list[dict[str, Any]]) -> None:
+        """Point the accepted row to the largest whole photo of another set that a hair mask can be given to."""
+        area = accepted["width"] * accepted["height"]
+        larger = [
+            row
+            for row in spares
+            if row["reason"] == Reason.OTHER_SET
+            and row["width"] * row["height"] > area
+            and row["source"] in (None, accepted["source"])
+        ]
+        for row in sorted(larger, key=lambda row: (-row["width"] * row["height"], row["image_path"])):
+            label = self._usable_label(row, accepted)
+            if label is None:
+                continue
+            try:
+                head = _read_head(self.k_hairstyle_root, row["image_path"])
+                tail = _read_tail(self.k_hairstyle_root, row["image_path"])
+            except Rejected:
+                continue
+            if head.startswith(b"\xff\xd8") and ends_early(tail):
+                row |= {"reason": Reason.TRUNCATED_IMAGE.value, "detail": "it has no end marker"}
+                continue
+            accepted |= {
+                "largest_path": row["image_path"],
+                "largest_label_path": label,
+                "largest_width": row["width"],
+                "largest_height": row["height"],
+                "content_hash": hash_bytes(accepted["content_hash"], head, tail),
+            }
+            return
+
+    def _usable_label(self, row: dict[str, Any], accepted: dict[str, Any]) -> str | None:
+        """The label to draw a larger photo's hair from: its own, else the accepted one's if both show the same."""
+        if row["label_path"] is not None:
+            try:
+                if parse_label(_read(self.k_hairstyle_root, row["label_path"], Reason.UNREADABLE_LABEL)).hair:
+                    return str(row["label_path"])
+            except (Rejected, BadLabel):
+                pass
+        sizes = (row["width"], row["height"], accepted["width"], accepted["height"])
+        return str(accepted["label_path"]) if same_framing(*sizes) else None
+
+    def _examine(self, image: str, label_path: str, faces: tuple[str, ...], row: dict[str, Any]) -> None:
+        photo = _read(self.k_hairstyle_root, image, Reason.UNREADABLE_IMAGE)
+        width, height, small = decode_small(photo)
+        row |= _sizes((width, height)) | {"perceptual_hash": perceptual_hash(small)}
+        label_bytes = _read(self.k_hairstyle_root, label_path, Reason.UNREADABLE_LABEL)
         label = parse_label(label_bytes)
-        row |= _label_columns(label, task.image)
+        row |= _label_columns(label, image)
         row["source"] = label.source or row["source"]
         if not row["source"]:
             raise Rejected(Reason.NO_SOURCE)
         geometry = letterbox(width, height, self.size)
         row |= {"scale": geometry.scale, "offset_x": geometry.offset_x, "offset_y": geometry.offset_y}
-        face_bytes, masks = self._face(task, row, label, width, height)
+        face_bytes, masks = self._face(faces, row, label, width, height)
         self._hair(row, label, masks, width, height)
-        row |= {"largest_path": task.image, "largest_label_path": task.label}
+        row |= {"largest_path": image, "largest_label_path": label_path}
         row |= {"largest_width": width, "largest_height": height}
         row["content_hash"] = hash_bytes(photo, label_bytes, *face_bytes)
 
     def _face(
-        self, task: Task, row: dict[str, Any], label: Label, width: int, height: int
+        self, faces: tuple[str, ...], row: dict[str, Any], label: Label, width: int, height: int
     ) -> tuple[list[bytes], SheetMasks | None]:
         """Fill the face and identity columns; return the bytes read and the sheet's masks."""
         root, read = self.training_face_root, []
@@ -96,7 +248,7 @@ class Examiner:
         sheet_problem: FaceReason | None = None
         embedding = None
         try:
-            face = choose_face(root, list(task.faces), width, height, self.config)
+            face = choose_face(root, list(faces), width, height, self.config)
             read = [_read_or_empty(root / path) for path in (face.path, face.embedding_path, face.sheet_path)]
             embedding = parse_embedding(read[1])
             masks = _usable_masks(read[2], width, height)
@@ -111,7 +263,7 @@ class Examiner:
         row |= {
             "has_face": face is not None,
             "face_reason": sheet_problem,
-            "faces_found": len(task.faces),
+            "faces_found": len(faces),
             "identity_reliable": identity is None,
             "identity_reason": identity,
             "stage2": sheet_problem is None,
@@ -152,11 +304,61 @@ def _usable_masks(sheet: bytes, width: int, height: int) -> SheetMasks:
     return decode_sheet(sheet, width, height)
 
 
-def _read(path: Path, reason: Reason) -> bytes:
+def _plain_row(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "image_id": image_id_of(candidate.image),
+        "source": source_of(candidate.image),
+        "image_path": candidate.image,
+        "label_path": candidate.label,
+        "accepted": False,
+    }
+
+
+def _sizes(size: tuple[int, int]) -> dict[str, Any]:
+    return {"width": size[0], "height": size[1]}
+
+
+def _why_spare(path: str, accepted: dict[str, Any]) -> Reason:
+    image_set = image_set_of(path)
+    other = image_set is not None and image_set != image_set_of(accepted["image_path"])
+    return Reason.OTHER_SET if other else Reason.DUPLICATE_IMAGE
+
+
+def _read(root: Path, path: str, reason: Reason) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(root, path)
     except OSError as error:
         raise Rejected(reason, str(error.strerror)) from error
+
+
+def _read_head(root: Path, path: str) -> bytes:
+    """Enough of an image for its size: where the metadata are longer, all of it."""
+    try:
+        head = read_bytes(root, path, _HEAD_BYTES)
+        if len(head) == _HEAD_BYTES and kind_of(head) is None and not _has_size(head):
+            head = read_bytes(root, path)
+    except OSError as error:
+        raise Rejected(Reason.UNREADABLE_IMAGE, str(error.strerror)) from error
+    return head
+
+
+def _has_size(head: bytes) -> bool:
+    try:
+        image_size(head)
+    except Rejected:
+        return False
+    return True
+
+
+def _read_tail(root: Path, path: str) -> bytes:
+    try:
+        if in_archive(path):
+            return read_bytes(root, path)[-1024:]
+        with (root / path).open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 1024))
+            return file.read()
+    except OSError as error:
+        raise Rejected(Reason.UNREADABLE_IMAGE, str(error.strerror)) from error
 
 
 def _read_or_empty(path: Path) -> bytes:

@@ -12,6 +12,8 @@ import numpy as np
 
 PADDING = 128
 """Gray value of the bars beside a photo that is not square."""
+MAX_ASPECT_DIFFERENCE = 0.01
+"""Two photos whose aspect ratios differ by more show different framings: masks of one do not fit the other."""
 
 
 @dataclass(frozen=True)
@@ -105,3 +107,8 @@ def letterbox(width: int, height: int, size: int = 512) -> Geometry:
     scale = size / max(width, height)
     inner_width, inner_height = max(1, round(width * scale)), max(1, round(height * scale))
     return Geometry(width, height, size, scale, (size - inner_width) // 2, (size - inner_height) // 2)
+
+
+def same_framing(width: int, height: int, other_width: int, other_height: int) -> bool:
+    """Do two sizes have the same aspect ratio, so that one photo may be the other scaled?"""
+    return abs(width * other_height / (height * other_width) - 1) <= MAX_ASPECT_DIFFERENCE

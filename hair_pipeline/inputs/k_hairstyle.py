@@ -1,31 +1,28 @@
 """The K-Hairstyle tree: which files there are, which label belongs to which image, and whether an image is whole.
 
-Belongs here: layouts (parallel and merged trees), names, pairing, the image check. Does not belong here: a label's
-content (`labels`) and the catalog's rows (`catalog`).
+Belongs here: layouts (parallel and merged trees), names, pairing, the image check. Does not belong here: listing
+files (`inventory`), a label's content (`labels`) and the catalog's rows (`catalog`).
 """
 
 from __future__ import annotations
 
 import io
-import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from functools import lru_cache
 
+import numpy as np
 from PIL import Image
 
-from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import MAX_IMAGE_PIXELS
 from hair_pipeline.inputs.reasons import Reason
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png")
-LABEL_SUFFIXES = (".json",)
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".7z", ".rar")
-MAX_STEM_BYTES = 200
 _SOURCE_FOLDER = re.compile(r"^\d{4}\.(?P<source>.+)$")
 _SOURCE_NAME = re.compile(r"^(?P<source>[A-Za-z]{2,3}\d+)[-_]")
+_ARCHIVE_NAME = re.compile(r"\.zip!?$", re.IGNORECASE)
+_SET = re.compile(r"(rawset|hqset|mqset)")
 
 
 class Rejected(Exception):
@@ -41,87 +38,31 @@ class Rejected(Exception):
         super().__init__(f"{reason}: {detail}")
 
 
-@dataclass
-class Listing:
-    """The files under a root, as sorted posix paths relative to it."""
-
-    images: list[str] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
-    rejected: list[tuple[str, Reason]] = field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        """Files found."""
-        return len(self.images) + len(self.labels) + len(self.rejected)
-
-
-def walk_files(root: Path) -> list[str]:
-    """Every file under `root`, sorted, as posix paths relative to it; linked folders are followed once.
-
-    Raises:
-        PipelineError: `root` is missing, or a folder may not be read.
-    """
-    found: list[str] = []
-    seen: set[tuple[int, int]] = set()
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=_refuse):
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders.sort()
-        inner = os.path.relpath(folder, root).replace(os.sep, "/")
-        prefix = "" if inner == "." else inner + "/"
-        found.extend(prefix + name for name in files)
-    return sorted(found)
-
-
-def _refuse(error: OSError) -> None:
-    remedy = "check HAIR_PIPELINE_K_HAIRSTYLE_ROOT, HAIR_PIPELINE_TRAINING_FACE_ROOT and the permissions"
-    raise PipelineError(f"the folder cannot be read ({error.strerror})", file=error.filename, remedy=remedy) from error
-
-
-def list_files(root: Path) -> Listing:
-    """Sort the files under `root` into images, labels and the rest, by extension (any case)."""
-    listing = Listing()
-    for path in walk_files(root):
-        name = path.rsplit("/", 1)[-1]
-        stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix.lower()
-        if not _is_utf8(path) or len(os.fsencode(stem)) > MAX_STEM_BYTES:
-            listing.rejected.append((path, Reason.BAD_FILE_NAME))
-        elif name.startswith(".") or suffix not in IMAGE_SUFFIXES + LABEL_SUFFIXES + ARCHIVE_SUFFIXES:
-            listing.rejected.append((path, Reason.UNKNOWN_FILE))
-        elif suffix in ARCHIVE_SUFFIXES:
-            listing.rejected.append((path, Reason.ARCHIVE))
-        else:
-            (listing.images if suffix in IMAGE_SUFFIXES else listing.labels).append(path)
-    return listing
-
-
-def _is_utf8(path: str) -> bool:
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def image_id_of(path: str) -> str:
     """The image id: the file's base name without extension, NFC."""
-    return unicodedata.normalize("NFC", PurePosixPath(path).stem)
+    return _nfc(path.rpartition("/")[2].rpartition(".")[0] or path.rpartition("/")[2])
 
 
 def source_of(path: str) -> str | None:
-    """The person a path names: the folder `<NNNN>.<SOURCE>` right above the file, else the file name's prefix."""
-    pure = PurePosixPath(path)
-    name = _SOURCE_NAME.match(pure.name)
-    folder = _SOURCE_FOLDER.match(pure.parent.name)
+    """The person a path names: the folder `<NNNN>.<SOURCE>` right above the file, else the file name's prefix.
+
+    An archive per person (`<NNNN>.<SOURCE>.zip`) counts as that folder.
+    """
+    folder_path, _, file = path.rpartition("/")
+    folder = _SOURCE_FOLDER.match(_ARCHIVE_NAME.sub("", folder_path.rpartition("/")[2]))
+    name = _SOURCE_NAME.match(file)
     if folder and (name is None or name["source"] == folder["source"]):
-        return unicodedata.normalize("NFC", folder["source"])
+        return _nfc(folder["source"])
     return name["source"] if name else None
 
 
-@dataclass(frozen=True)
+def image_set_of(path: str) -> str | None:
+    """Which of the release's sets a path lies in: "rawset", "hqset" or "mqset"; None when no folder says so."""
+    found = _SET.findall(path.rpartition("/")[0].lower())
+    return found[-1] if found else None
+
+
+@dataclass(frozen=True, slots=True)
 class LabelName:
     """What pairing knows of one label."""
 
@@ -142,75 +83,152 @@ class Pairing:
 def pair(images: Iterable[str], labels: Iterable[LabelName]) -> Pairing:
     """Give each image its label: the label's `filename` is the image's base name.
 
-    Where several images bear the name (Training and Validation, or several sets), the label takes the one in its
-    own folder, or in the folder parallel to it (`labels` for `images`), else the first without a label. A label
-    without `filename` counts as naming its own stem with `-` for `_`. Names are compared after NFC, first exactly,
-    then without regard to case and extension.
+    Where several images bear the name (Training and Validation, or several sets), each label first takes the one in
+    its own folder, or in the folder parallel to it (`labels` for `images`, archives alike); only then do the labels
+    left over take the first image without a label. A label without `filename` counts as naming its own stem with
+    `-` for `_`. Names are compared after NFC, first exactly, then without regard to case and extension.
     """
-    remaining = dict.fromkeys(images)
-    exact: dict[str, list[str]] = {}
-    loose: dict[str, list[str]] = {}
-    for image in remaining:
-        name = unicodedata.normalize("NFC", PurePosixPath(image).name)
-        exact.setdefault(name, []).append(image)
-        loose.setdefault(_loose(name), []).append(image)
+    bearers = _Bearers(images)
     result = Pairing()
+    away: list[LabelName] = []
     for label in labels:
-        name = label.filename or PurePosixPath(label.path).stem.replace("_", "-")
-        bearers = exact.get(name) or loose.get(_loose(name)) or []
-        free = [image for image in bearers if image in remaining]
-        if not bearers:
-            result.labels.append((label, Reason.LABEL_WITHOUT_IMAGE, f"no image named {name!r}"))
-        elif not free:
-            result.labels.append((label, Reason.DUPLICATE_LABEL, f"{bearers[0]} already has a label"))
+        folder = _folder_key(label.path.rpartition("/")[0])
+        at_home = (path for path in bearers.free(label) if _folder_key(path.rpartition("/")[0]) == folder)
+        image = next(at_home, None)
+        if image is None:
+            away.append(label)
         else:
-            folder = _folder_key(label.path)
-            image = min(free, key=lambda path: (_folder_key(path) != folder, path))
-            del remaining[image]
-            result.pairs.append((image, label))
-    result.images = list(remaining)
+            result.pairs.append((bearers.take(image), label))
+    for label in away:
+        image = next(bearers.free(label), None)
+        if image is not None:
+            result.pairs.append((bearers.take(image), label))
+        elif others := bearers.of(label):
+            result.labels.append((label, Reason.DUPLICATE_LABEL, f"{others[0]} already has a label"))
+        else:
+            result.labels.append((label, Reason.LABEL_WITHOUT_IMAGE, f"no image named {_named(label)!r}"))
+    result.images = bearers.left
     result.pairs.sort(key=lambda pair: pair[0])
     return result
 
 
+class _Bearers:
+    """Images by name, each given away once."""
+
+    def __init__(self, images: Iterable[str]) -> None:
+        self._left = dict.fromkeys(images)
+        self._exact: dict[str, list[str]] = {}
+        for image in self._left:
+            self._exact.setdefault(_nfc(image.rpartition("/")[2]), []).append(image)
+        self._loose: dict[str, list[str]] | None = None
+
+    @property
+    def left(self) -> list[str]:
+        """Images without a label."""
+        return list(self._left)
+
+    def of(self, label: LabelName) -> list[str]:
+        """All images that bear the label's name, in the order given."""
+        name = _named(label)
+        if name in self._exact:
+            return self._exact[name]
+        if self._loose is None:
+            self._loose = {}
+            for exact, images in self._exact.items():
+                self._loose.setdefault(_loose(exact), []).extend(images)
+        return self._loose.get(_loose(name), [])
+
+    def free(self, label: LabelName) -> Iterator[str]:
+        """Those of them without a label yet."""
+        return (image for image in self.of(label) if image in self._left)
+
+    def take(self, image: str) -> str:
+        """The image, given away."""
+        del self._left[image]
+        return image
+
+
+def _named(label: LabelName) -> str:
+    return label.filename or label.path.rpartition("/")[2].rpartition(".")[0].replace("_", "-")
+
+
+def _nfc(text: str) -> str:
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
 def _loose(name: str) -> str:
-    return PurePosixPath(name).stem.casefold().replace("_", "-")
+    return (name.rpartition(".")[0] or name).casefold().replace("_", "-")
 
 
-def _folder_key(path: str) -> str:
-    """A folder's path with the parallel trees' `images` and `labels` made equal."""
-    parts = [unicodedata.normalize("NFC", part) for part in PurePosixPath(path).parent.parts]
+@lru_cache(maxsize=100_000)
+def _folder_key(folder: str) -> str:
+    """A folder's path with the parallel trees' `images` and `labels` made equal, and archives made folders."""
+    parts = [_ARCHIVE_NAME.sub("", _nfc(part)) for part in folder.split("/")]
     return "/".join("images" if part.lower() in ("labels", "label", "images", "image") else part for part in parts)
 
 
-def check_image(data: bytes) -> tuple[int, int]:
+def kind_of(head: bytes) -> Reason | None:
+    """Why a file named like an image is none, judged by its first bytes; None for a JPEG or PNG."""
+    if head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
+        return None
+    is_json = head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"["))
+    return Reason.JSON_AS_IMAGE if is_json else Reason.NOT_AN_IMAGE
+
+
+def image_size(head: bytes) -> tuple[int, int]:
+    """Width and height from the start of an image file, EXIF rotation ignored; nothing is decoded.
+
+    Raises:
+        Rejected: JSON_AS_IMAGE, NOT_AN_IMAGE or UNREADABLE_IMAGE.
+    """
+    reason = kind_of(head)
+    if reason is not None:
+        raise Rejected(
+            reason, "" if reason == Reason.JSON_AS_IMAGE else f"begins with {head[:4].hex(' ') or 'nothing'}"
+        )
+    try:
+        with Image.open(io.BytesIO(head)) as image:
+            width, height = image.size
+    except Exception as error:  # Pillow raises many types on broken files
+        raise _broken(error) from error
+    if width * height > MAX_IMAGE_PIXELS:
+        raise Rejected(Reason.UNREADABLE_IMAGE, f"{width}x{height} pixels are too many")
+    return width, height
+
+
+def ends_early(tail: bytes) -> bool:
+    """Does a JPEG lack its end marker? `tail` is its last 1,024 bytes or more."""
+    return b"\xff\xd9" not in tail[-1024:]
+
+
+def decode_small(data: bytes) -> tuple[int, int, np.ndarray]:
     """Check that `data` is a whole image by decoding it (JPEG at an eighth of its size).
 
     Returns:
-        Width and height in pixels, EXIF rotation ignored.
+        Width and height in pixels, EXIF rotation ignored, and the small gray image (h, w) uint8.
 
     Raises:
         Rejected: JSON_AS_IMAGE, NOT_AN_IMAGE, TRUNCATED_IMAGE or UNREADABLE_IMAGE.
     """
+    width, height = image_size(data)
     is_jpeg = data.startswith(b"\xff\xd8\xff")
-    if not is_jpeg and not data.startswith(b"\x89PNG\r\n\x1a\n"):
-        if data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"[")):
-            raise Rejected(Reason.JSON_AS_IMAGE)
-        raise Rejected(Reason.NOT_AN_IMAGE, f"begins with {data[:4].hex(' ') or 'nothing: 0 bytes'}")
-    if is_jpeg and b"\xff\xd9" not in data[-1024:]:
+    if is_jpeg and ends_early(data):
         raise Rejected(Reason.TRUNCATED_IMAGE, "it has no end marker")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            if width * height > MAX_IMAGE_PIXELS:
-                raise Rejected(Reason.UNREADABLE_IMAGE, f"{width}x{height} pixels are too many")
             if is_jpeg:
                 image.draft("L", (max(1, width // 8), max(1, height // 8)))
-            image.load()
-    except Rejected:
-        raise
-    except Exception as error:  # Pillow raises many types on broken files
-        ends_early = any(word in str(error).lower() for word in ("truncated", "broken"))
-        reason = Reason.TRUNCATED_IMAGE if ends_early else Reason.UNREADABLE_IMAGE
-        raise Rejected(reason, str(error)[:80]) from error
-    return width, height
+            small = np.asarray(image.convert("L"))
+    except Exception as error:
+        raise _broken(error) from error
+    return width, height, small
+
+
+def check_image(data: bytes) -> tuple[int, int]:
+    """Width and height of a whole image. Raises as `decode_small`."""
+    return decode_small(data)[:2]
+
+
+def _broken(error: Exception) -> Rejected:
+    early = any(word in str(error).lower() for word in ("truncated", "broken"))
+    return Rejected(Reason.TRUNCATED_IMAGE if early else Reason.UNREADABLE_IMAGE, str(error)[:80])

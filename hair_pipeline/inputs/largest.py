@@ -13,13 +13,11 @@ import cv2
 import numpy as np
 
 from hair_pipeline.files import UnreadableImage
+from hair_pipeline.inputs.geometry import same_framing
 from hair_pipeline.inputs.labels import BadLabel, Label, parse_label
 from hair_pipeline.inputs.polygons import draw_polygon, polygon_scale
 from hair_pipeline.inputs.reader import read_bytes, read_photo
 from hair_pipeline.inputs.samples import Photo, Roots, load_photo
-
-MAX_ASPECT_DIFFERENCE = 0.01
-"""Two photos whose aspect ratios differ by more show different framings: masks of one do not fit the other."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,6 @@ class LargestPhoto:
     def scale(self, size: int) -> float:
         """Pixels of this photo per pixel of the processed square of side `size`."""
         return max(self.image.shape[:2]) / size
-
-
-def same_framing(width: int, height: int, other_width: int, other_height: int) -> bool:
-    """Do two sizes have the same aspect ratio, so that one photo may be the other scaled?"""
-    return abs(width * other_height / (height * other_width) - 1) <= MAX_ASPECT_DIFFERENCE
 
 
 def load_largest(row: Any, settings: Roots) -> LargestPhoto:

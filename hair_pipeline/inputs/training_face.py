@@ -12,14 +12,14 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import UnreadableImage, confined, decode_image
-from hair_pipeline.inputs.k_hairstyle import walk_files
+from hair_pipeline.inputs.inventory import short_hash, walk
 from hair_pipeline.inputs.reasons import FaceReason, IdentityReason
 from hair_pipeline.profile import InputsConfig
 
@@ -89,25 +89,44 @@ class SheetMasks:
     face: np.ndarray
 
 
-def index_faces(root: Path) -> dict[str, list[str]]:
-    """Find every face JSON under `root`: stem (NFC) -> JSON paths relative to `root`, sorted, newest naming first.
+class FaceFiles(NamedTuple):
+    """training_face's files for one photo.
+
+    Attributes:
+        paths: the faces' JSONs relative to the root, newest naming first.
+        stamp: 64 bits that change with any of the folder's files.
+    """
+
+    paths: tuple[str, ...]
+    stamp: int
+
+
+def scan_faces(root: Path) -> dict[str, FaceFiles]:
+    """Find every face JSON under `root` in one walk: stem (NFC) -> its files.
 
     The stem is the folder above `face_NN`, which covers the stem nested twice; a date suffix of that folder
     (`<stem>_YYYYMMDD`) is known under both names.
     """
-    index: dict[str, list[str]] = {}
-    for path in walk_files(root):
-        parts = path.split("/")
-        if len(parts) < 3 or not path.lower().endswith(".json") or not _FACE_FOLDER.match(parts[-2]):
+    index: dict[str, FaceFiles] = {}
+    for prefix, files in walk(root):
+        parts = prefix.rsplit("/", 3)
+        if len(parts) < 3 or not _FACE_FOLDER.match(parts[-2]):
             continue
+        jsons = tuple(prefix + name for name, _ in files if name.lower().endswith(".json"))
+        if not jsons:
+            continue
+        mark = short_hash(prefix + "\0".join(f"{name}\0{mark}" for name, mark in files))
         stem = unicodedata.normalize("NFC", parts[-3])
-        index.setdefault(stem, []).append(path)
-        undated = _DATE.sub("", stem)
-        if undated != stem:
-            index.setdefault(undated, []).append(path)
-    for paths in index.values():
-        paths.sort(key=_newest_first)
+        for name in {stem, _DATE.sub("", stem)}:
+            known = index.get(name)
+            paths, other = ((), 0) if known is None else known
+            index[name] = FaceFiles(tuple(sorted(paths + jsons, key=_newest_first)), other ^ mark)
     return index
+
+
+def index_faces(root: Path) -> dict[str, list[str]]:
+    """Find every face JSON under `root`: stem (NFC) -> JSON paths relative to `root`, newest naming first."""
+    return {stem: list(found.paths) for stem, found in scan_faces(root).items()}
 
 
 def _newest_first(path: str) -> tuple[int, str]:

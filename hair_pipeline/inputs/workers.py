@@ -8,8 +8,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from functools import partial
 from multiprocessing.util import Finalize
 from typing import TypeVar
 
@@ -49,13 +50,27 @@ def map_in_processes(
         chunk: items per task.
         workers: processes; by default one per core.
     """
+    each = partial(_run_chunk, function)
+    for results in map_chunks(each, items, description=description, chunk=chunk, workers=workers):
+        yield from results
+
+
+def map_chunks(
+    function: Callable[[Sequence[Item]], Result],
+    items: Sequence[Item],
+    *,
+    description: str,
+    chunk: int,
+    workers: int | None = None,
+) -> Iterator[Result]:
+    """Yield `function(chunk)` for consecutive chunks of the items, in order; otherwise as `map_in_processes`."""
     workers = 1 if len(items) < 4 * chunk else min(workers or cpu_count(), len(items) // chunk)
-    bar = tqdm(total=len(items), desc=description, unit="image", disable=None, leave=False)
-    with bar:
+    chunks = (items[start : start + chunk] for start in range(0, len(items), chunk))
+    with tqdm(total=len(items), desc=description, unit="image", disable=None, leave=False) as bar:
         if workers == 1:
-            for item in items:
-                yield function(item)
-                bar.update()
+            for part in chunks:
+                yield function(part)
+                bar.update(len(part))
             return
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_pin_threads) as pool:
@@ -63,9 +78,9 @@ def map_in_processes(
             # children, which wait for work for ever: so the pool is ended before that, and before its queues are.
             ending = Finalize(None, pool.shutdown, kwargs={"cancel_futures": True}, exitpriority=_BEFORE_QUEUES)
             try:
-                for results in _in_flight(pool, function, items, chunk, 3 * workers):
-                    yield from results
-                    bar.update(len(results))
+                for size, result in _in_flight(pool, function, chunks, 3 * workers):
+                    yield result
+                    bar.update(size)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -74,15 +89,20 @@ def map_in_processes(
 
 
 def _in_flight(
-    pool: ProcessPoolExecutor, function: Callable[[Item], Result], items: Sequence[Item], chunk: int, limit: int
-) -> Iterator[list[Result]]:
-    waiting: deque[Future[list[Result]]] = deque()
-    for start in range(0, len(items), chunk):
-        waiting.append(pool.submit(_run_chunk, function, items[start : start + chunk]))
+    pool: ProcessPoolExecutor,
+    function: Callable[[Sequence[Item]], Result],
+    chunks: Iterable[Sequence[Item]],
+    limit: int,
+) -> Iterator[tuple[int, Result]]:
+    waiting: deque[tuple[int, Future[Result]]] = deque()
+    for part in chunks:
+        waiting.append((len(part), pool.submit(function, part)))
         if len(waiting) >= limit:
-            yield waiting.popleft().result()
+            size, future = waiting.popleft()
+            yield size, future.result()
     while waiting:
-        yield waiting.popleft().result()
+        size, future = waiting.popleft()
+        yield size, future.result()
 
 
 def _run_chunk(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

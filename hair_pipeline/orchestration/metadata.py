@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 if TYPE_CHECKING:
+    from hair_pipeline.inputs.summary import Share
     from hair_pipeline.processing.report import ShardReport
 
 MAX_THUMBNAIL_BYTES = 20_000
@@ -47,6 +48,25 @@ def counts_table(counts: Mapping[str, Any], what: str = "reason") -> dg.Metadata
         for name, count in sorted(counts.items(), key=lambda item: -int(item[1]))
     ]
     columns = [dg.TableColumn(what, "string"), dg.TableColumn("count", "int")]
+    return dg.MetadataValue.table(records, dg.TableSchema(columns))
+
+
+def shares_table(shares: Iterable[Share]) -> dg.MetadataValue:
+    """How attribute values are shared out between train and validation, the largest differences first."""
+    records = [
+        dg.TableRecord(
+            {
+                "attribute": share.attribute,
+                "value": share.value,
+                "train": round(share.train, 4),
+                "validation": round(share.validation, 4),
+                "difference": round(share.difference, 4),
+            }
+        )
+        for share in sorted(shares, key=lambda share: -abs(share.difference))
+    ]
+    columns = [dg.TableColumn(name, "string") for name in ("attribute", "value")]
+    columns += [dg.TableColumn(name, "float") for name in ("train", "validation", "difference")]
     return dg.MetadataValue.table(records, dg.TableSchema(columns))
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hair_pipeline.inputs.catalog import SCHEMA, CatalogResult, build_catalog, read_catalog
+from hair_pipeline.inputs.catalog import CatalogResult, build_catalog, read_catalog
+from hair_pipeline.inputs.columns import SCHEMA
 from hair_pipeline.inputs.customers import read_customers
 from hair_pipeline.inputs.examine import mask_iou
 from hair_pipeline.inputs.fingerprint import fingerprint_folder

@@ -89,7 +89,7 @@ def test_every_fault_at_once(inputs: TinyInputs) -> None:
         "CP100000_904.json": Reason.NOT_A_LABEL,
         "CP100000_905.json": Reason.UNREADABLE_LABEL,
         "CP100000_906.json": Reason.DUPLICATE_LABEL,
-        "labels.zip": Reason.ARCHIVE,
+        "labels.zip": Reason.UNREADABLE_ARCHIVE,
         "Thumbs.db": Reason.UNKNOWN_FILE,
     }
 
@@ -112,7 +112,7 @@ def test_of_two_sets_the_one_training_face_saw_is_kept(inputs: TinyInputs) -> No
     frame = build_catalog(inputs.settings(), PROFILE).frame
     assert frame.accepted.sum() == len(inputs.image_ids)
     assert all("mqset" in path for path in frame.image_path[frame.accepted])
-    assert set(frame.reason.dropna()) == {"duplicate_image"}
+    assert set(frame.reason.dropna()) == {"other_set"}
 
 
 def test_people_in_both_sets_are_counted(inputs: TinyInputs) -> None:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hair_pipeline.inputs.k_hairstyle import LabelName, Rejected, check_image, list_files, pair, source_of
+from hair_pipeline.inputs.inventory import list_files
+from hair_pipeline.inputs.k_hairstyle import LabelName, Rejected, check_image, pair, source_of
 from hair_pipeline.inputs.reasons import Reason
 
 
@@ -70,15 +71,15 @@ def test_every_file_has_exactly_one_fate(image_numbers: list[int], label_numbers
 
 
 def test_listing_sorts_every_file(tmp_path: Path) -> None:
-    for name in ("a.jpg", "b.JPG", "c.jpeg", "d.json", "e.zip", "f.txt", ".DS_Store", "._a.jpg", "g" * 220 + ".jpg"):
+    for name in ("a.jpg", "b.JPG", "c.jpeg", "d.json", "e.rar", "f.txt", ".DS_Store", "._a.jpg", "g" * 220 + ".jpg"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "loop").symlink_to(tmp_path)
     listing = list_files(tmp_path)
     assert listing.images == ["a.jpg", "b.JPG", "c.jpeg"]
     assert listing.labels == ["d.json"]
     assert listing.count == 9
-    assert {path[:3]: reason for path, reason in listing.rejected} == {
-        "e.z": Reason.ARCHIVE,
+    assert {path[:3]: reason for path, reason, _ in listing.rejected} == {
+        "e.r": Reason.ARCHIVE,
         "f.t": Reason.UNKNOWN_FILE,
         ".DS": Reason.UNKNOWN_FILE,
         "._a": Reason.UNKNOWN_FILE,

@@ -6,7 +6,7 @@ Heavy modules are imported inside the functions, here and in the other groups: l
 import dagster as dg
 
 from hair_pipeline.orchestration.compute_tags import CPU
-from hair_pipeline.orchestration.metadata import counts_table
+from hair_pipeline.orchestration.metadata import counts_table, shares_table
 from hair_pipeline.orchestration.partitions import register_shards
 from hair_pipeline.orchestration.resources import PipelineResource, explained
 
@@ -22,7 +22,9 @@ def k_hairstyle_images(pipeline: PipelineResource) -> dg.DataVersion:
     from hair_pipeline.inputs.fingerprint import fingerprint_folder
 
     with explained():
-        return dg.DataVersion(fingerprint_folder(pipeline.settings.k_hairstyle_root))
+        settings = pipeline.settings
+        remembered = settings.processed / "catalog_cache" / "k_hairstyle_fingerprint.parquet"
+        return dg.DataVersion(fingerprint_folder(settings.k_hairstyle_root, remembered))
 
 
 @dg.observable_source_asset(
@@ -34,7 +36,9 @@ def training_face_outputs(pipeline: PipelineResource) -> dg.DataVersion:
     from hair_pipeline.inputs.fingerprint import fingerprint_folder
 
     with explained():
-        return dg.DataVersion(fingerprint_folder(pipeline.settings.training_face_root))
+        settings = pipeline.settings
+        remembered = settings.processed / "catalog_cache" / "training_face_fingerprint.parquet"
+        return dg.DataVersion(fingerprint_folder(settings.training_face_root, remembered))
 
 
 @dg.asset(
@@ -47,25 +51,29 @@ def training_face_outputs(pipeline: PipelineResource) -> dg.DataVersion:
     **CPU,
 )
 def catalog(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
-    from hair_pipeline.inputs.catalog import build_catalog
+    from hair_pipeline.inputs.catalog import build_catalog, list_shards
 
     with explained():
         result = build_catalog(pipeline.settings, pipeline.profile)
-    accepted = result.frame[result.frame["accepted"]]
-    new = register_shards(context.instance, list(accepted["shard"].unique()))
-    people = accepted.groupby("split")["source"].nunique()
+        shards = list_shards(pipeline.settings.catalog_path)
+    summary = result.summary
+    new = register_shards(context.instance, shards)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(result.data_version),
         metadata={
-            "images": len(accepted),
-            "rejected_files": int((~result.frame["accepted"]).sum()),
-            "people": int(accepted["source"].nunique()),
-            "validation_people": int(people.get("validation", 0)),
-            "shards": int(accepted["shard"].nunique()),
+            "images": summary["files"]["images_accepted"],
+            "rejected_files": summary["files"]["rows_rejected"],
+            "people": summary["people"]["people"],
+            "people_in_training_and_validation": summary["people"]["in_training_and_validation"],
+            "validation_people": summary["people"].get("validation", 0),
+            "shards": len(shards),
             "new_shards": len(new),
-            "stage2_images": int(accepted["stage2"].sum()),
-            "reliable_identities": int(accepted["identity_reliable"].sum()),
-            **{f"by_{name}": counts_table(counts, name) for name, counts in result.summary.items() if counts},
+            "stage2_images": summary["stage2"].get("eligible", 0),
+            "reliable_identities": summary["identity"].get("reliable", 0),
+            "unchanged": result.unchanged,
+            **{f"mask_iou_quantile_{level}": iou for level, iou in summary.mask_iou.items()},
+            **{f"by_{name}": counts_table(counts, name) for name, counts in summary.counts.items() if counts},
+            "train_against_validation": shares_table(summary.shares),
             "path": dg.MetadataValue.path(str(pipeline.settings.catalog_path)),
         },
     )
