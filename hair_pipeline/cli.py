@@ -38,6 +38,8 @@ app = typer.Typer(
 )
 registry_app = typer.Typer(no_args_is_help=True, help="Versions, sign-offs, promotion to production and rollback.")
 app.add_typer(registry_app, name="registry")
+catalog_app = typer.Typer(no_args_is_help=True, help="What became of every input file, and why.")
+app.add_typer(catalog_app, name="catalog")
 console = Console(stderr=True, highlight=False)
 
 
@@ -243,6 +245,32 @@ def doctor() -> None:
         typer.echo(finding.line)
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(1)
+
+
+@catalog_app.command(name="summary")
+def catalog_summary(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    attributes: Annotated[
+        bool, typer.Option(help="Also list every attribute value, with its share in train and in validation.")
+    ] = True,
+) -> None:
+    """Sum up the catalog: accepted, rejected by reason, mask origin, identity, attributes, train and validation.
+
+    Reads processed/catalog.parquet below HAIR_PIPELINE_TRAINING_ROOT; `hair-pipeline run --select "group:inputs"`
+    writes it.
+    """
+    import json
+
+    from hair_pipeline.inputs.summary import summarise
+    from hair_pipeline.inputs.summary_tables import summary_tables
+
+    summary = summarise(load_settings().catalog_path)
+    if as_json:
+        typer.echo(json.dumps(summary.as_json(), ensure_ascii=False, indent=2))
+        return
+    output = Console(highlight=False)
+    for table in summary_tables(summary, attributes=attributes):
+        output.print(table)
 
 
 @registry_app.command(name="list")

@@ -75,7 +75,7 @@ def _gpu(profile: Profile) -> Iterator[Finding]:
 
 def _inputs(settings: Settings) -> Iterator[Finding]:
     roots = {
-        "HAIR_PIPELINE_K_HAIRSTYLE_ROOT": (settings.k_hairstyle_root, "*.[jJ][pP]*[gG]"),
+        "HAIR_PIPELINE_K_HAIRSTYLE_ROOT": (settings.k_hairstyle_root, "*.[jJzZ][pPiI]*[gGpP]"),
         "HAIR_PIPELINE_TRAINING_FACE_ROOT": (settings.training_face_root, "*.npy"),
     }
     for variable, (root, pattern) in roots.items():

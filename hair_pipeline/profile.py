@@ -39,7 +39,7 @@ class InputsConfig(Values):
         default_factory=dict, description="source -> the source it belongs to, for people who stand under two names"
     )
     near_duplicate_distance: int = Field(
-        12, ge=0, le=64, description="bits of 256 up to which two perceptual hashes count as the same picture"
+        16, ge=0, le=64, description="bits of 256 up to which two perceptual hashes count as the same picture"
     )
     same_identity_cosine: float = Field(
         0.75, gt=0, le=1, description="cosine from which two people's mean embeddings count as one person's"

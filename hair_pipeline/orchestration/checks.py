@@ -12,6 +12,7 @@ from hair_pipeline.orchestration.assets.inputs import catalog
 from hair_pipeline.orchestration.assets.processed import identity_embeddings
 from hair_pipeline.orchestration.assets.released import ab_verdict, eval_report
 from hair_pipeline.orchestration.assets.trained import stage1_checkpoint, stage2_checkpoint
+from hair_pipeline.orchestration.metadata import frame_table
 from hair_pipeline.orchestration.resources import PipelineResource, explained
 
 
@@ -25,7 +26,7 @@ def split_is_person_disjoint(pipeline: PipelineResource) -> dg.AssetCheckResult:
     from hair_pipeline.inputs.catalog import read_catalog
 
     with explained():
-        frame = read_catalog(pipeline.settings.catalog_path)
+        frame = read_catalog(pipeline.settings.catalog_path, columns=["accepted", "source", "split"])
     accepted = frame[frame["accepted"]]
     sides = accepted.groupby("source")["split"].nunique()
     people = accepted.groupby("split")["source"].nunique()
@@ -39,6 +40,66 @@ def split_is_person_disjoint(pipeline: PipelineResource) -> dg.AssetCheckResult:
 
 @dg.asset_check(
     asset=catalog,
+    description="No picture of a held-out person is nearly the same as a picture that is trained on (perceptual "
+    "hash). On failure: look at the pairs. Is it one person under two names, set inputs.same_person in the profile ({other: "
+    "person}) and build the catalog again; are they different pictures, lower inputs.near_duplicate_distance.",
+)
+def no_near_duplicate_across_the_split(pipeline: PipelineResource) -> dg.AssetCheckResult:
+    from hair_pipeline.inputs.audit import near_duplicates
+
+    with explained():
+        found = near_duplicates(pipeline.settings, pipeline.profile.inputs)
+    people = found.pairs["validation_person"].nunique()
+    return dg.AssetCheckResult(
+        passed=found.pairs.empty,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "validation_images": found.validation,
+            "train_images": found.train,
+            "near_duplicates": len(found.pairs),
+            "people_concerned": int(people),
+            **frame_table(
+                "nearest",
+                found.pairs.assign(
+                    **{name: found.pairs[name].map(_listed) for name in ("train_image", "train_person")}
+                ),
+            ),
+        },
+    )
+
+
+def _listed(values: list[str]) -> str:
+    """A few of the values, as text."""
+    distinct = list(dict.fromkeys(values))
+    return ", ".join(distinct[:3]) + (f" and {len(distinct) - 3} more" if len(distinct) > 3 else "")
+
+
+@dg.asset_check(
+    asset=catalog,
+    description="No two people have (nearly) the same mean embedding, within each embedding model. On failure: look at "
+    "the pairs' photos. Is it one person under two names, set inputs.same_person in the profile ({other: person}) and "
+    "build the catalog again; are they two people, raise inputs.same_identity_cosine.",
+)
+def no_person_under_two_names(pipeline: PipelineResource) -> dg.AssetCheckResult:
+    from hair_pipeline.inputs.audit import equal_identities
+
+    with explained():
+        found = equal_identities(pipeline.settings, pipeline.profile.inputs)
+    across = int(found.pairs["across_split"].sum())
+    return dg.AssetCheckResult(
+        passed=found.pairs.empty,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            **{f"people_compared_{model}": count for model, count in found.people.items()},
+            "pairs": len(found.pairs),
+            "pairs_across_the_split": across,
+            **frame_table("nearest", found.pairs),
+        },
+    )
+
+
+@dg.asset_check(
+    asset=catalog,
     description="training_face's hair mask agrees with K-Hairstyle's polygon1. On failure: look at the rows with "
     "masks_disagree; many of them point to a wrong pairing of photos and training_face outputs.",
 )
@@ -46,7 +107,7 @@ def masks_agree(pipeline: PipelineResource) -> dg.AssetCheckResult:
     from hair_pipeline.inputs.catalog import read_catalog
 
     with explained():
-        frame = read_catalog(pipeline.settings.catalog_path)
+        frame = read_catalog(pipeline.settings.catalog_path, columns=["accepted", "mask_iou", "masks_disagree"])
     compared = frame[frame["accepted"] & frame["mask_iou"].notna()]
     disagreeing = int(compared["masks_disagree"].fillna(False).astype(bool).sum())
     share = disagreeing / len(compared) if len(compared) else 0.0
@@ -65,7 +126,7 @@ def identities_are_reliable(pipeline: PipelineResource) -> dg.AssetCheckResult:
     from hair_pipeline.inputs.catalog import read_catalog
 
     with explained():
-        frame = read_catalog(pipeline.settings.catalog_path)
+        frame = read_catalog(pipeline.settings.catalog_path, columns=["accepted", "identity_reliable"])
     accepted = frame[frame["accepted"]]
     reliable = int(accepted["identity_reliable"].sum())
     return dg.AssetCheckResult(
@@ -162,6 +223,8 @@ def verdict_is_approve(pipeline: PipelineResource) -> dg.AssetCheckResult:
 
 CHECKS = [
     split_is_person_disjoint,
+    no_near_duplicate_across_the_split,
+    no_person_under_two_names,
     masks_agree,
     identities_are_reliable,
     embeddings_are_sound,

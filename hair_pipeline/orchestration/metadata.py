@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from hair_pipeline.inputs.summary import Share
     from hair_pipeline.processing.report import ShardReport
 
@@ -68,6 +70,19 @@ def shares_table(shares: Iterable[Share]) -> dg.MetadataValue:
     columns = [dg.TableColumn(name, "string") for name in ("attribute", "value")]
     columns += [dg.TableColumn(name, "float") for name in ("train", "validation", "difference")]
     return dg.MetadataValue.table(records, dg.TableSchema(columns))
+
+
+def frame_table(name: str, frame: pd.DataFrame, rows: int = 20) -> dict[str, dg.MetadataValue]:
+    """The first rows of a table; left out when there are none."""
+    if frame.empty:
+        return {}
+    records = [
+        dg.TableRecord(
+            {str(key): value if isinstance(value, bool | int | float) else str(value) for key, value in row.items()}
+        )
+        for row in frame.head(rows).to_dict("records")
+    ]
+    return {name: dg.MetadataValue.table(records)}
 
 
 def shard_metadata(report: ShardReport) -> dict[str, dg.MetadataValue]:

@@ -9,6 +9,7 @@ import io
 import json
 import struct
 import unicodedata
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,9 @@ def write_faults(out: Path, seed: int) -> int:
     _write_text_faults(case, person.hair.length)
     _write_polygon_faults(case)
     _write_face_faults(case)
+    _write_more_face_faults(case)
+    _write_layout_faults(case)
+    _write_archive_faults(case)
     write_json(out / "faults.json", records)
     return len(records)
 
@@ -149,6 +153,110 @@ def _write_file_faults(case: Any) -> None:
     made.write_label(b'{"source": "\xff\xfe')
     made = case("filename climbs out of the root", _rejected("path_outside_root"))
     made.write_label(made.label | {"filename": "../../../../../../outside.jpg"})
+
+
+def _write_layout_faults(case: Any) -> None:
+    made = case("label beside the image (merged tree)", _expected(mask_origin="polygon"))
+    replace(made, labels=made.images).write()
+    made = case("image of the same name in Training and Validation", _expected(mask_origin="polygon"))
+    made.write()
+    for kind in ("images", "labels"):
+        moved = Path(*("Validation" if part == "Training" else part for part in getattr(made, kind).parts))
+        made = replace(made, **{kind: moved})
+    made.write()
+    made = case("the same image in a larger set", _expected(width=512, largest_width=1024, largest_height=1024))
+    made.write()
+    larger = np.ascontiguousarray(made.photo.image.repeat(2, 0).repeat(2, 1))
+    rings = [[{"x": p["x"] * 2, "y": p["y"] * 2} for p in ring] for ring in json.loads(made.label["polygon1"])]
+    label = made.label | {"width": 1024, "height": 1024, "polygon1": json.dumps(rings)}
+    for kind in ("images", "labels"):
+        folder = str(getattr(made, kind)).replace("mqset", "hqset").replace("0002.", "0001.")
+        made = replace(made, **{kind: Path(folder)})
+    made.write(jpeg=encode_image(larger, ".jpg", 93), label=label)
+    made = case("file that is neither image nor label", _rejected("unknown_file"))
+    write_bytes(made.images / f"{made.stem}.txt", b"notes")
+    made = case("width that is not a number", _expected(width=512, mask_origin="polygon"))
+    made.write(label=made.label | {"width": "nan", "height": "none"})
+    made = case("backslashes in the label's filename", _expected(mask_origin="polygon"))
+    made.write(label=made.label | {"filename": f"images\\{made.stem}.jpg"})
+
+
+def _write_archive_faults(case: Any) -> None:
+    def downloads(made: _Case) -> Path:
+        return made.images.parents[2]
+
+    made = case("zips as downloaded: nested, names without the UTF-8 flag", _expected(mask_origin="training_face"))
+    jpeg = encode_image(made.photo.image, ".jpg", 93)
+    inner = "/".join(made.images.parts[-3:])
+    label = json.dumps(made.label, ensure_ascii=False).encode()
+    nested = make_zip({f"{inner}/{made.stem.replace('-', '_')}.json": label})
+    write_bytes(downloads(made) / f"{made.source}.zip", make_zip({f"{inner}/{made.stem}.jpg": jpeg}))
+    write_bytes(downloads(made).parent / "labels" / "labels.zip", make_zip({f"{made.source}.zip": nested}))
+    made.write_face()
+    made = case("zip entry that climbs out", _rejected("path_outside_root"))
+    write_bytes(downloads(made) / f"{made.source}.zip", make_zip({f"../../{made.stem}.jpg": jpeg}))
+    made = case("zip bomb", _rejected("suspicious_archive"))
+    write_bytes(downloads(made) / f"{made.source}.zip", make_zip({f"{made.stem}.jpg": bytes(2**23)}))
+    made = case("damaged zip", _rejected("unreadable_archive"))
+    write_bytes(downloads(made) / f"{made.stem}.zip", b"PK\x03\x04" + bytes(100))
+    made = case("archive of another kind", _rejected("archive"))
+    write_bytes(downloads(made) / f"{made.stem}.rar", b"Rar!\x1a\x07\x00")
+
+
+def make_zip(entries: dict[str, bytes]) -> bytes:
+    """A zip whose names are UTF-8 without the UTF-8 flag, as Korean tools write it (Python then reads CP437)."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries.items():
+            info = _UnflaggedName(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, data)
+    return buffer.getvalue()
+
+
+class _UnflaggedName(zipfile.ZipInfo):
+    """An entry whose UTF-8 name is not marked as such."""
+
+    def _encodeFilenameFlags(self) -> tuple[bytes, int]:
+        return self.filename.encode(), self.flag_bits & ~0x800
+
+
+def _write_more_face_faults(case: Any) -> None:
+    def changed(fault: str, expect: dict[str, object], **values: object) -> None:
+        made = case(fault, _expected(**expect))
+        made.write()
+        path = made.write_face()
+        write_bytes(path, json.dumps(json.loads(path.read_bytes()) | values).encode())
+
+    changed(
+        "AdaFace embedding", {"identity_reason": "other_model", "stage2": True}, embedding_model="AdaFace", yaw=61.0
+    )
+    changed("face of low confidence", {"face_reason": "low_confidence", "has_face": False}, confidence=0.11)
+    changed("box outside the photo", {"face_reason": "bad_box"}, bbox=[900, 900, 950, 950])
+    changed("path that climbs out", {"face_reason": "path_outside_root"}, embedding_path="../../../../x.npy")
+    made = case("no training_face output", _expected(face_reason="no_output", mask_origin="polygon", stage2=False))
+    made.write()
+    made = case("blurred face", _expected(identity_reason="blurred_face", stage2=True))
+    made.write(label=made.label | {"polygon2": made.label["polygon1"]})
+    made.write_face()
+    made = case("masks that disagree", _expected(masks_disagree=True))
+    corner = [{"x": 0, "y": 0}, {"x": 90, "y": 0}, {"x": 0, "y": 90}]
+    made.write(label=made.label | {"polygon1": json.dumps([corner])})
+    made.write_face()
+    made = case("stem nested twice", _expected(has_face=True, stage2=True))
+    made.write()
+    replace(made, faces=made.faces / made.stem).write_face()
+    made = case("date at the end of the names", _expected(has_face=True, identity_reason=None))
+    made.write()
+    for path in sorted(made.write_face().parent.iterdir()):
+        path.rename(path.with_stem(path.stem + "_20250101"))
+    made = case("several faces", _expected(faces_found=2, face_id=1))
+    made.write()
+    first = made.write_face()
+    values = json.loads(first.read_bytes())
+    other = first.parents[1] / "face_02" / first.name.replace("face_01", "face_02")
+    small = values | {"face_id": 2, "bbox": [4.0, 4.0, 40.0, 50.0], "confidence": 0.99}
+    write_bytes(other, json.dumps(small).encode())
 
 
 def _write_text_faults(case: Any, length: str) -> None:

@@ -46,7 +46,7 @@ def training_face_outputs(pipeline: PipelineResource) -> dg.DataVersion:
     deps=[k_hairstyle_images, training_face_outputs],
     description="One Parquet row per image and per rejected file: paths, person, attributes, mask origin, identity "
     "reliability, shard, split, and the reason for what is left out. Registers the shards.",
-    code_version="1",
+    code_version="2",
     kinds={"parquet", "pandas"},
     **CPU,
 )
