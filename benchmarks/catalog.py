@@ -262,17 +262,28 @@ def run(root: str, what: str) -> None:
         resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
     workers = cpu_count() if children > 20 else 0
-    measured = {"seconds": seconds, "parent": own, "child": children if workers else 0.0, "workers": workers}
+    times = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu = sum(used.ru_utime + used.ru_stime for used in times)
+    measured = {
+        "seconds": seconds,
+        "cpu": cpu,
+        "parent": own,
+        "child": children if workers else 0.0,
+        "workers": workers,
+    }
     print(json.dumps(found | measured))
+
+
+COLUMNS = ("seconds", "cpu", "parent", "child", "workers")
 
 
 def report(rows: list[tuple[str, dict[str, object]]]) -> None:
     """The table: time, and the most memory that parent and workers can have held together."""
-    print("\n| step | seconds | peak memory: parent + workers, MiB |\n|---|---|---|")
+    print("\n| step | seconds | CPU seconds of all processes | peak memory: parent + workers, MiB |\n|---|---|---|---|")
     for name, row in rows:
-        seconds, parent, child, workers = (float(row[key]) for key in ("seconds", "parent", "child", "workers"))  # type: ignore[arg-type]
+        seconds, cpu, parent, child, workers = (float(str(row[key])) for key in COLUMNS)
         memory = f"{parent + workers * child:.0f} ({parent:.0f} + {workers:.0f} x {child:.0f})"
-        print(f"| {name} | {seconds:.1f} | {memory} |")
+        print(f"| {name} | {seconds:.1f} | {cpu:.1f} | {memory} |")
 
 
 def main() -> None:

@@ -19,6 +19,8 @@ from PIL import Image
 from hair_pipeline.files import MAX_IMAGE_PIXELS
 from hair_pipeline.inputs.reasons import Reason
 
+_SMALL = 64
+"""Pixels that a small image keeps at least per side, as the perceptual hash needs them."""
 _SOURCE_FOLDER = re.compile(r"^\d{4}\.(?P<source>.+)$")
 _SOURCE_NAME = re.compile(r"^(?P<source>[A-Za-z]{2,3}\d+)[-_]")
 _ARCHIVE_NAME = re.compile(r"\.zip!?$", re.IGNORECASE)
@@ -202,7 +204,7 @@ def ends_early(tail: bytes) -> bool:
 
 
 def decode_small(data: bytes) -> tuple[int, int, np.ndarray]:
-    """Check that `data` is a whole image by decoding it (JPEG at an eighth of its size).
+    """Check that `data` is a whole image by decoding it (a JPEG at down to an eighth of its size).
 
     Returns:
         Width and height in pixels, EXIF rotation ignored, and the small gray image (h, w) uint8.
@@ -217,7 +219,7 @@ def decode_small(data: bytes) -> tuple[int, int, np.ndarray]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             if is_jpeg:
-                image.draft("L", (max(1, width // 8), max(1, height // 8)))
+                image.draft("L", (max(_SMALL, width // 8), max(_SMALL, height // 8)))
             small = np.asarray(image.convert("L"))
     except Exception as error:
         raise _broken(error) from error

@@ -56,7 +56,7 @@ def load_largest(row: Any, settings: Roots) -> LargestPhoto:
     image = read_photo(settings.k_hairstyle_root, row.largest_path)
     height, width = image.shape[:2]
     if (width, height) != (row.largest_width, row.largest_height):
-        said = f"{row.largest_width}x{row.largest_height}"
+        said = f"{int(row.largest_width)}x{int(row.largest_height)}"
         raise UnreadableImage(f"{row.largest_path} is {width}x{height}, the catalog says {said}")
     label = None
     if row.largest_label_path != row.label_path:

@@ -84,7 +84,9 @@ def load_photo(row: Any, settings: Roots) -> Photo:
     image = read_photo(settings.k_hairstyle_root, row.image_path)
     height, width = image.shape[:2]
     if (width, height) != (row.width, row.height):
-        raise UnreadableImage(f"{row.image_path} is {width}x{height}, the catalog says {row.width}x{row.height}")
+        raise UnreadableImage(
+            f"{row.image_path} is {width}x{height}, the catalog says {int(row.width)}x{int(row.height)}"
+        )
     try:
         label = parse_label(read_bytes(settings.k_hairstyle_root, row.label_path))
     except (OSError, BadLabel) as error:

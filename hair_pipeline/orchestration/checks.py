@@ -41,8 +41,8 @@ def split_is_person_disjoint(pipeline: PipelineResource) -> dg.AssetCheckResult:
 @dg.asset_check(
     asset=catalog,
     description="No picture of a held-out person is nearly the same as a picture that is trained on (perceptual "
-    "hash). On failure: look at the pairs. Is it one person under two names, set inputs.same_person in the profile ({other: "
-    "person}) and build the catalog again; are they different pictures, lower inputs.near_duplicate_distance.",
+    "hash). On failure: look at the pairs. Is it one person under two names, set inputs.same_person in the profile "
+    "({other: person}) and build the catalog again; are they different pictures, lower inputs.near_duplicate_distance.",
 )
 def no_near_duplicate_across_the_split(pipeline: PipelineResource) -> dg.AssetCheckResult:
     from hair_pipeline.inputs.audit import near_duplicates

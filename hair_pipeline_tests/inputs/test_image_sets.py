@@ -1,0 +1,175 @@
+"""Several of the release's sets at once: which is taken, what becomes of the others, and the largest photo's mask."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from hair_pipeline.files import UnreadableImage
+from hair_pipeline.inputs.catalog import build_catalog
+from hair_pipeline.inputs.k_hairstyle import LabelName, image_set_of, pair
+from hair_pipeline.inputs.largest import load_largest
+from hair_pipeline.inputs.samples import load_photo
+from hair_pipeline.profile import InputsConfig, Profile
+from hair_pipeline_tests.inputs.tiny_inputs import (
+    TinyInputs,
+    TinyPicture,
+    draw_person,
+    label,
+    write_rgb,
+    write_tiny_inputs,
+)
+
+SIZE = 128
+FOLDERS = {"hqset": ("hqset", "0001.hqset"), "rawset": ("rawset", "0003.rawset")}
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> TinyInputs:
+    return write_tiny_inputs(tmp_path / "inputs", people=2, views=2, size=SIZE)
+
+
+def add(inputs: TinyInputs, image_set: str, picture: TinyPicture, *, number: int = 0, labelled: bool = True) -> Path:
+    """Write the image `number` into another set too; its image's path."""
+    stem = inputs.image_ids[number]
+    small = next((inputs.k_hairstyle / "Training" / "mqset").rglob(f"{stem}.jpg"))
+    outer, inner = FOLDERS[image_set]
+    path = Path(str(small).replace("0002.mqset", inner).replace("/mqset/", f"/{outer}/"))
+    write_rgb(path, picture.photo)
+    if labelled:
+        source = stem.partition("-")[0]
+        label_path = Path(str(path.parent).replace("/images/", "/labels/")) / f"{stem.replace('-', '_')}.json"
+        label_path.parent.mkdir(parents=True, exist_ok=True)
+        label_path.write_text(json.dumps(label(source, f"{stem}.jpg", 0, picture)), encoding="utf-8")
+    return path
+
+
+def wide(picture: TinyPicture) -> TinyPicture:
+    """Another framing: bars at both sides."""
+    bar = picture.photo.shape[1] // 6
+    pad = ((0, 0), (bar, bar))
+    x1, y1, x2, y2 = picture.box
+    return TinyPicture(
+        np.pad(picture.photo, (*pad, (0, 0))),
+        np.pad(picture.hair_mask, pad),
+        np.pad(picture.face_mask, pad),
+        (x1 + bar, y1, x2 + bar, y2),
+    )
+
+
+def test_sets_are_told_by_their_folders() -> None:
+    assert image_set_of("Training/mqset/images/0002.mqset/x.jpg") == "mqset"
+    assert image_set_of("0003.RawSet.zip!/a/x.jpg") == "rawset"
+    assert image_set_of("Training/images/0001.가르마/mqset.jpg") is None
+
+
+def test_each_label_takes_the_image_of_its_own_set_first() -> None:
+    images = ["mqset/images/P-1.jpg", "rawset/images/P-1.jpg"]
+    labels = [LabelName(path, "P-1.jpg", "P") for path in ("hqset/labels/P_1.json", "mqset/labels/P_1.json")]
+    pairs = {image: name.path for image, name in pair(images, labels).pairs}
+    assert pairs == {images[0]: "mqset/labels/P_1.json", images[1]: "hqset/labels/P_1.json"}
+
+
+def test_patches_come_from_the_largest_set_with_its_own_polygon(inputs: TinyInputs) -> None:
+    add(inputs, "hqset", draw_person(0, 0, size=2 * SIZE))
+    picture = wide(draw_person(0, 0, size=4 * SIZE))
+    add(inputs, "rawset", picture)
+    result = build_catalog(inputs.settings(), Profile(name="test"))
+    frame = result.frame
+    assert result.summary["rejected"] == {"other_set": 2}
+    assert result.summary["patches_from"] == {"the_photo_itself": 3, "a_larger_set": 1}
+    row = next(row for row in frame.itertuples() if row.image_id == inputs.image_ids[0] and row.accepted)
+    assert (row.width, row.largest_width, row.largest_height) == (SIZE, picture.photo.shape[1], 4 * SIZE)
+    assert "rawset" in row.largest_path
+    assert "rawset" in row.largest_label_path
+    largest = load_largest(row, inputs.settings())
+    assert largest.image.shape == picture.photo.shape
+    assert largest.scale(SIZE) == picture.photo.shape[1] / SIZE
+    agreement = (largest.hair_mask & picture.hair_mask).sum() / (largest.hair_mask | picture.hair_mask).sum()
+    assert agreement > 0.95
+
+
+def test_a_larger_photo_without_a_label_takes_the_mask_of_the_smaller_one(inputs: TinyInputs) -> None:
+    picture = draw_person(0, 0, size=4 * SIZE)
+    add(inputs, "rawset", picture, labelled=False)
+    settings = inputs.settings()
+    frame = build_catalog(settings, Profile(name="test")).frame
+    row = next(row for row in frame.itertuples() if row.image_id == inputs.image_ids[0] and row.accepted)
+    assert row.largest_label_path == row.label_path
+    largest = load_largest(row, settings)
+    assert largest.image.shape == (4 * SIZE, 4 * SIZE, 3)
+    small = cv2.resize(largest.hair_mask.astype(np.uint8), (SIZE, SIZE), interpolation=cv2.INTER_AREA) > 0
+    own = load_photo(row, settings).hair_mask
+    assert (small & own).sum() / (small | own).sum() > 0.95
+    assert set(frame.reason.dropna()) == {"other_set"}
+
+
+def test_a_larger_photo_of_another_framing_without_a_label_is_not_used(inputs: TinyInputs) -> None:
+    add(inputs, "rawset", wide(draw_person(0, 0, size=4 * SIZE)), labelled=False)
+    frame = build_catalog(inputs.settings(), Profile(name="test")).frame
+    accepted = frame[frame.accepted]
+    assert (accepted.largest_path == accepted.image_path).all()
+    assert set(frame.reason.dropna()) == {"other_set"}
+
+
+def test_a_broken_larger_photo_is_left_for_the_next(inputs: TinyInputs) -> None:
+    add(inputs, "hqset", draw_person(0, 0, size=2 * SIZE))
+    broken = add(inputs, "rawset", draw_person(0, 0, size=4 * SIZE))
+    broken.write_bytes(broken.read_bytes()[:-2000])
+    frame = build_catalog(inputs.settings(), Profile(name="test")).frame
+    row = frame[frame.accepted & (frame.image_id == inputs.image_ids[0])].iloc[0]
+    assert row.largest_width == 2 * SIZE
+    assert sorted(frame.reason.dropna()) == ["other_set", "truncated_image"]
+
+
+def test_a_broken_photo_is_replaced_by_the_same_image_of_another_set(inputs: TinyInputs) -> None:
+    add(inputs, "hqset", draw_person(0, 0, size=2 * SIZE))
+    next((inputs.k_hairstyle / "Training" / "mqset").rglob(f"{inputs.image_ids[0]}.jpg")).write_bytes(b"{}")
+    frame = build_catalog(inputs.settings(), Profile(name="test")).frame
+    row = frame[frame.accepted & (frame.image_id == inputs.image_ids[0])].iloc[0]
+    assert "hqset" in row.image_path
+    assert list(frame.reason.dropna()) == ["json_as_image"]
+
+
+def test_the_set_can_be_chosen(inputs: TinyInputs) -> None:
+    for number in range(4):
+        add(inputs, "hqset", draw_person(number // 2, number % 2, size=2 * SIZE), number=number)
+    chosen = Profile(name="test", inputs=InputsConfig(image_set="hqset"))
+    frame = build_catalog(inputs.settings(), chosen).frame
+    assert set(frame[frame.accepted].width) == {2 * SIZE}
+    assert set(frame[frame.accepted].face_reason) == {"sheet_wrong_size"}
+    frame = build_catalog(inputs.settings(), Profile(name="test")).frame
+    assert set(frame[frame.accepted].width) == {SIZE}
+    assert set(frame[frame.accepted].largest_width) == {2 * SIZE}
+
+
+def test_a_larger_photo_that_changed_is_an_unreadable_image(inputs: TinyInputs) -> None:
+    path = add(inputs, "hqset", draw_person(0, 0, size=2 * SIZE))
+    settings = inputs.settings()
+    frame = build_catalog(settings, Profile(name="test")).frame
+    row = next(row for row in frame.itertuples() if row.image_id == inputs.image_ids[0] and row.accepted)
+    write_rgb(path, draw_person(0, 0, size=SIZE).photo)
+    with pytest.raises(UnreadableImage, match="the catalog says 256x256"):
+        load_largest(row, settings)
+    path.unlink()
+    with pytest.raises(UnreadableImage, match="cannot be read"):
+        load_largest(row, settings)
+
+
+def test_the_catalogs_geometry_maps_outputs_back(inputs: TinyInputs) -> None:
+    from hair_pipeline.inputs.geometry import letterbox
+
+    add(inputs, "rawset", wide(draw_person(0, 0, size=3 * SIZE)))
+    chosen = Profile(name="test", inputs=InputsConfig(image_set="rawset"))
+    frame = build_catalog(inputs.settings(), chosen).frame
+    assert frame.scale[frame.accepted].nunique() == 2
+    for row in frame[frame.accepted].itertuples():
+        geometry = letterbox(row.width, row.height, 512)
+        assert (row.scale, row.offset_x, row.offset_y) == (geometry.scale, geometry.offset_x, geometry.offset_y)
+        corners = np.float32([[0, 0], [row.width, row.height]])
+        np.testing.assert_allclose(
+            corners * row.scale + (row.offset_x, row.offset_y), geometry.points(corners), atol=1e-3
+        )
+        np.testing.assert_allclose(geometry.points_back(geometry.points(corners)), corners, atol=1e-2)

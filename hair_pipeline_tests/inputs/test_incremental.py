@@ -1,0 +1,176 @@
+"""A second run opens only what changed, comes to the same bytes, and goes on where a killed one stopped."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from hair_pipeline.inputs import catalog, fingerprint, remembered
+from hair_pipeline.inputs.catalog import build_catalog
+from hair_pipeline.inputs.columns import EXAMINED
+from hair_pipeline.inputs.examine import Examiner, Task
+from hair_pipeline.inputs.fingerprint import fingerprint_folder
+from hair_pipeline.inputs.remembered import ExaminedRows
+from hair_pipeline.profile import InputsConfig, Profile
+from hair_pipeline_tests.inputs.tiny_inputs import TinyInputs, write_tiny_inputs
+
+PROFILE = Profile(name="test")
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> TinyInputs:
+    return write_tiny_inputs(tmp_path / "inputs", people=4, views=2, size=64)
+
+
+@pytest.fixture
+def examined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The images examined, as they are."""
+    seen: list[str] = []
+    examine = Examiner.examine
+
+    def noted(self: Examiner, task: Task) -> list[dict[str, object]]:
+        seen.extend(candidate.image for candidate in task.candidates)
+        return examine(self, task)
+
+    monkeypatch.setattr(Examiner, "examine", noted)
+    return seen
+
+
+def fresh(inputs: TinyInputs, tmp_path: Path) -> bytes:
+    """The catalog built from nothing, with the same assignments."""
+    settings = inputs.settings(training_root=tmp_path / "fresh")
+    shutil.rmtree(settings.training_root, ignore_errors=True)
+    settings.processed.mkdir(parents=True)
+    shutil.copy(inputs.settings().processed / "assignments.json", settings.processed)
+    build_catalog(settings, PROFILE)
+    return settings.catalog_path.read_bytes()
+
+
+def test_only_what_changed_is_examined(inputs: TinyInputs, examined: list[str], tmp_path: Path) -> None:
+    settings = inputs.settings()
+    build_catalog(settings, PROFILE)
+    assert len(examined) == 8
+    examined.clear()
+    assert build_catalog(settings, PROFILE).unchanged
+    assert examined == []
+    image = next(inputs.k_hairstyle.rglob(f"{inputs.image_ids[3]}.jpg"))
+    image.write_bytes(image.read_bytes()[:300])
+    shutil.rmtree(inputs.training_face / inputs.image_ids[5])
+    result = build_catalog(settings, PROFILE)
+    assert sorted(Path(path).stem for path in examined) == [inputs.image_ids[3], inputs.image_ids[5]]
+    assert result.summary["rejected"] == {"truncated_image": 1}
+    assert settings.catalog_path.read_bytes() == fresh(inputs, tmp_path)
+
+
+def test_a_touched_file_is_examined_again_to_the_same_catalog(inputs: TinyInputs, examined: list[str]) -> None:
+    first = build_catalog(inputs.settings(), PROFILE)
+    examined.clear()
+    os.utime(next(inputs.k_hairstyle.rglob(f"{inputs.image_ids[0]}.jpg")), (1, 1))
+    again = build_catalog(inputs.settings(), PROFILE)
+    assert len(examined) == 1
+    assert again.data_version == first.data_version
+
+
+def test_other_settings_remember_nothing(inputs: TinyInputs, examined: list[str]) -> None:
+    build_catalog(inputs.settings(), PROFILE)
+    strict = Profile(name="test", inputs=InputsConfig(min_face_confidence=0.99))
+    result = build_catalog(inputs.settings(), strict)
+    assert len(examined) == 16
+    assert result.summary["face"]["low_confidence"] == 8
+
+
+def test_a_lost_catalog_is_written_again_without_examining(inputs: TinyInputs, examined: list[str]) -> None:
+    first = build_catalog(inputs.settings(), PROFILE)
+    inputs.settings().catalog_path.unlink()
+    examined.clear()
+    assert build_catalog(inputs.settings(), PROFILE).data_version == first.data_version
+    assert examined == []
+
+
+def test_a_run_that_was_stopped_goes_on(
+    inputs: TinyInputs, examined: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remembered, "PART_ROWS", 2)
+    chunks = catalog.map_chunks
+
+    def stopping(function, items, **options):  # type: ignore[no-untyped-def]
+        yield from chunks(function, items[:6], **{**options, "chunk": 2})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(catalog, "map_chunks", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        build_catalog(inputs.settings(), PROFILE)
+    monkeypatch.setattr(catalog, "map_chunks", chunks)
+    assert len(examined) == 6
+    assert build_catalog(inputs.settings(), PROFILE).summary["files"]["images_accepted"] == 8
+    assert len(examined) == 8
+
+
+def test_damaged_memories_are_made_again(inputs: TinyInputs) -> None:
+    first = build_catalog(inputs.settings(), PROFILE)
+    for path in (inputs.settings().processed / "catalog_cache").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"noise")
+    assert build_catalog(inputs.settings(), PROFILE).data_version == first.data_version
+
+
+def test_people_under_two_names_become_one(inputs: TinyInputs) -> None:
+    build_catalog(inputs.settings(), PROFILE)
+    first, second = inputs.sources[:2]
+    joined = Profile(name="test", inputs=InputsConfig(same_person={second: first}))
+    frame = build_catalog(inputs.settings(), joined).frame
+    assert set(frame.source) == {first, *inputs.sources[2:]}
+    assert frame[frame.source == first].split.nunique() == 1
+
+
+def batch(signatures: list[int]) -> pa.RecordBatch:
+    rows = [{"image_id": str(number), "accepted": True} for number in signatures]
+    made = pa.RecordBatch.from_pylist(rows, schema=EXAMINED)
+    return made.append_column("signature", pa.array(signatures, pa.uint64()))
+
+
+def test_rows_come_back_in_the_order_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remembered, "PART_ROWS", 4)
+    rows = ExaminedRows(tmp_path, "key")
+    rows.add(batch([number, number]) for number in range(1, 40))
+    wanted = np.array([33, 2, 17, 5, 39], np.uint64)
+    for kept in (rows, ExaminedRows(tmp_path, "key")):
+        assert not kept.missing(wanted).any()
+        assert kept.missing(np.array([0, 40], np.uint64)).all()
+        found = kept.rows(wanted).column("image_id").to_pylist()
+        assert found == [str(number) for number in (33, 33, 2, 2, 17, 17, 5, 5, 39, 39)]
+
+
+def test_useless_rows_are_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remembered, "PART_ROWS", 4)
+    rows = ExaminedRows(tmp_path, "key")
+    rows.add(batch([number]) for number in range(1, 101))
+    ExaminedRows(tmp_path, "other").add([batch([1])])
+    kept = np.array([90, 10, 50], np.uint64)
+    rows.tidy(kept)
+    assert rows.rows(kept).column("image_id").to_pylist() == ["90", "10", "50"]
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.parquet")] == [
+        "key/part-000025.parquet"
+    ]
+
+
+def test_a_fingerprint_opens_only_what_changed(
+    inputs: TinyInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept.parquet"
+    first = fingerprint_folder(inputs.root, kept)
+    assert first == fingerprint_folder(inputs.root)
+    opened: list[str] = []
+    read = fingerprint._ContentReader.__call__
+    monkeypatch.setattr(
+        fingerprint._ContentReader, "__call__", lambda self, path: (opened.append(path), read(self, path))[1]
+    )
+    assert fingerprint_folder(inputs.root, kept) == first
+    assert opened == []
+    label = next(inputs.k_hairstyle.rglob("*.json"))
+    label.write_bytes(label.read_bytes() + b" ")
+    assert fingerprint_folder(inputs.root, kept) != first
+    assert opened == [label.relative_to(inputs.root).as_posix()]
