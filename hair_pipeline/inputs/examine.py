@@ -257,7 +257,7 @@ class Examiner:
                 face, face_problem = None, error.reason  # a sheet of another photo: the box is not to be trusted
             sheet_problem = error.reason
             row["face_detail"] = error.detail or None
-        if masks is not None and masks.face.mean() < MIN_FACE_FRACTION:
+        if masks is not None and share(masks.face) < MIN_FACE_FRACTION:
             sheet_problem = FaceReason.NO_FACE_MASK
         identity = identity_reason(face, face_problem, bool(label.blurred), embedding is not None, self.config)
         row |= {
@@ -280,16 +280,21 @@ class Examiner:
             Rejected: NO_HAIR_MASK.
         """
         polygon = draw_polygon(label.hair, width, height, polygon_scale((label.width, label.height), width, height))
-        sheet = masks.hair if masks is not None and masks.hair.mean() >= MIN_HAIR_FRACTION else None
-        has_polygon = polygon.mean() >= MIN_HAIR_FRACTION
+        sheet = masks.hair if masks is not None and share(masks.hair) >= MIN_HAIR_FRACTION else None
+        has_polygon = share(polygon) >= MIN_HAIR_FRACTION
         if sheet is None and not has_polygon:
             face = row["stage2_reason"] or FaceReason.NO_HAIR_IN_SHEET
             raise Rejected(Reason.NO_HAIR_MASK, f"training_face: {face}; polygon1: {'tiny' if label.hair else 'none'}")
         row["mask_origin"] = "polygon" if sheet is None else "training_face"
-        row["hair_fraction"] = round(float((polygon if sheet is None else sheet).mean()), 6)
+        row["hair_fraction"] = round(share(polygon if sheet is None else sheet), 6)
         if sheet is not None and has_polygon:
             iou = mask_iou(sheet, polygon)
             row |= {"mask_iou": round(iou, 6), "masks_disagree": iou < self.config.min_mask_iou}
+
+
+def share(mask: np.ndarray) -> float:
+    """Share of a bool mask that is set."""
+    return int(np.count_nonzero(mask)) / mask.size
 
 
 def mask_iou(first: np.ndarray, second: np.ndarray) -> float:

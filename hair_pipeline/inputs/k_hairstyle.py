@@ -183,19 +183,25 @@ def image_size(head: bytes) -> tuple[int, int]:
     Raises:
         Rejected: JSON_AS_IMAGE, NOT_AN_IMAGE or UNREADABLE_IMAGE.
     """
-    reason = kind_of(head)
+    with _opened(head) as image:
+        return image.size
+
+
+def _opened(data: bytes) -> Image.Image:
+    """An image whose header was read and whose size is allowed."""
+    reason = kind_of(data)
     if reason is not None:
         raise Rejected(
-            reason, "" if reason == Reason.JSON_AS_IMAGE else f"begins with {head[:4].hex(' ') or 'nothing'}"
+            reason, "" if reason == Reason.JSON_AS_IMAGE else f"begins with {data[:4].hex(' ') or 'nothing'}"
         )
     try:
-        with Image.open(io.BytesIO(head)) as image:
-            width, height = image.size
+        image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
     except Exception as error:  # Pillow raises many types on broken files
         raise _broken(error) from error
+    width, height = image.size
     if width * height > MAX_IMAGE_PIXELS:
         raise Rejected(Reason.UNREADABLE_IMAGE, f"{width}x{height} pixels are too many")
-    return width, height
+    return image
 
 
 def ends_early(tail: bytes) -> bool:
@@ -212,17 +218,17 @@ def decode_small(data: bytes) -> tuple[int, int, np.ndarray]:
     Raises:
         Rejected: JSON_AS_IMAGE, NOT_AN_IMAGE, TRUNCATED_IMAGE or UNREADABLE_IMAGE.
     """
-    width, height = image_size(data)
-    is_jpeg = data.startswith(b"\xff\xd8\xff")
-    if is_jpeg and ends_early(data):
-        raise Rejected(Reason.TRUNCATED_IMAGE, "it has no end marker")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
+    with _opened(data) as image:
+        width, height = image.size
+        is_jpeg = data.startswith(b"\xff\xd8\xff")
+        if is_jpeg and ends_early(data):
+            raise Rejected(Reason.TRUNCATED_IMAGE, "it has no end marker")
+        try:
             if is_jpeg:
                 image.draft("L", (max(_SMALL, width // 8), max(_SMALL, height // 8)))
             small = np.asarray(image.convert("L"))
-    except Exception as error:
-        raise _broken(error) from error
+        except Exception as error:
+            raise _broken(error) from error
     return width, height, small
 
 

