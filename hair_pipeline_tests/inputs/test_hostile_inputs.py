@@ -14,6 +14,7 @@ from hair_pipeline.inputs.catalog import build_catalog
 from hair_pipeline.inputs.customers import read_customers
 from hair_pipeline.inputs.reasons import FaceReason, IdentityReason, Reason
 from hair_pipeline.profile import Profile
+from hair_pipeline.settings import PROJECT_ROOT
 from hair_pipeline_tests.inputs.tiny_inputs import (
     TinyInputs,
     draw_person,
@@ -276,3 +277,5 @@ def test_customers_folder(inputs: TinyInputs, tmp_path: Path) -> None:
 def test_every_reason_is_documented() -> None:
     for kind in (Reason, FaceReason, IdentityReason):
         assert all(member.description and len(member.description) > 20 for member in kind)
+    listed = (PROJECT_ROOT / "docs" / "data-engineer.md").read_text(encoding="utf-8")
+    assert all(f"| `{reason.value}` | {reason.description} |" in listed for reason in Reason)
