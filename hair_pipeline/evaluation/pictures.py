@@ -12,9 +12,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from hair_pipeline.evaluation.cases import Case
+from hair_pipeline.evaluation.regions import seam_places
 from hair_pipeline.files import encode_image, write_bytes
 
 THUMBNAIL_SIDE = 224
+SEAM_SIDE = 150
+"""Side at which an enlarged place is shown, pixels."""
 PREVIEW_BYTES = 20_000
 
 
@@ -31,6 +35,36 @@ def shrink(image: np.ndarray, side: int) -> np.ndarray:
 def data_uri(image: np.ndarray, side: int = THUMBNAIL_SIDE, quality: int = 84) -> str:
     """A JPEG thumbnail as a data URI, to stand in a page that loads nothing."""
     return "data:image/jpeg;base64," + base64.b64encode(encode_image(shrink(image, side), ".jpg", quality)).decode()
+
+
+def hair_on_gray(case: Case) -> np.ndarray:
+    """The reference's hair alone, (S, S, 3) uint8."""
+    reference = case.reference
+    return np.where(reference.hair_mask[..., None], reference.image, np.uint8(235))
+
+
+def seam_strip(case: Case, *outputs: np.ndarray) -> np.ndarray | None:
+    """Forehead, ears and hair roots enlarged, side by side: the photo's above, each output's below.
+
+    Args:
+        outputs: uint8 RGB (S, S, 3).
+
+    Returns:
+        uint8 (150 (1 + len(outputs)), 600, 3); None where there is no face.
+    """
+    sample = case.sample
+    places = seam_places(sample.hair_mask, sample.face_mask, sample.box)
+    if not places:
+        return None
+    size = (SEAM_SIDE, SEAM_SIDE)
+    return np.vstack(
+        [
+            np.hstack(
+                [cv2.resize(image[y : y + s, x : x + s], size, interpolation=cv2.INTER_CUBIC) for x, y, s in places]
+            )
+            for image in (sample.image, *outputs)
+        ]
+    )
 
 
 def write_preview(rows: Sequence[Sequence[np.ndarray]], path: Path) -> Path:

@@ -15,8 +15,7 @@ from hair_pipeline.evaluation.contenders import ModelContender, resolve
 from hair_pipeline.evaluation.metrics.definitions import METRICS
 from hair_pipeline.evaluation.report import evaluate
 from hair_pipeline.files import read_image
-from hair_pipeline.inputs.customers import read_customers
-from hair_pipeline_tests.evaluation.tiny_world import World, make_world
+from hair_pipeline_tests.evaluation.tiny_world import World, cases_of, make_world
 from hair_pipeline_tests.inputs.tiny_inputs import write_rgb
 
 ENTRY = {"value", "ci_low", "ci_high", "n", "people", "reason", "direction", "threshold", "passed", "extractor"}
@@ -61,12 +60,7 @@ def test_report_files_schema_and_reuse(world: World) -> None:
 
 
 def test_the_same_seed_gives_the_same_picture_in_any_batch(world: World) -> None:
-    from hair_pipeline.evaluation.cases import make_case
-
-    customers = read_customers(world.inputs.customers, world.settings, world.profile.processing.size)
-    cases = [
-        make_case(s, s, customers.embeddings.get(s.image_id), (None, None), world.profile) for s in customers.samples
-    ]
+    cases = cases_of(world)
     contender = resolve("current", world.settings, world.profile)
     together = contender.draw(cases[:3])
     alone = contender.draw(cases[1:2])
@@ -156,11 +150,7 @@ def test_values_that_are_not_finite_are_left_out_not_measured(world: World, tmp_
     assert isinstance(contender, ModelContender)
     with torch.no_grad():
         contender.pipeline.unet.conv_out.bias.fill_(float("nan"))
-    customers = read_customers(world.inputs.customers, world.settings, world.profile.processing.size)
-    from hair_pipeline.evaluation.cases import make_case
-
-    sample = customers.samples[0]
-    drawn = contender.draw([make_case(sample, sample, None, (None, None), world.profile)])
+    drawn = contender.draw(cases_of(world)[:1])
     assert drawn == ["the model returned values that are not finite"]
     assert not list(tmp_path.iterdir())
 

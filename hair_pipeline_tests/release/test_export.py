@@ -18,7 +18,7 @@ from hair_pipeline.processing.bald import make_bald
 from hair_pipeline.release.export import export_weights
 from hair_pipeline.release.registry import Registry, record_candidate
 from hair_pipeline.release.serving import head_crop, load, try_on_files
-from hair_pipeline_tests.evaluation.tiny_world import World, make_world, write_stage2
+from hair_pipeline_tests.evaluation.tiny_world import World, cases_of, make_world, write_stage2
 from hair_pipeline_tests.inputs.tiny_inputs import draw_person, embedding, write_face, write_rgb
 
 
@@ -97,13 +97,8 @@ def test_a_version_once_exported_is_never_rewritten(exported: World) -> None:
 
 
 def test_the_exported_version_draws_what_stage2_draws(exported: World) -> None:
-    from hair_pipeline.evaluation.cases import make_case
-    from hair_pipeline.inputs.customers import read_customers
-
     settings, profile = exported.settings, exported.profile
-    customers = read_customers(exported.inputs.customers, settings, profile.processing.size)
-    sample = customers.samples[0]
-    case = make_case(sample, sample, customers.embeddings[sample.image_id], (None, None), profile)
+    case = cases_of(exported)[0]
     folder = export_weights(settings, profile).folder
     drawn = [resolve(spec, settings, profile).draw([case])[0] for spec in ("current", str(folder))]
     first, second = (d.raw.astype(int) for d in drawn)  # type: ignore[union-attr]
