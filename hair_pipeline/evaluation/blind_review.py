@@ -3,9 +3,9 @@
 Belongs here: which model stands left and which right, the page's data, reading a filled sheet with its key. Does not
 belong here: recording the decision (`release.registry`).
 
-`blind/` is what a reviewer gets: `review.html` (works without a network and saves `sheet_filled.csv`) and `sheet.csv` for
-those who prefer a table. `blind_key.json`, beside the folder, says which side is the new model; it stays with the operator.
-Sides are drawn anew for every photo from the system's randomness: nothing a reviewer has gives them away.
+`blind/` is what a reviewer gets: `review.html` (works without a network and saves `sheet_filled.csv`) and `sheet.csv`
+for those who prefer a table. `blind_key.json`, beside the folder, says which side is the new model; it stays with the
+operator. Sides are drawn anew for every photo from the system's randomness: nothing a reviewer has gives them away.
 
 A filled sheet approves when
     artifacts on the new model's pictures are at most `ab_test.max_artifacts` of the photos (by default none), and
@@ -182,7 +182,7 @@ def _read_sheet(path: Path) -> list[dict[str, str]]:
             file=path,
             remedy="fill in the sheet.csv as it is",
         )
-    rows = []
+    rows: list[dict[str, str]] = []
     for row in reader:
         answers = {name: (row[name] or "").strip() for name in COLUMNS}
         for name, allowed in (("better", BETTER), ("artifacts_left", YES_NO), ("artifacts_right", YES_NO)):

@@ -122,14 +122,8 @@ def find_customers(folder: Path, settings: Settings) -> list[Customer]:
 
 def fingerprint(customers: list[Customer]) -> str:
     """SHA-256 (hex) over the content of everything that is read."""
-    return hash_bytes(
-        *(
-            part
-            for customer in customers
-            for path in customer.files
-            for part in (customer.id, path.name, hash_file(path))
-        )
-    )
+    parts = [(c.id, path.name, hash_file(path)) for c in customers for path in c.files]
+    return hash_bytes(*(part for entry in parts for part in entry))
 
 
 def customer_cases(customers: list[Customer], profile: Profile, problems: Problems) -> Iterator[list[Case]]:

@@ -26,6 +26,7 @@ from hair_pipeline.training.runs import current
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+SAME_AS_LOSS = "The judge is the recogniser that the identity loss trained against."
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,10 @@ def _recogniser(settings: Settings, profile: Profile, device: torch.device) -> J
     path = recogniser_path(settings, profile, which="evaluation" if own else "loss")
     if path is None:
         return Judge(None, "none", reason="no face recogniser is available (see the log of face-recogniser)")
-    same = "The judge is the recogniser that the identity loss trained against."
     other = "The judge is not the recogniser that the identity loss trained against."
     if own and path == recogniser_path(settings, profile, which="loss"):
         own = False
-    return _recogniser_judge(path, settings, device, other if own else same)
+    return _recogniser_judge(path, settings, device, other if own else SAME_AS_LOSS)
 
 
 def _second_recogniser(settings: Settings, profile: Profile, device: torch.device) -> Judge[Any]:

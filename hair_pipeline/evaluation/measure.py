@@ -91,8 +91,8 @@ def _look_at_photos(cases: Sequence[Case], judges: Judges) -> _Photos:
     boxes = {i: case.sample.box for i, case in enumerate(cases) if case.judged_identity and case.sample.box is not None}
     photos = [cases[i].sample.image for i in boxes]
     faces = {
-        suffix: learned.face_embeddings(judge.network, photos, list(boxes.values()), judges.device)
-        for suffix, judge in _recognisers(judges).items()
+        suffix: learned.face_embeddings(network, photos, list(boxes.values()), judges.device)
+        for suffix, network in _recognisers(judges).items()
         if boxes
     }
     classifier = judges.classifier.network
@@ -109,10 +109,10 @@ def _look_at_photos(cases: Sequence[Case], judges: Judges) -> _Photos:
     return _Photos(boxes, faces, curl, regions)
 
 
-def _recognisers(judges: Judges) -> dict[str, Judge[Any]]:
+def _recognisers(judges: Judges) -> dict[str, Any]:
     """Column suffix -> recogniser, of those that are there."""
-    known = {"": judges.recogniser, "_second": judges.second}
-    return {suffix: judge for suffix, judge in known.items() if judge.network is not None}
+    known = {"": judges.recogniser.network, "_second": judges.second.network}
+    return {suffix: network for suffix, network in known.items() if network is not None}
 
 
 def _mask_of(region: str, case: Case) -> np.ndarray:
@@ -142,7 +142,7 @@ def _measure_one(cases: Sequence[Case], drawings: Sequence[Drawing], judges: Jud
 
 def _pixel_row(case: Case, drawing: Drawing) -> dict[str, Any]:
     sample = case.sample
-    row = {
+    row: dict[str, Any] = {
         "case": case.key,
         "image_id": sample.image_id,
         "person": sample.person,
@@ -182,7 +182,7 @@ def _add_identity(rows: list[dict[str, Any]], drawings: Sequence[Drawing], judge
     if not real.boxes:
         return
     places = {i: place for place, i in enumerate(real.boxes)}
-    for suffix, judge in _recognisers(judges).items():
+    for suffix, network in _recognisers(judges).items():
         columns = {
             f"identity{suffix}_raw": [d.raw for d in drawings],
             f"identity{suffix}": [d.final for d in drawings],
@@ -192,7 +192,7 @@ def _add_identity(rows: list[dict[str, Any]], drawings: Sequence[Drawing], judge
             if not chosen:
                 continue
             boxes = [real.boxes[i] for i in chosen]
-            output = learned.face_embeddings(judge.network, list(chosen.values()), boxes, judges.device)
+            output = learned.face_embeddings(network, list(chosen.values()), boxes, judges.device)
             values = learned.identity_similarity(real.faces[suffix][[places[i] for i in chosen]], output)
             for i, value in zip(chosen, values, strict=True):
                 rows[i][column] = float(value)

@@ -56,15 +56,12 @@ def seam_strip(case: Case, *outputs: np.ndarray) -> np.ndarray | None:
     places = seam_places(sample.hair_mask, sample.face_mask, sample.box)
     if not places:
         return None
-    size = (SEAM_SIDE, SEAM_SIDE)
-    return np.vstack(
-        [
-            np.hstack(
-                [cv2.resize(image[y : y + s, x : x + s], size, interpolation=cv2.INTER_CUBIC) for x, y, s in places]
-            )
-            for image in (sample.image, *outputs)
-        ]
-    )
+
+    def enlarged(image: np.ndarray) -> np.ndarray:
+        cuts = [image[y : y + side, x : x + side] for x, y, side in places]
+        return np.hstack([cv2.resize(cut, (SEAM_SIDE, SEAM_SIDE), interpolation=cv2.INTER_CUBIC) for cut in cuts])
+
+    return np.vstack([enlarged(image) for image in (sample.image, *outputs)])
 
 
 def write_preview(rows: Sequence[Sequence[np.ndarray]], path: Path) -> Path:

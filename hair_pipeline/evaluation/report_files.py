@@ -20,6 +20,7 @@ from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation import pictures
 from hair_pipeline.evaluation.cases import ValidationPlan
 from hair_pipeline.evaluation.html import number, write_page
+from hair_pipeline.evaluation.judges import SAME_AS_LOSS
 from hair_pipeline.evaluation.ledger import Ledger
 from hair_pipeline.evaluation.measure import SET_METRICS, Result, as_json, for_page
 from hair_pipeline.evaluation.metrics.distribution import TRUSTED_IMAGES
@@ -136,7 +137,7 @@ def _write_page(
     profile: Profile,
 ) -> Path:
     shown = [for_page(result, results["base"][name]) for name, result in results["model"].items()]
-    rows = {row["case"]: row for row in frame.to_dict("records")}
+    rows = {str(row["case"]): {str(k): v for k, v in row.items()} for row in frame.to_dict("records")}
     names = {result.metric.name: result for result in results["model"].values()}
     return write_page(
         "eval.html.j2",
@@ -245,10 +246,7 @@ def _warnings(results: dict[str, Result], people: int, left_out: dict[str, str])
             f"Small networks trained on the inputs stand in for published ones ({', '.join(stand_ins)}). Their numbers "
             "compare models within this report only and must not be set beside published LPIPS, FID or ArcFace values."
         )
-    if (
-        "loss trained against" in results["identity_raw"].note
-        and "not the recogniser" not in results["identity_raw"].note
-    ):
+    if results["identity_raw"].note.startswith(SAME_AS_LOSS):
         found.append(
             "Identity is judged by the recogniser that the identity loss trained against, so it flatters the model; "
             "set models.evaluation_recogniser to another one."

@@ -52,11 +52,8 @@ def worst_cases(frame: pd.DataFrame) -> list[WorstCases]:
             order = [i for i in np.argsort(values, kind="stable") if np.isfinite(values[i])]
         if order:
             chosen = order[:WORST]
-            tables.append(
-                WorstCases(
-                    metric.name, [str(frame["case"].iloc[i]) for i in chosen], [float(values[i]) for i in chosen]
-                )
-            )
+            keys = [str(frame["case"].iloc[i]) for i in chosen]
+            tables.append(WorstCases(metric.name, keys, [float(values[i]) for i in chosen]))
     return tables
 
 
