@@ -73,15 +73,15 @@ def old_curl_excess(frame: pd.DataFrame) -> Estimate:
     rows = rows[rows["own_curl"] != rows["curl_asked"]]
     if rows.empty:
         return missing("no transfer asks for another curl class than the photo's own")
-    values = []
-    for row in rows.itertuples():
-        others = rows[
-            (rows["person"] != row.person) & (rows["curl_asked"] == row.curl_asked) & (rows["own_curl"] != row.own_curl)
-        ]
-        chance = float((others["curl_seen"] == row.own_curl).mean()) if len(others) else float("nan")
-        values.append(float(row.curl_seen == row.own_curl) - chance)
+    people = rows["person"].to_numpy(str)
+    own, asked, seen = (rows[name].to_numpy(int) for name in ("own_curl", "curl_asked", "curl_seen"))
+    values = np.full(len(rows), np.nan)
+    for i in range(len(rows)):
+        others = (people != people[i]) & (asked == asked[i]) & (own != own[i])
+        if others.any():
+            values[i] = float(seen[i] == own[i]) - float((seen[others] == own[i]).mean())
     return mean_by_person(
         values,
-        rows["person"].to_numpy(str),
+        people,
         why_empty="no other person with another curl class was asked for the same one: chance is not known",
     )

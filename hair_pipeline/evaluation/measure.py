@@ -183,7 +183,7 @@ def _add_identity(rows: list[dict[str, Any]], drawings: Sequence[Drawing], judge
         return
     places = {i: place for place, i in enumerate(real.boxes)}
     for suffix, network in _recognisers(judges).items():
-        columns = {
+        columns: dict[str, list[np.ndarray | None]] = {
             f"identity{suffix}_raw": [d.raw for d in drawings],
             f"identity{suffix}": [d.final for d in drawings],
         }
