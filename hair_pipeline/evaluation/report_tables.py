@@ -92,7 +92,7 @@ def trends(folder: Path, content: dict[str, Any], results: dict[str, Result]) ->
         folder: `reports/eval`. content: of this version's metrics.json. results: metric key -> result.
 
     Returns:
-        {"versions": [{name, made_at, other_photos}], "rows": [{title, values, line}]}, or None without an earlier
+        {"versions": [{name, made_at, other_photos}], "rows": [{title, numbers, line}]}, or None without an earlier
         version. Values by another judge are left out: they cannot be compared.
     """
     earlier = _earlier(folder, content["version"])
@@ -106,7 +106,7 @@ def trends(folder: Path, content: dict[str, Any], results: dict[str, Result]) ->
         if entry["value"] is None or all(value is None for value in values):
             continue
         values.append(entry["value"])
-        rows.append({"title": entry["title"], "values": [number(v, digits) for v in values], "line": sparkline(values)})
+        rows.append({"title": entry["title"], "numbers": [number(v, digits) for v in values], "line": sparkline(values)})
     catalog = content["provenance"]["Catalog"]
     versions = [
         {"name": d.version, "made_at": d.made_at[:10], "other_photos": d.provenance.get("Catalog") != catalog}
