@@ -50,7 +50,7 @@ def seam_strip(case: Case, *outputs: np.ndarray) -> np.ndarray | None:
         outputs: uint8 RGB (S, S, 3).
 
     Returns:
-        uint8 (150 (1 + len(outputs)), 600, 3); None where there is no face.
+        uint8 (154 (1 + len(outputs)), 616, 3), white lines between the places; None where there is no face.
     """
     sample = case.sample
     places = seam_places(sample.hair_mask, sample.face_mask, sample.box)
@@ -59,7 +59,8 @@ def seam_strip(case: Case, *outputs: np.ndarray) -> np.ndarray | None:
 
     def enlarged(image: np.ndarray) -> np.ndarray:
         cuts = [image[y : y + side, x : x + side] for x, y, side in places]
-        return np.hstack([cv2.resize(cut, (SEAM_SIDE, SEAM_SIDE), interpolation=cv2.INTER_CUBIC) for cut in cuts])
+        large = [cv2.resize(cut, (SEAM_SIDE, SEAM_SIDE), interpolation=cv2.INTER_CUBIC) for cut in cuts]
+        return np.hstack([np.pad(cut, ((0, 4), (0, 4), (0, 0)), constant_values=255) for cut in large])
 
     return np.vstack([enlarged(image) for image in (sample.image, *outputs)])
 

@@ -136,7 +136,11 @@ def _write_page(
     made_at: datetime,
     profile: Profile,
 ) -> Path:
-    shown = [for_page(result, results["base"][name]) for name, result in results["model"].items()]
+    shown = [
+        for_page(result, results["base"][name])
+        for name, result in results["model"].items()
+        if "second" not in name or result.extractor is not None
+    ]
     rows = {str(row["case"]): {str(k): v for k, v in row.items()} for row in frame.to_dict("records")}
     names = {result.metric.name: result for result in results["model"].values()}
     return write_page(

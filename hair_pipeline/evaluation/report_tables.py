@@ -106,7 +106,9 @@ def trends(folder: Path, content: dict[str, Any], results: dict[str, Result]) ->
         if entry["value"] is None or all(value is None for value in values):
             continue
         values.append(entry["value"])
-        rows.append({"title": entry["title"], "numbers": [number(v, digits) for v in values], "line": sparkline(values)})
+        rows.append(
+            {"title": entry["title"], "numbers": [number(v, digits) for v in values], "line": sparkline(values)}
+        )
     catalog = content["provenance"]["Catalog"]
     versions = [
         {"name": d.version, "made_at": d.made_at[:10], "other_photos": d.provenance.get("Catalog") != catalog}
