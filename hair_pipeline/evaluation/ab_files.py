@@ -186,7 +186,11 @@ def write_verdict(
         review=f"{REVIEW_FOLDER}/review.html",
         warnings=warnings(results["new"], photos.origin, photos.left_out, people),
         decision=decision_rows(decision, from_raw, results["new"]["lpips_hair"].metric.title, profile.ab_test),
-        metrics=[for_page(results["new"][name], results["old"][name]) for name in SHOWN],
+        metrics=[
+            for_page(results["new"][name], results["old"][name])
+            for name in SHOWN
+            if "second" not in name or results["new"][name].extractor is not None
+        ],
         rows=[_grid_row(key, rows, ledger) for key in keys[:GRID_ROWS]],
         seams=[_seam_row(key, rows, ledger) for key in _worst_halo(keys, rows["new"]) if ledger.data_uri(key, "seams")],
         left_out=photos.left_out,

@@ -135,7 +135,10 @@ def read_review(sheet: Path, key: Path, config: AbTestConfig) -> BlindResult:
         reasons.append(f"the old model is preferred {old_better} to {new_better} (p = {p_value:.3f})")
     decision = "reject" if reasons else "approve"
     if not reasons:
-        reasons = [f"preferred {new_better} to {old_better}, {equal} equal; artifacts on {new_artifacts} pictures"]
+        reasons = [
+            f"the new model is better on {new_better} photos, the old one on {old_better}, {equal} are equal; "
+            f"artifacts on {new_artifacts} pictures of the new model"
+        ]
     notes = {row["photo"]: row["notes"] for row in rows if row["notes"]}
     return BlindResult(
         decision, reasons, len(rows), new_better, old_better, equal, new_artifacts, old_artifacts, p_value, test,
