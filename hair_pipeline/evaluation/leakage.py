@@ -16,7 +16,7 @@ from hair_pipeline.evaluation.cases import Case
 from hair_pipeline.evaluation.contenders import Drawing
 from hair_pipeline.evaluation.regions import bounding_box
 from hair_pipeline.evaluation.statistics import Estimate, mean_by_person, missing
-from hair_pipeline.processing.bald import make_bald
+from hair_pipeline.processing.bald import fill
 from hair_pipeline.profile import BaldConfig
 
 
@@ -39,8 +39,7 @@ def swap_hair(case: Case, config: BaldConfig) -> Case:
     inside = sample.hair_mask[y : y + height, x : x + width]
     region[inside] = cv2.resize(hair, (width, height), interpolation=cv2.INTER_AREA)[inside]
     swapped = replace(sample, image=image)
-    bald, repaint = make_bald(image, sample.hair_mask, sample.face_mask, config)
-    return replace(case, sample=swapped, bald=bald, repaint_mask=repaint)
+    return replace(case, sample=swapped, bald=fill(image, case.repaint_mask, config))
 
 
 def swap_difference(case: Case, before: Drawing, after: Drawing) -> float:
