@@ -193,7 +193,17 @@ def ab_test(
     new: Annotated[str, typer.Option(help="`current` (the last Stage 2), or as for --old.")],
     out: Annotated[Path, typer.Option(help="Folder for verdict.json, per_image.parquet and report.html.")],
 ) -> None:
-    """Compare two models on the same customers, masks, styles and seeds: approve, reject or inconclusive."""
+    """Compare two models on the same customers, masks, styles and seeds: approve, reject or inconclusive.
+
+    DIR holds `<id>.jpg` with training_face's outputs beside them (`<id>/face_01/...`), or with a bald image
+    (`<id>_bald.png` or `bald/<id>.png`). Customers with something missing are listed with the reason; the rest runs.
+
+    OUT gets verdict.json, per_image.parquet, report.html, and `blind/`: a page and a sheet for a reviewer who must not
+    know which is which (the key, blind_key.json, stays outside it). With OUT = reports/ab of the training root the
+    verdict counts for release.
+
+    A test that was killed goes on where it stopped. It needs no Dagster.
+    """
     from hair_pipeline.evaluation.ab_test import run_ab_test
 
     settings = load_settings()
@@ -201,6 +211,7 @@ def ab_test(
     for reason in result.reasons:
         typer.echo(f"- {reason}")
     typer.echo(f"verdict: {result.verdict}\nreport: {result.report_path}")
+    typer.echo(f"blind review: {result.folder / 'blind' / 'review.html'} (keep {result.folder / 'blind_key.json'})")
 
 
 @app.command(name="try-on")
@@ -305,9 +316,30 @@ def registry_sign_off(
         typer.echo(f"next: uv run hair-pipeline registry promote {version}")
 
 
+@registry_app.command(name="import-review")
+def registry_import_review(
+    version: Annotated[str, typer.Argument(help="A version of `registry list`.")],
+    sheet: Annotated[Path, typer.Option(help="The filled sheet: sheet.csv, or what the review page saved.")],
+    key: Annotated[Path, typer.Option(help="blind_key.json of the same A/B test.")],
+    reviewer: Annotated[str, typer.Option(help="Who filled the sheet.")],
+) -> None:
+    """Record a filled blind-review sheet as a sign-off: approve or reject by the rule in docs/operator.md."""
+    from hair_pipeline.release.registry import import_review
+
+    settings = load_settings()
+    result = import_review(_registry(), version, sheet, key, reviewer, settings.profile_values.ab_test)
+    for reason in result.reasons:
+        typer.echo(f"- {reason}")
+    typer.echo(f"{version}: {result.decision} by {reviewer} ({result.photos} photos)")
+
+
 @registry_app.command(name="promote")
 def registry_promote(version: Annotated[str, typer.Argument(help="A version of `registry list`.")]) -> None:
-    """Put a version into production; refused without an `approve` verdict, a sign-off and intact files."""
+    """Put a version into production; refused without an `approve` verdict, a sign-off and intact files.
+
+    Then the server's config is written, the restart commands run and the server's health is asked for, as far as the
+    profile's `release` says so. If that fails, the earlier version is put back, on the server too.
+    """
     from hair_pipeline.release.registry import promote_and_deploy
 
     before = promote_and_deploy(_registry(), version, load_settings().profile_values.release)
@@ -316,8 +348,23 @@ def registry_promote(version: Annotated[str, typer.Argument(help="A version of `
 
 @registry_app.command(name="rollback")
 def registry_rollback(reason: Annotated[str, typer.Option(help="Kept in the history.")] = "") -> None:
-    """Put the previous production version back."""
-    typer.echo(f"production: {_registry().rollback(reason)}")
+    """Put the previous production version back, on the server too."""
+    from hair_pipeline.release.registry import rollback_and_deploy
+
+    version = rollback_and_deploy(_registry(), reason, load_settings().profile_values.release)
+    typer.echo(f"production: {version}")
+
+
+@registry_app.command(name="deploy")
+def registry_deploy() -> None:
+    """Bring the server to the version in production once more: config, restart, health. Changes no version."""
+    from hair_pipeline.release.registry import deploy_production
+
+    registry = _registry()
+    with registry.deploying():
+        done = deploy_production(registry, load_settings().profile_values.release)
+    for line in done or ["the profile's release names neither a server config nor a command"]:
+        typer.echo(line)
 
 
 def _registry() -> Registry:

@@ -205,8 +205,8 @@ class EvaluationConfig(Values):
     guidance_scale: float = 2.0
     batch_size: int = 4
     max_images: int | None = Field(None, description="evaluate at most this many validation images")
-    identity_threshold: float = 0.70
     grid_rows: int = 8
+    leakage_images: int = Field(16, ge=0, description="transfers drawn again with the old hair swapped")
     seed: int = 0
 
 
@@ -216,15 +216,30 @@ class AbTestConfig(Values):
     min_improvement: float = 0.05
     identity_margin: float = Field(0.01, description="identity may not be worse by more than this")
     min_people: int = Field(5, ge=2, description="with fewer people the verdict is inconclusive")
+    first_opponent: str = Field("untrained", description="compared with while nothing is in production: a SPEC")
+    max_artifacts: float = Field(
+        0.0, ge=0, le=1, description="share of the new model's pictures with artifacts that a blind review tolerates"
+    )
     bootstrap_samples: int = 2000
     seed: int = 0
 
 
 class ReleaseConfig(Values):
-    """What is written when a model goes into production."""
+    """How the server learns that another version is in production. All of it is optional."""
 
-    deploy_command: tuple[str, ...] = Field((), description="run after a promotion, e.g. to restart the workers")
-    deploy_timeout: float = Field(120.0, gt=0, description="seconds after which deploy_command counts as failed")
+    server_config: Path | None = Field(None, description="file the server reads; written at every promotion")
+    server_template: Path | None = Field(
+        None, description="Jinja template of server_config ({{ version }}, {{ folder }}); JSON without one"
+    )
+    restart_commands: tuple[tuple[str, ...], ...] = Field(
+        (), description="run one after the other after a promotion, e.g. to restart the Celery worker and the API"
+    )
+    restart_timeout: float = Field(120.0, gt=0, description="seconds after which one restart command counts as failed")
+    health_url: str | None = Field(
+        None, description="must answer 200 after the restart; if its JSON has a version, with the new one"
+    )
+    health_command: tuple[str, ...] = Field((), description="must exit with 0 after the restart")
+    health_timeout: float = Field(60.0, gt=0, description="seconds the server has to become healthy")
 
 
 class Profile(Values):

@@ -20,6 +20,9 @@ together (paired, clustered). The verdict is
                    difference is below -0.01 (certainly inferior);
     inconclusive   otherwise: more images are needed.
 
+A new model that returned no usable picture of some photo is never approved, however good the others are: they would
+be a chosen few. What would be `approve` is `inconclusive` then.
+
 People's sign-off is a separate input, recorded in the registry; this rule never looks at it.
 """
 
@@ -63,6 +66,8 @@ def decide(
     identity_old: np.ndarray,
     identity_new: np.ndarray,
     config: AbTestConfig,
+    *,
+    failures: int = 0,
 ) -> Decision:
     """Apply the rule.
 
@@ -70,6 +75,7 @@ def decide(
         people: (n,) the person of each image.
         lpips_old, lpips_new, identity_old, identity_new: (n,) float, NaN where not measured. A pair with one side
             missing is left out.
+        failures: photos of which the new model returned no usable picture.
     """
     names = np.asarray(people, str)
     lpips_pairs, identity_pairs = _pairs(lpips_old, lpips_new), _pairs(identity_old, identity_new)
@@ -83,6 +89,9 @@ def decide(
     clusters = len(np.unique(both))
     numbers = {name: _estimate(values, n, clusters) for name, (values, n) in draws.items()}
     verdict, reasons = _judge(numbers["improvement"], numbers["identity_difference"], clusters, config)
+    if failures and verdict == "approve":
+        verdict = "inconclusive"
+        reasons = [f"inconclusive: the new model returned no usable picture of {failures} photos (see Left out)"]
     return Decision(verdict, reasons, people=clusters, **numbers)
 
 

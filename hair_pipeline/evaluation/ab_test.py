@@ -1,16 +1,16 @@
 """The A/B test: an old and a new model draw the same photos; the rule of `ab_rule` decides.
 
-Belongs here: the run of the test from customers to files. Does not belong here: the rule, the contenders, sign-off.
+Belongs here: the run of the test from customers to measured pairs. Does not belong here: the rule, the contenders, the
+files (`ab_files`), people's review (`blind_review`) and sign-off.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,54 +19,38 @@ from tqdm import tqdm
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation import pictures
-from hair_pipeline.evaluation.ab_page import decision_numbers, decision_rows, rule_text, warnings
-from hair_pipeline.evaluation.ab_rule import Decision, decide
-from hair_pipeline.evaluation.cases import Case, load_cases, make_case, plan_validation
-from hair_pipeline.evaluation.contenders import Contender, Drawing, opponent, resolve
-from hair_pipeline.evaluation.html import number, write_page
+from hair_pipeline.evaluation.ab_files import Photos, VerdictResult, reusable, write_verdict
+from hair_pipeline.evaluation.ab_rule import decide
+from hair_pipeline.evaluation.cases import Case, load_cases, plan_validation
+from hair_pipeline.evaluation.contenders import Contender, Drawing, ModelContender, opponent, resolve
+from hair_pipeline.evaluation.customers import Problems, customer_cases, find_customers, fingerprint
 from hair_pipeline.evaluation.judges import Judges, judges_version, load_judges
-from hair_pipeline.evaluation.measure import Measurements, Result, as_json, for_page, measure, summarise
+from hair_pipeline.evaluation.ledger import Ledger
+from hair_pipeline.evaluation.measure import measure, summarise
+from hair_pipeline.evaluation.schema import SCHEMA
 from hair_pipeline.evaluation.verdicts import write_pointer
 from hair_pipeline.inputs.catalog import read_catalog
-from hair_pipeline.inputs.customers import read_customers
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.data import read_reliable_identities, read_style_vectors
-from hair_pipeline.training.runs import environment
 
-SCHEMA = 1
-SHOWN = ("lpips_hair", "identity_raw", "identity", "halo", "rim_sharpness", "untouched_changed")
-GRID_ROWS = 40
+SHOWN_PHOTOS = 100
+"""Photos on the page and in the blind review."""
+PICTURE_SIDE = 384
+MODELS = ("old", "new")
 
 
 @dataclass(frozen=True)
-class VerdictResult:
-    """A finished test.
+class _Photos:
+    """What is drawn, and whose photos these are.
 
     Attributes:
-        verdict: approve, reject or inconclusive. reasons: why, one sentence each.
-        folder: of the files. report_path: report.html. preview: JPEG of at most 20 KB.
-        numbers: name -> value, None where not measured. data_version: content hash of inputs and verdict.
-        id: of the test. version: of the new model.
+        ids: of all photos, in order. batches: the cases of those not named in a set of finished ids, and where to
+            note what is left out.
     """
 
-    verdict: str
-    reasons: list[str]
-    folder: Path
-    report_path: Path
-    numbers: dict[str, float | None]
-    preview: Path
-    data_version: str
-    id: str
-    version: str
-
-
-@dataclass(frozen=True)
-class _Cases:
-    """What is drawn, and whose photos these are."""
-
-    total: int
-    batches: Iterator[list[Case]]
+    ids: list[str]
+    batches: Callable[[set[str], dict[str, str]], Iterator[list[Case]]]
     origin: str
     left_out: dict[str, str]
     fingerprint: str
@@ -77,45 +61,60 @@ def run_ab_test(
 ) -> VerdictResult:
     """Compare two models on the same photos, masks, style references (each person's own hair) and seeds.
 
+    A finished test is reused; one that was killed goes on with the photos that were not finished. No more than one
+    batch of photos is held at a time.
+
     Args:
-        customers: folder of photos with training_face's outputs; None takes the held-out validation people, and the
-            verdict says so.
+        customers: folder of photos (see `customers`); None takes the held-out validation people, and the verdict says
+            so.
         old, new: SPECs of `contenders`.
-        out: folder for verdict.json, per_image.parquet, report.html, preview.jpg. If it is `reports/ab` of the
-            training root, a subfolder named by the test's id is made there and `current.json` points to it: that
-            is the verdict which release reads.
+        out: folder for verdict.json, per_image.parquet, report.html, preview.jpg, blind/ and blind_key.json. If it is
+            `reports/ab` of the training root, a subfolder named by the test's id is made there and `current.json`
+            points to it: that is the verdict which release reads.
 
     Raises:
-        PipelineError: a SPEC or the customers cannot be read, or neither model made a picture.
+        PipelineError: a SPEC or the customers cannot be read, or there is no photo that both models drew.
     """
     candidate = resolve(new, settings, profile)
     other = opponent(candidate, settings) if old == "production" else old
     contenders = {"old": resolve(other, settings, profile), "new": candidate}
-    cases = _customer_cases(customers, settings, profile) if customers else _validation_cases(settings, profile)
-    identifier = _identifier(contenders, cases, judges_version(settings, profile), profile)
+    photos = _customer_photos(customers, settings, profile) if customers else _validation_photos(settings, profile)
+    identifier = _identifier(contenders, photos, judges_version(settings, profile), profile)
     managed = out.absolute() == (settings.reports / "ab").absolute()
     folder = out / identifier if managed else out
-    done = _reusable(folder, identifier)
-    if done is not None:
-        if managed:
-            write_pointer(out, identifier, done.version, done.verdict, folder)
-        return done
+    done = reusable(folder, identifier)
+    if done is None:
+        done = _run(folder, identifier, contenders, photos, settings, profile)
+    if managed:
+        write_pointer(out, identifier, done.version, done.verdict, folder)
+    return done
+
+
+def _run(
+    folder: Path,
+    identifier: str,
+    contenders: dict[str, Contender],
+    photos: _Photos,
+    settings: Settings,
+    profile: Profile,
+) -> VerdictResult:
     judges = load_judges(settings, profile, sets=False)
-    measured = {name: Measurements() for name in contenders}
-    rows: list[dict[str, Any]] = []
-    sheet: list[list[np.ndarray]] = []
-    with tqdm(total=cases.total, desc="A/B test", unit="image") as bar:
-        for batch in cases.batches:
-            _run_batch(batch, contenders, judges, measured, cases.left_out, rows, sheet)
-            bar.update(len(batch))
-    if not measured["new"].rows:
+    ledger = Ledger(_unfinished(folder, identifier), MODELS)
+    lost = dict(ledger.left_out)
+    with tqdm(total=len(photos.ids), initial=len(ledger.done), desc="A/B test", unit="image") as bar:
+        for cases in photos.batches(ledger.done, lost):
+            _run_batch(cases, contenders, judges, ledger, lost)
+            bar.update(len(cases))
+    left_out = photos.left_out | lost
+    if not ledger.rows["new"]:
+        ledger.close()
         raise PipelineError(
             "no photo was drawn by both models",
-            file=customers or settings.catalog_path,
-            remedy="; ".join(f"{name}: {reason}" for name, reason in list(cases.left_out.items())[:3]) or "add photos",
+            remedy="; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:3]) or "add photos",
         )
-    frames = {name: values.frame() for name, values in measured.items()}
+    frames = {name: pd.DataFrame(rows) for name, rows in ledger.rows.items()}
     identity = _identity_column(frames)
+    failures = sum(name.startswith(FAILED) for name in ledger.left_out)
     decision = decide(
         frames["new"]["person"].to_numpy(str),
         frames["old"]["lpips_hair"].to_numpy(float),
@@ -123,49 +122,65 @@ def run_ab_test(
         frames["old"][identity].to_numpy(float),
         frames["new"][identity].to_numpy(float),
         profile.ab_test,
+        failures=failures,
     )
-    results = {name: summarise(values, judges) for name, values in measured.items()}
-    result = _write(folder, identifier, decision, identity, results, frames, contenders, cases, rows, sheet, profile)
-    if managed:
-        write_pointer(out, identifier, contenders["new"].version, decision.verdict, folder)
+    results = {name: summarise(ledger.measurements(name), judges) for name in MODELS}
+    told = Photos(photos.origin, photos.fingerprint, left_out, failures)
+    result = write_verdict(folder, identifier, decision, identity, results, frames, contenders, told, ledger, profile)
+    ledger.close()
     return result
 
 
-def _customer_cases(folder: Path, settings: Settings, profile: Profile) -> _Cases:
-    customers = read_customers(folder, settings, profile.processing.size)
-    left_out = dict(customers.missing)
-    left_out |= {f"{name}, identity only": reason for name, reason in customers.no_identity.items()}
-    samples = customers.samples
-
-    def batches() -> Iterator[list[Case]]:
-        size = profile.evaluation.batch_size
-        for start in range(0, len(samples), size):
-            chunk = samples[start : start + size]
-            yield [make_case(s, s, customers.embeddings.get(s.image_id), (None, None), profile) for s in chunk]
-
-    fingerprint = files.hash_bytes(*(part for s in samples for part in (s.image_id, s.image.tobytes())))
-    return _Cases(len(samples), batches(), f"customers in {folder.name}", left_out, fingerprint)
+FAILED = "new model: "
+"""Beginning of an entry under Left out, where it is the new model that failed."""
 
 
-def _validation_cases(settings: Settings, profile: Profile) -> _Cases:
+def _unfinished(folder: Path, identifier: str) -> Path:
+    """Where this test's finished photos are kept; those of another test in the same folder are dropped."""
+    own = folder / f".{identifier}.unfinished"
+    for other in folder.glob(".*.unfinished"):
+        if other != own:
+            shutil.rmtree(other, ignore_errors=True)
+    return own
+
+
+def _customer_photos(folder: Path, settings: Settings, profile: Profile) -> _Photos:
+    customers = find_customers(folder, settings)
+    content = fingerprint(customers)
+
+    def batches(done: set[str], lost: dict[str, str]) -> Iterator[list[Case]]:
+        problems = Problems()
+        remaining = [customer for customer in customers if f"{customer.id}|{customer.id}" not in done]
+        for batch in customer_cases(remaining, profile, problems):
+            lost |= problems.as_lines()
+            yield batch
+        lost |= problems.as_lines()
+
+    return _Photos([c.id for c in customers], batches, f"customers in {folder.name}", {}, content)
+
+
+def _validation_photos(settings: Settings, profile: Profile) -> _Photos:
     styles = read_style_vectors(settings.processed / "style_vectors")
     identities = read_reliable_identities(settings.processed / "identity_embeddings")
     plan = plan_validation(read_catalog(settings.catalog_path), styles, profile.evaluation.max_images)
-    left_out = dict(plan.left_out)
-    pairs = [(index, index) for index in range(len(plan.rows))]
-    fingerprint = files.hash_bytes(json.dumps(plan.rows[["image_id", "content_hash"]].to_numpy().tolist()))
-    batches = load_cases(plan, pairs, identities, settings, profile, left_out)
+    ids = [str(name) for name in plan.rows["image_id"]]
+    content = files.hash_bytes(json.dumps(plan.rows[["image_id", "content_hash"]].to_numpy().tolist()))
+
+    def batches(done: set[str], lost: dict[str, str]) -> Iterator[list[Case]]:
+        pairs = [(index, index) for index, name in enumerate(ids) if f"{name}|{name}" not in done]
+        return load_cases(plan, pairs, identities, settings, profile, lost)
+
     origin = "held-out validation people, because no customers folder is set"
-    return _Cases(len(pairs), batches, origin, left_out, fingerprint)
+    return _Photos(ids, batches, origin, dict(plan.left_out), content)
 
 
-def _identifier(contenders: dict[str, Contender], cases: _Cases, judges: str, profile: Profile) -> str:
+def _identifier(contenders: dict[str, Contender], photos: _Photos, judges: str, profile: Profile) -> str:
     """12 hex digits over both models, the photos, the judges and the settings."""
     return files.hash_bytes(
         str(SCHEMA),
         contenders["old"].version,
         contenders["new"].version,
-        cases.fingerprint,
+        photos.fingerprint,
         profile.ab_test.model_dump_json(),
         profile.evaluation.model_dump_json(),
         profile.processing.bald.model_dump_json(),
@@ -173,160 +188,35 @@ def _identifier(contenders: dict[str, Contender], cases: _Cases, judges: str, pr
     )[:12]
 
 
-def _reusable(folder: Path, identifier: str) -> VerdictResult | None:
-    """The same test, finished before."""
-    path = folder / "verdict.json"
-    if not all((folder / name).exists() for name in ("verdict.json", "report.html", "preview.jpg")):
-        return None
-    data = files.read_json(path)
-    if data.get("id") != identifier or data.get("schema") != SCHEMA:
-        return None
-    return _result(folder, data)
-
-
-def _result(folder: Path, data: dict[str, Any]) -> VerdictResult:
-    """What a verdict.json says."""
-    numbers: dict[str, float | None] = {name: entry["value"] for name, entry in data["numbers"].items()}
-    numbers |= {f"{key}_new": entry["value"] for key, entry in data["metrics"].items()}
-    numbers |= {f"{key}_old": (entry["baseline"] or {}).get("value") for key, entry in data["metrics"].items()}
-    return VerdictResult(
-        verdict=data["verdict"],
-        reasons=data["reasons"],
-        folder=folder,
-        report_path=folder / "report.html",
-        numbers=numbers,
-        preview=folder / "preview.jpg",
-        data_version=data["data_version"],
-        id=data["id"],
-        version=data["new"]["version"],
-    )
-
-
 def _run_batch(
-    cases: list[Case],
-    contenders: dict[str, Contender],
-    judges: Judges,
-    measured: dict[str, Measurements],
-    left_out: dict[str, str],
-    rows: list[dict[str, Any]],
-    sheet: list[list[np.ndarray]],
+    cases: list[Case], contenders: dict[str, Contender], judges: Judges, ledger: Ledger, lost: dict[str, str]
 ) -> None:
-    """Draw a batch with both models and measure what both have drawn."""
+    """Draw a batch with both models, measure what both have drawn, and save it."""
+    if not cases:
+        return
     drawn = {name: contender.draw(cases) for name, contender in contenders.items()}
     both: list[int] = []
     for i, case in enumerate(cases):
-        reasons = [drawing for drawings in drawn.values() if isinstance(drawing := drawings[i], str)]
-        if reasons:
-            left_out[case.sample.image_id] = reasons[0]
+        old, new = drawn["old"][i], drawn["new"][i]
+        if isinstance(new, str):
+            whose = FAILED if isinstance(contenders["new"], ModelContender) else ""
+            lost[f"{whose}{case.sample.image_id}"] = new
+        elif isinstance(old, str):
+            lost[case.sample.image_id] = old
         else:
             both.append(i)
-    if not both:
-        return
     kept = [cases[i] for i in both]
     pairs = {name: [d for i in both if isinstance(d := drawings[i], Drawing)] for name, drawings in drawn.items()}
-    for name, drawings in pairs.items():
-        measure(kept, drawings, judges, measured[name])
-    for i, case in enumerate(kept):
-        cells = [case.sample.image, case.bald, pairs["old"][i].final, pairs["new"][i].final]
-        if len(rows) < GRID_ROWS:
-            numbers = {name: values.rows[len(values.rows) - len(kept) + i] for name, values in measured.items()}
-            rows.append(
-                {
-                    "image_id": case.sample.image_id,
-                    "pictures": [pictures.data_uri(cell) for cell in cells],
-                    "lines": _lines(numbers["old"], numbers["new"]),
-                }
-            )
-        if len(sheet) < 3:
-            sheet.append(cells)
-
-
-def _lines(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    names = (("hair distance", "lpips_hair"), ("identity", "identity_raw"), ("halo", "halo"))
-    return [
-        f"{title} {number(old[column], 3)} → {number(new[column], 3)}"
-        for title, column in names
-        if np.isfinite(old[column]) and np.isfinite(new[column])
-    ]
+    measured = measure(kept, pairs, judges) if kept else {}
+    shown = len(ledger.rows["new"])
+    for i, case in enumerate(kept[: max(0, SHOWN_PHOTOS - shown)]):
+        finals = {name: drawings[i].final for name, drawings in pairs.items()}
+        ledger.keep(case.key, {"photo": case.sample.image, "bald": case.bald} | finals, side=PICTURE_SIDE)
+        if (seams := pictures.seam_strip(case, finals["old"], finals["new"])) is not None:
+            ledger.keep(case.key, {"seams": seams}, side=seams.shape[1])
+    ledger.add([case.key for case in cases], measured, lost)
 
 
 def _identity_column(frames: dict[str, pd.DataFrame]) -> str:
     """Identity before paste-back, which is the models' own doing; after it where one has finished pictures only."""
     return "identity_raw" if all(np.isfinite(frame["identity_raw"]).any() for frame in frames.values()) else "identity"
-
-
-def _write(
-    folder: Path,
-    identifier: str,
-    decision: Decision,
-    identity: str,
-    results: dict[str, dict[str, Result]],
-    frames: dict[str, pd.DataFrame],
-    contenders: dict[str, Contender],
-    cases: _Cases,
-    rows: list[dict[str, Any]],
-    sheet: list[list[np.ndarray]],
-    profile: Profile,
-) -> VerdictResult:
-    """Write all files of the test; verdict.json last."""
-    table = pd.concat([frame.assign(model=name) for name, frame in frames.items()], ignore_index=True)
-    with files.atomic_path(folder / "per_image.parquet") as path:
-        table.to_parquet(path, index=False)
-    new, old = contenders["new"], contenders["old"]
-    metrics = {results["new"][n].key: as_json(results["new"][n], results["old"][n]) for n in SHOWN}
-    numbers = decision_numbers(decision)
-    people = int(frames["new"]["person"].nunique())
-    notes = warnings(results["new"], cases.origin, cases.left_out, people)
-    about = environment()
-    provenance = {
-        "New": f"{new.label} ({new.version})",
-        "Old": f"{old.label} ({old.version})",
-        "Photos": f"{cases.origin}; content {cases.fingerprint[:16]}",
-        "Sampler": f"{profile.evaluation.steps} steps, guidance {profile.evaluation.guidance_scale}, same seeds",
-        "Profile": profile.name,
-        "Code": str(about["git_commit"] or "not a git checkout"),
-    }
-    pictures.write_preview(sheet, folder / "preview.jpg")
-    from_raw = "before" if identity == "identity_raw" else "after"
-    write_page(
-        "ab.html.j2",
-        folder / "report.html",
-        id=identifier,
-        new=new,
-        old=old,
-        images=len(frames["new"]),
-        people=people,
-        cases_from=cases.origin,
-        made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        verdict=decision.verdict,
-        reasons=decision.reasons,
-        sign_off=f"uv run hair-pipeline registry sign-off {new.version} --reviewer NAME --decision approve",
-        warnings=notes,
-        decision=decision_rows(decision, from_raw, results["new"]["lpips_hair"].metric.title, profile.ab_test),
-        metrics=[for_page(results["new"][name], results["old"][name]) for name in SHOWN],
-        rows=rows,
-        left_out=cases.left_out,
-        rule=rule_text(profile.ab_test),
-        provenance=provenance,
-    )
-    data_version = files.hash_bytes(identifier, decision.verdict, json.dumps(metrics, sort_keys=True))
-    content = {
-        "schema": SCHEMA,
-        "id": identifier,
-        "verdict": decision.verdict,
-        "reasons": decision.reasons,
-        "old": {"label": old.label, "version": old.version},
-        "new": {"label": new.label, "version": new.version},
-        "photos": cases.origin,
-        "images": len(frames["new"]),
-        "people": decision.people,
-        "left_out": cases.left_out,
-        "identity_measured": f"{from_raw} paste-back",
-        "numbers": numbers,
-        "metrics": metrics,
-        "rule": rule_text(profile.ab_test),
-        "data_version": data_version,
-        "provenance": provenance,
-    }
-    files.write_json(folder / "verdict.json", content)
-    return _result(folder, content)

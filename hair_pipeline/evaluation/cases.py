@@ -30,6 +30,7 @@ class Case:
         sample: the photo with its masks. reference: whose hair is asked for (the sample itself, or another person).
         identity: training_face's embedding (512,) to condition on, None when there is none that can be trusted.
         curl, bangs: class indices of the reference, None when its label lacks them.
+        own_curl: class index of the photo's own hair, None when its label lacks it.
         bald: the photo without hair. repaint_mask: where it was removed and is drawn anew, bool (S, S).
         seed: of the noise.
     """
@@ -42,6 +43,12 @@ class Case:
     bald: np.ndarray
     repaint_mask: np.ndarray
     seed: int
+    own_curl: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Tells the cases of one report apart."""
+        return f"{self.sample.image_id}|{self.reference.image_id}"
 
     @property
     def transfer(self) -> bool:
@@ -60,11 +67,13 @@ def make_case(
     identity: np.ndarray | None,
     classes: tuple[int | None, int | None],
     profile: Profile,
+    *,
+    own_curl: int | None = None,
 ) -> Case:
     """Remove the sample's hair and fix its seed, which depends on photo, reference and profile alone."""
     bald, repaint = make_bald(sample.image, sample.hair_mask, sample.face_mask, profile.processing.bald)
     seed = int(hash_bytes(sample.image_id, reference.image_id, str(profile.evaluation.seed))[:8], 16)
-    return Case(sample, reference, identity, *classes, bald, repaint, seed)
+    return Case(sample, reference, identity, *classes, bald, repaint, seed, own_curl)
 
 
 @dataclass(frozen=True)
@@ -155,5 +164,6 @@ def load_cases(
                 continue
             vector = identities.get(sample.image_id)
             identity = None if vector is None else vector.numpy()
-            batch.append(make_case(sample, reference, identity, classes_of(reference_row), profile))
+            own_curl = classes_of(row)[0]
+            batch.append(make_case(sample, reference, identity, classes_of(reference_row), profile, own_curl=own_curl))
         yield batch

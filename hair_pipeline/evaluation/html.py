@@ -6,6 +6,7 @@ computation of a metric.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,18 @@ def interval_rows(estimates: list[dict[str, Any] | None]) -> list[dict[str, floa
         high = mid if estimate.get("ci_high") is None else estimate["ci_high"]
         rows.append({"low": place(low), "mid": place(mid), "high": place(high)})
     return rows
+
+
+def sparkline(values: Sequence[float | None]) -> list[tuple[float, float]]:
+    """Points of a line through the values on a canvas of 110 x 26 pixels; missing ones are skipped."""
+    known = [(i, value) for i, value in enumerate(values) if value is not None]
+    least = min(value for _, value in known)
+    span = max(value for _, value in known) - least
+    step = 98 / max(1, len(values) - 1)
+    return [
+        (round(6 + i * step, 1), round(13.0 if span < 1e-12 else 21 - (value - least) / span * 16, 1))
+        for i, value in known
+    ]
 
 
 def write_page(template: str, path: Path, **values: Any) -> Path:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import onnx
 import torch
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import hash_bytes
 from hair_pipeline.models.feature_extractor import load_feature_extractor
 from hair_pipeline.models.perceptual import load_perceptual
-from hair_pipeline.models.recogniser import load_recogniser, recogniser_path
+from hair_pipeline.models.recogniser import CROP, load_recogniser, recogniser_path
 from hair_pipeline.models.style_classifier import StyleClassifier
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
@@ -24,6 +26,7 @@ from hair_pipeline.training.runs import current
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+SAME_AS_LOSS = "The judge is the recogniser that the identity loss trained against."
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,10 @@ class Judge(Generic[T]):
 
 @dataclass(frozen=True)
 class Judges:
-    """All judges of a report, on `device`."""
+    """All judges of a report, on `device`. `second` is the loss's own recogniser where `recogniser` is another one."""
 
     recogniser: Judge[Any]
+    second: Judge[Any]
     perceptual: Judge[Any]
     classifier: Judge[Any]
     extractor: Judge[Any]
@@ -65,6 +69,7 @@ def load_judges(settings: Settings, profile: Profile, *, sets: bool = True) -> J
     no_sets: Judge[Any] = Judge(None, "none", reason="distances between sets were not asked for")
     return Judges(
         recogniser=_or_reason(_recogniser, settings, profile, device),
+        second=_or_reason(_second_recogniser, settings, profile, device),
         perceptual=_or_reason(_perceptual, settings, profile, device),
         classifier=_or_reason(_classifier, settings, profile, device),
         extractor=_or_reason(_extractor, settings, profile, device) if sets else no_sets,
@@ -91,14 +96,53 @@ def _or_reason(load: Any, settings: Settings, profile: Profile, device: torch.de
 
 
 def _recogniser(settings: Settings, profile: Profile, device: torch.device) -> Judge[Any]:
-    own = recogniser_path(settings, profile, which="evaluation")
-    path = own or recogniser_path(settings, profile, which="loss")
+    """The configured evaluation recogniser; without one, the loss's own, which the note says."""
+    own = profile.models.evaluation_recogniser is not None
+    path = recogniser_path(settings, profile, which="evaluation" if own else "loss")
     if path is None:
         return Judge(None, "none", reason="no face recogniser is available (see the log of face-recogniser)")
-    note = "The judge is the recogniser that the identity loss trained against." if own is None else ""
+    other = "The judge is not the recogniser that the identity loss trained against."
+    if own and path == recogniser_path(settings, profile, which="loss"):
+        own = False
+    return _recogniser_judge(path, settings, device, other if own else SAME_AS_LOSS)
+
+
+def _second_recogniser(settings: Settings, profile: Profile, device: torch.device) -> Judge[Any]:
+    """The loss's own recogniser, beside another one that judges."""
+    path = recogniser_path(settings, profile, which="loss")
+    if profile.models.evaluation_recogniser is None or path is None:
+        return Judge(None, "none", reason="no second recogniser is configured (models.evaluation_recogniser)")
+    if path == recogniser_path(settings, profile, which="evaluation"):
+        return Judge(None, "none", reason="models.evaluation_recogniser is the loss's own recogniser")
+    return _recogniser_judge(path, settings, device, "The identity loss trained against this recogniser.")
+
+
+def _recogniser_judge(path: Path, settings: Settings, device: torch.device, note: str) -> Judge[Any]:
+    path = recogniser_of_pack(path) if path.is_dir() else path
     stand_in = path.is_relative_to(settings.base_dir)
     name = f"stand-in {path.stem}" if stand_in else path.stem
     return Judge(load_recogniser(path).to(device).eval(), name, stand_in, note=note)
+
+
+def recogniser_of_pack(folder: Path) -> Path:
+    """The recogniser among an insightface pack's ONNX files: the one that takes 3 x 112 x 112 and gives a long vector.
+
+    (A pack's attribute and landmark networks take other sizes or give a few numbers.)
+
+    Raises:
+        PipelineError: there is none.
+    """
+    for path in sorted(folder.glob("*.onnx")):
+        graph = onnx.load(path, load_external_data=False).graph
+        shape = [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim]
+        output = [d.dim_value for d in graph.output[0].type.tensor_type.shape.dim]
+        if shape[1:] == [3, CROP, CROP] and len(output) == 2 and output[1] >= 64:
+            return path
+    raise PipelineError(
+        "holds no face recogniser (an ONNX with input N x 3 x 112 x 112)",
+        file=folder,
+        remedy="give an insightface pack such as buffalo_l, or one ONNX file",
+    )
 
 
 def _perceptual(settings: Settings, profile: Profile, device: torch.device) -> Judge[Any]:

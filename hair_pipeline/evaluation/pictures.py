@@ -12,9 +12,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from hair_pipeline.evaluation.cases import Case
+from hair_pipeline.evaluation.regions import seam_places
 from hair_pipeline.files import encode_image, write_bytes
 
 THUMBNAIL_SIDE = 224
+SEAM_SIDE = 150
+"""Side at which an enlarged place is shown, pixels."""
 PREVIEW_BYTES = 20_000
 
 
@@ -31,6 +35,34 @@ def shrink(image: np.ndarray, side: int) -> np.ndarray:
 def data_uri(image: np.ndarray, side: int = THUMBNAIL_SIDE, quality: int = 84) -> str:
     """A JPEG thumbnail as a data URI, to stand in a page that loads nothing."""
     return "data:image/jpeg;base64," + base64.b64encode(encode_image(shrink(image, side), ".jpg", quality)).decode()
+
+
+def hair_on_gray(case: Case) -> np.ndarray:
+    """The reference's hair alone, (S, S, 3) uint8."""
+    reference = case.reference
+    return np.where(reference.hair_mask[..., None], reference.image, np.uint8(235))
+
+
+def seam_strip(case: Case, *outputs: np.ndarray) -> np.ndarray | None:
+    """Forehead, ears and hair roots enlarged, side by side: the photo's above, each output's below.
+
+    Args:
+        outputs: uint8 RGB (S, S, 3).
+
+    Returns:
+        uint8 (154 (1 + len(outputs)), 616, 3), white lines between the places; None where there is no face.
+    """
+    sample = case.sample
+    places = seam_places(sample.hair_mask, sample.face_mask, sample.box)
+    if not places:
+        return None
+
+    def enlarged(image: np.ndarray) -> np.ndarray:
+        cuts = [image[y : y + side, x : x + side] for x, y, side in places]
+        large = [cv2.resize(cut, (SEAM_SIDE, SEAM_SIDE), interpolation=cv2.INTER_CUBIC) for cut in cuts]
+        return np.hstack([np.pad(cut, ((0, 4), (0, 4), (0, 0)), constant_values=255) for cut in large])
+
+    return np.vstack([enlarged(image) for image in (sample.image, *outputs)])
 
 
 def write_preview(rows: Sequence[Sequence[np.ndarray]], path: Path) -> Path:

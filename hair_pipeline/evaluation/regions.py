@@ -35,6 +35,12 @@ def boundary_ring(hair_mask: np.ndarray, face_mask: np.ndarray) -> np.ndarray:
     return grown(hair_mask, radius) & grown(other, radius)
 
 
+def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """(x, y, width, height) of the smallest box around the mask, which must not be empty."""
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    return x, y, width, height
+
+
 def bounding_square(mask: np.ndarray, margin: float = 0.05) -> tuple[int, int, int]:
     """(x, y, side) of the smallest square around the mask with a margin, inside the image (H = W).
 
@@ -64,3 +70,33 @@ def mask_crop(mask: np.ndarray, side: int) -> np.ndarray:
     x, y, extent = bounding_square(mask)
     crop = mask[y : y + extent, x : x + extent].astype(np.float32)
     return cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA) > 0.5
+
+
+SEAM_PLACES = ("Forehead", "Left ear", "Right ear", "Hair roots")
+SEAM_SIDE = 0.42
+"""Side of an enlarged place, in face heights."""
+
+
+def seam_places(hair_mask: np.ndarray, face_mask: np.ndarray, box: np.ndarray | None) -> list[tuple[int, int, int]]:
+    """Where people look for seams: forehead, both ears, hair roots (the top of the head).
+
+    Args:
+        hair_mask, face_mask: bool (H, W) with H = W. box: (4,) of the face; without one, the face mask's.
+
+    Returns:
+        One square (x, y, side) inside the image per entry of `SEAM_PLACES`; empty where there is no face.
+    """
+    if box is None and not face_mask.any():
+        return []
+    if box is None:
+        x, y, width, height = bounding_box(face_mask)
+        box = np.array([x, y, x + width, y + height])
+    x1, y1, x2, y2 = (float(value) for value in box)
+    side = int(np.clip(round(SEAM_SIDE * (y2 - y1)), 8, hair_mask.shape[0]))
+    middle = round((x1 + x2) / 2)
+    column = hair_mask[:, int(np.clip(middle, 0, hair_mask.shape[1] - 1))]
+    crown = float(np.argmax(column)) if column.any() else y1 - side / 2
+    row = (y1 + y2) / 2
+    centres = ((middle, y1), (x1, row), (x2, row), (middle, crown + side / 3))
+    limit = hair_mask.shape[0] - side
+    return [(int(np.clip(cx - side / 2, 0, limit)), int(np.clip(cy - side / 2, 0, limit)), side) for cx, cy in centres]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import special  # type: ignore[import-untyped]
@@ -44,10 +45,16 @@ def missing(reason: str) -> Estimate:
     return Estimate(None, reason=reason)
 
 
+@lru_cache(maxsize=8)
 def cluster_weights(clusters: int, samples: int, seed: int) -> np.ndarray:
-    """Bootstrap draws over `clusters` persons: int64 (samples, clusters), how often each person was drawn."""
+    """Bootstrap draws over `clusters` persons: int64 (samples, clusters), how often each person was drawn.
+
+    The array is shared between calls and cannot be written to.
+    """
     rng = np.random.default_rng(seed)
-    return rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=samples)
+    weights = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=samples)
+    weights.setflags(write=False)
+    return weights
 
 
 def cluster_sums(values: np.ndarray, people: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

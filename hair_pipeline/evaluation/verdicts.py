@@ -1,6 +1,6 @@
-"""Finding and reading the verdict of an A/B test again, from disk: what release decides by.
+"""Finding and reading the evaluation and the A/B verdict again, from disk: what release decides by.
 
-Belongs here: the pointer `reports/ab/current.json` and the checks on what it points to. Does not belong here:
+Belongs here: the pointer `reports/ab/current.json`, and the checks on what release rests on. Does not belong here:
 making a verdict (`ab_test`, `ab_rule`).
 """
 
@@ -12,9 +12,12 @@ from typing import Any
 
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.evaluation.schema import read_metrics
 from hair_pipeline.settings import Settings
 
 POINTER = "current.json"
+REQUIRED = ("identity_raw", "lpips_hair", "curl_accuracy", "halo", "leakage_swap", "untouched_changed")
+"""Metrics without which nothing is released: each must have been measured."""
 REMEDY = "materialise ab_verdict for this model, or run: uv run hair-pipeline ab-test --help"
 
 
@@ -77,6 +80,36 @@ def read_verdict(settings: Settings, version: str) -> VerdictRecord:
             f"the last A/B test judged version {record.version}, not {version}", file=pointer_path, remedy=REMEDY
         )
     return record
+
+
+def require_evaluation(settings: Settings, version: str) -> None:
+    """The validation report of `version`, which must be whole.
+
+    Raises:
+        PipelineError: there is none; one of the `REQUIRED` metrics could not be measured; or bytes outside the mask
+            were changed.
+    """
+    path = settings.reports / "eval" / version / "metrics.json"
+    if not path.exists():
+        raise PipelineError(
+            f"version {version} has not been evaluated", file=path, remedy="materialise eval_report for this model"
+        )
+    metrics = read_metrics(path).metrics
+    for name in REQUIRED:
+        entry = metrics.get(name) or metrics.get(f"{name}_stand_in")
+        if entry is None or entry.value is None:
+            why = "is not in the report" if entry is None else f"could not be measured: {entry.reason}"
+            raise PipelineError(
+                f"version {version} may not be released: {name} {why}",
+                file=path,
+                remedy="mend the cause and materialise eval_report again",
+            )
+    if not metrics["untouched_changed"].passed:
+        raise PipelineError(
+            f"version {version} may not be released: it changes bytes outside the mask",
+            file=path,
+            remedy="look at paste-back; per_image.parquet names the photos",
+        )
 
 
 def require_approval(settings: Settings, version: str) -> VerdictRecord:

@@ -1,56 +1,161 @@
-"""Telling the server that another version is in production: the configured command, with a time limit.
+"""Telling the server that another version is in production: its config file, its restart, its health.
 
-Belongs here: running `release.deploy_command`. Does not belong here: deciding what is deployed (`registry`).
+Belongs here: the three steps of `profile.release`, each with a time limit. Does not belong here: deciding what is
+deployed, and going back when a step fails (`registry`).
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
 
+from jinja2 import Environment, StrictUndefined, TemplateError
+
+from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.profile import ReleaseConfig
 
 log = logging.getLogger(__name__)
 
+REMEDY = "correct release.{} in the profile, or mend the server; then promote again"
+POLL_SECONDS = 0.5
+MAX_ANSWER_BYTES = 1_000_000
 
-def deploy(version: str, config: ReleaseConfig) -> bool:
-    """Run the profile's deploy command, if there is one; `HAIR_PIPELINE_VERSION` holds the version.
 
-    The command is a list of words and runs without a shell.
+def deploy(version: str | None, folder: Path | None, config: ReleaseConfig) -> list[str]:
+    """Write the server's config, run the restart commands, then wait until the server is healthy.
+
+    Args:
+        version: now in production; None when nothing is any more.
+        folder: the version's exported folder. config: what is to be done; all of it is optional.
 
     Returns:
-        Whether there was a command to run.
+        What was done, in words; empty when nothing is configured.
 
     Raises:
-        PipelineError: it cannot be started, fails, or takes longer than `deploy_timeout`.
+        PipelineError: a step failed, or took longer than its limit.
     """
-    if not config.deploy_command:
-        return False
-    words = list(config.deploy_command)
-    remedy = "correct release.deploy_command in the profile, or mend the server; then promote again"
+    done = []
+    if config.server_config is not None:
+        write_server_config(version, folder, config)
+        done.append(f"wrote {config.server_config}")
+    for command in config.restart_commands:
+        _run(command, version, config.restart_timeout, "restart_commands")
+        done.append(f"ran {' '.join(command)}")
+    if version is not None and (config.health_url or config.health_command):
+        _wait_until_healthy(version, config)
+        done.append("the server is healthy")
+    for line in done:
+        log.info("deploying %s: %s", version, line)
+    return done
+
+
+def write_server_config(version: str | None, folder: Path | None, config: ReleaseConfig) -> None:
+    """Write `server_config` from `server_template`, atomically; JSON with the same names where there is none.
+
+    A template sees `version` and `folder` (absolute); the same version always gives the same file.
+
+    Raises:
+        PipelineError: the template cannot be read or rendered, or the file cannot be written.
+    """
+    assert config.server_config is not None
+    values = {"version": version, "folder": None if folder is None else str(folder.absolute())}
+    if config.server_template is None:
+        files.write_json(config.server_config, values)
+        return
     try:
-        done = subprocess.run(
-            words,
-            env=os.environ | {"HAIR_PIPELINE_VERSION": version},
-            timeout=config.deploy_timeout,
-            capture_output=True,
-            text=True,
-            check=False,
+        template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
+            config.server_template.read_text(encoding="utf-8")
         )
-    except subprocess.TimeoutExpired as error:
-        raise PipelineError(
-            f"the deploy command did not end within {config.deploy_timeout:g} s", file=words[0], remedy=remedy
-        ) from error
+        text = template.render(**values)
     except OSError as error:
         raise PipelineError(
-            f"the deploy command cannot be started ({error.strerror})", file=words[0], remedy=remedy
+            f"the template cannot be read ({error.strerror})",
+            file=config.server_template,
+            remedy=REMEDY.format("server_template"),
         ) from error
-    if done.returncode != 0:
-        tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-5:])
+    except (TemplateError, UnicodeDecodeError) as error:
         raise PipelineError(
-            f"the deploy command failed with exit status {done.returncode}: {tail}", file=words[0], remedy=remedy
+            f"the template cannot be rendered ({error})",
+            file=config.server_template,
+            remedy="it may use {{ version }} and {{ folder }}",
+        ) from error
+    files.write_bytes(config.server_config, text.encode())
+
+
+def _run(words: Sequence[str], version: str | None, timeout: float, option: str) -> None:
+    """Run a command without a shell; `HAIR_PIPELINE_VERSION` holds the version.
+
+    Its output goes to a file, so that a server it leaves running in the background does not keep it waiting.
+    """
+    remedy = REMEDY.format(option)
+    with tempfile.TemporaryFile() as output:
+        try:
+            done = subprocess.run(
+                list(words),
+                env=os.environ | {"HAIR_PIPELINE_VERSION": version or ""},
+                timeout=timeout,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise PipelineError(
+                f"{' '.join(words)} did not end within {timeout:g} s", file=words[0], remedy=remedy
+            ) from error
+        except OSError as error:
+            raise PipelineError(f"cannot be started ({error.strerror})", file=words[0], remedy=remedy) from error
+        output.seek(0)
+        tail = "\n".join(output.read().decode(errors="replace").strip().splitlines()[-5:])
+    if done.returncode != 0:
+        raise PipelineError(
+            f"{' '.join(words)} failed with exit status {done.returncode}: {tail}", file=words[0], remedy=remedy
         )
-    log.info("deployed %s", version)
-    return True
+
+
+def _wait_until_healthy(version: str, config: ReleaseConfig) -> None:
+    """Ask again and again until the server answers well, or `health_timeout` is over."""
+    deadline = time.monotonic() + config.health_timeout
+    while True:
+        problem = _problem(version, config, max(1.0, deadline - time.monotonic()))
+        if problem is None:
+            return
+        if time.monotonic() >= deadline:
+            raise PipelineError(
+                f"the server is not healthy after {config.health_timeout:g} s: {problem}",
+                file=config.health_url or config.health_command[0],
+                remedy="look at the server's log; then promote again",
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _problem(version: str, config: ReleaseConfig, seconds: float) -> str | None:
+    """What is wrong now, or None."""
+    if config.health_command:
+        try:
+            _run(config.health_command, version, seconds, "health_command")
+        except PipelineError as error:
+            return error.what
+    return None if config.health_url is None else _url_problem(config.health_url, version, seconds)
+
+
+def _url_problem(url: str, version: str, seconds: float) -> str | None:
+    try:
+        with urllib.request.urlopen(url, timeout=min(seconds, 10.0)) as answer:
+            body = answer.read(MAX_ANSWER_BYTES)
+    except (OSError, ValueError) as error:  # URLError, HTTPError and timeouts are OSErrors
+        return f"{url}: {error}"
+    try:
+        said = json.loads(body)
+    except ValueError:
+        return None
+    serving = said.get("version") if isinstance(said, dict) else None
+    return None if serving in (None, version) else f"{url} serves version {serving}, not {version}"

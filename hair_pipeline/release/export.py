@@ -3,12 +3,14 @@
 Belongs here: which files a version consists of. Does not belong here: whether it goes into production (`registry`).
 
 A version is the folder `checkpoints/versions/<version>/`:
-    model_index.json, unet/, vae/, scheduler/, ...   a complete pipeline; unet/ is the UNet with the LoRA merged
+    model_index.json, unet/, vae/, scheduler/, ...   a complete pipeline; unet/ is the UNet with the LoRA merged, in
+                                                     fp32 and, as the variant "fp16", in half precision
     adapters/                                        LoRA, IP-Adapter and style projection in diffusers format
     style_patch_encoder.pt                           photo's hair -> style vector
     hair_pipeline.json, README.md                    how to call it; the model card
-`checkpoints/unet_hair_inpainting.safetensors` (with config.json) and `checkpoints/style_patch_encoder.pt` are the
-files of the version exported last; `versions/<version>.json` holds each version's hashes.
+`checkpoints/unet_hair_inpainting.safetensors` (fp16: `unet_hair_inpainting.fp16.safetensors`; with config.json),
+`checkpoints/style_patch_encoder.pt` and `checkpoints/adapters/` are the files of the version exported last;
+`versions/<version>.json` holds each version's hashes.
 """
 
 from __future__ import annotations
@@ -19,10 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+
 from hair_pipeline import files
+from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.contenders import VERSION_DIGITS
 from hair_pipeline.evaluation.styles import ENCODER_FILE, export_styles
-from hair_pipeline.evaluation.verdicts import VerdictRecord, require_approval
+from hair_pipeline.evaluation.verdicts import VerdictRecord, require_approval, require_evaluation
 from hair_pipeline.models.base import base_reference, load_base
 from hair_pipeline.models.pipeline import HairInpaintPipeline
 from hair_pipeline.profile import Profile
@@ -31,7 +36,8 @@ from hair_pipeline.release.registry import EXPORTED
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.runs import TrainResult, current, environment, fresh_folder
 
-UNET_FILE = "unet_hair_inpainting.safetensors"
+UNET_FILE, HALF_UNET_FILE = "unet_hair_inpainting.safetensors", "unet_hair_inpainting.fp16.safetensors"
+WEIGHTS = "diffusion_pytorch_model{}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -57,10 +63,12 @@ def export_weights(settings: Settings, profile: Profile) -> ExportResult:
     """Write the current Stage 2 model as a version. A version that stands there unchanged is not written again.
 
     Raises:
-        PipelineError: the A/B verdict on this model, read from disk, is not approve; or a part is missing.
+        PipelineError: the evaluation of this model is missing or incomplete; the A/B verdict on it, read from disk,
+            is not approve; or a part is missing.
     """
     stage2 = current("stage2", settings)
     version = stage2.version[:VERSION_DIGITS]
+    require_evaluation(settings, version)
     verdict = require_approval(settings, version)
     folder = settings.checkpoints / "versions" / version
     record = _unchanged(settings, version)
@@ -111,6 +119,7 @@ def _write_version(
         load_base(reference, settings.models_dir), stage2.final_dir, profile.evaluation.scheduler
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
+    _write_half(folder / "unet")
     shutil.copytree(stage2.final_dir, folder / "adapters", dirs_exist_ok=True)
     export_styles(folder, settings, profile)
     card: dict[str, Any] = {
@@ -133,15 +142,34 @@ def _write_version(
     files.write_bytes(folder / "README.md", model_card(card, evaluated, profile).encode())
 
 
+def _write_half(folder: Path) -> None:
+    """Beside a saved network, the same in half precision: diffusers' variant "fp16".
+
+    Raises:
+        PipelineError: a weight is too large for half precision.
+    """
+    state = load_file(folder / WEIGHTS.format(""))
+    half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    for name, value in half.items():
+        if not value.isfinite().all():
+            raise PipelineError(
+                f"the weight {name} does not fit into half precision", file=folder, remedy="train with a lower rate"
+            )
+    with files.atomic_path(folder / WEIGHTS.format(".fp16")) as path:
+        save_file(half, path, metadata={"format": "pt"})
+
+
 def _publish(folder: Path, settings: Settings) -> None:
     """Copy the version's UNet, its config, the style encoder and the light adapters to the checkpoints folder."""
     copies = {
-        folder / "unet" / "diffusion_pytorch_model.safetensors": UNET_FILE,
+        folder / "unet" / WEIGHTS.format(""): UNET_FILE,
+        folder / "unet" / WEIGHTS.format(".fp16"): HALF_UNET_FILE,
         folder / "unet" / "config.json": "config.json",
         folder / ENCODER_FILE: ENCODER_FILE,
         folder / "README.md": "README.md",
     }
-    copies |= {path: f"adapters/{path.name}" for path in (folder / "adapters").glob("*.safetensors")}
+    light = folder / "adapters"
+    copies |= {path: f"adapters/{path.relative_to(light)}" for path in light.rglob("*") if path.is_file()}
     for source, name in copies.items():
         if source.exists():
             with files.atomic_path(settings.checkpoints / name) as path:

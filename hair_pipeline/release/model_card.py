@@ -47,10 +47,11 @@ byte-identical outside the feathered mask.
 ```python
 from hair_pipeline.release.serving import load
 try_on = load("production")           # or this folder's path
-result = try_on(photo, hair_mask, face_mask, identity, style)
+result = try_on.redraw(person, style)  # two photos with their masks, see hair_pipeline.release.serving.Request
 ```
 
-With stock diffusers: `UNet2DConditionModel.from_pretrained(folder, subfolder="unet")` reads the merged UNet;
+With stock diffusers: `UNet2DConditionModel.from_pretrained(folder, subfolder="unet")` reads the merged UNet (with
+`variant="fp16", torch_dtype=torch.float16` in half precision);
 `adapters/pytorch_lora_weights.safetensors` and `adapters/ip_adapter.safetensors` are read by `load_lora_weights` and
 `load_ip_adapter(..., image_encoder_folder=None)` on the base.
 `style_patch_encoder.pt` loads with `torch.load(path, weights_only=True)`.

@@ -8,17 +8,28 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.evaluation.verdicts import read_verdict, require_approval
-from hair_pipeline.profile import Profile, ReleaseConfig
+from hair_pipeline.evaluation.blind_review import BlindResult, read_review
+from hair_pipeline.evaluation.verdicts import read_verdict, require_approval, require_evaluation
+from hair_pipeline.profile import AbTestConfig, Profile, ReleaseConfig
 from hair_pipeline.release.deploy import deploy
 from hair_pipeline.release.registry_file import Registry, sign_off_command
 from hair_pipeline.settings import Settings
 
-__all__ = ["EXPORTED", "CandidateState", "Registry", "promote_and_deploy", "record_candidate"]
+__all__ = [
+    "EXPORTED",
+    "CandidateState",
+    "Registry",
+    "deploy_production",
+    "import_review",
+    "promote_and_deploy",
+    "record_candidate",
+    "rollback_and_deploy",
+]
 
 EXPORTED = "exported.json"
 """In the checkpoints folder: which version was exported last, with its hashes."""
@@ -41,43 +52,127 @@ class CandidateState:
 
 
 def promote_and_deploy(registry: Registry, version: str, config: ReleaseConfig) -> str | None:
-    """Promote, run the deploy command, and take the promotion back if that fails.
+    """Promote, deploy, and go back to the earlier version, server included, if deploying fails.
 
     Returns:
         The version that was in production before.
 
     Raises:
-        PipelineError: as `Registry.promote`, or the deploy command failed; then the earlier version is in production
-            again.
+        PipelineError: as `Registry.promote`, or deploying failed; then the earlier version is in production again,
+            and the message says whether the server went back too.
     """
-    before = registry.promote(version)
-    try:
-        deploy(version, config)
-    except PipelineError as error:
-        if before is None:
-            registry.withdraw(version, error.what)
-        else:
-            registry.rollback(f"deploying {version} failed: {error.what}")
-        raise PipelineError(
-            f"{error.what}; the promotion of {version} was taken back, in production: {before or 'nothing'}",
-            file=error.file,
-            remedy=error.remedy,
-        ) from error
+    with registry.deploying():
+        before = registry.promote(version)
+        try:
+            deploy_production(registry, config)
+        except PipelineError as error:
+            if before is None:
+                registry.withdraw(version, error.what)
+            else:
+                registry.rollback(f"deploying {version} failed: {error.what}", leaving=version)
+            raise PipelineError(
+                f"{error.what}; the promotion of {version} was taken back, in production: {before or 'nothing'}"
+                f"{_go_back(registry, config)}",
+                file=error.file,
+                remedy=error.remedy,
+            ) from error
     return before
+
+
+def deploy_production(registry: Registry, config: ReleaseConfig) -> list[str]:
+    """Bring the server to the version that the registry names; what was done, in words.
+
+    Raises:
+        PipelineError: a step failed; the history says so.
+    """
+    version = registry.production()
+    try:
+        done = deploy(version, None if version is None else registry.folder(version), config)
+    except PipelineError as error:
+        if version is not None:
+            registry.note("deploy_failed", version, error.what)
+        raise
+    if done and version is not None:
+        registry.note("deployed", version, "; ".join(done))
+    return done
+
+
+def rollback_and_deploy(registry: Registry, reason: str, config: ReleaseConfig) -> str:
+    """Put the previous version back, in the registry and on the server.
+
+    Returns:
+        The version in production now.
+
+    Raises:
+        PipelineError: as `Registry.rollback`; or deploying it failed: then the registry names the previous version all
+            the same, since the one rolled back from is not wanted any more.
+    """
+    with registry.deploying():
+        version = registry.rollback(reason)
+        try:
+            deploy_production(registry, config)
+        except PipelineError as error:
+            raise PipelineError(
+                f"{error.what}; the registry says {version} again, but the server may not serve it",
+                file=error.file,
+                remedy="mend the server, then run: uv run hair-pipeline registry deploy",
+            ) from error
+    return version
+
+
+def _go_back(registry: Registry, config: ReleaseConfig) -> str:
+    """Bring the server back to what the registry names, after a failure; what came of it, in words."""
+    try:
+        done = deploy_production(registry, config)
+    except PipelineError as error:
+        return f"; going back failed on the server too ({error.what}): look at it at once"
+    return "; the server went back too" if done else ""
+
+
+def import_review(
+    registry: Registry, version: str, sheet: Path, key: Path, reviewer: str, config: AbTestConfig
+) -> BlindResult:
+    """Record a filled blind-review sheet as a reviewer's sign-off.
+
+    Args:
+        sheet: filled `sheet.csv`. key: the test's `blind_key.json`.
+
+    Raises:
+        PipelineError: as `read_review`, no such version, or the sheet belongs to another version or another A/B test
+            than the one the version is registered with.
+    """
+    result = read_review(sheet, key, config)
+    record = registry.show(version)
+    if result.version != version:
+        raise PipelineError(
+            f"the review compared version {result.version}, not {version}",
+            file=key,
+            remedy=f"name that version, or give the review of {version}",
+        )
+    if record["verdict"].get("id") != result.test:
+        raise PipelineError(
+            f"the review belongs to A/B test {result.test}; version {version} is registered with "
+            f"{record['verdict'].get('id')}",
+            file=key,
+            remedy="review the pictures of the registered test",
+        )
+    registry.sign_off(version, reviewer, result.decision, "; ".join(result.reasons), review=result.as_json())
+    return result
 
 
 def record_candidate(settings: Settings, profile: Profile) -> CandidateState:
     """Register the exported version with its hashes and verdict; promote it if people have signed it off.
 
-    Verdict and sign-off are read from disk again, whatever was said when the weights were exported.
+    Evaluation, verdict and sign-off are read from disk again, whatever was said when the weights were exported.
 
     Raises:
-        PipelineError: nothing is exported, the verdict is not approve, a reviewer rejected it, a file is damaged,
-            or deploying failed.
+        PipelineError: nothing is exported, the evaluation is missing or incomplete, the verdict is not approve, a
+            reviewer rejected it, a file is damaged, or deploying failed.
     """
     exported = files.read_json(settings.checkpoints / EXPORTED)
     version: str = exported["version"]
     registry = Registry(settings.registry_path, settings.training_root)
+    require_evaluation(settings, version)
     try:
         verdict = require_approval(settings, version).as_json()
     except PipelineError:

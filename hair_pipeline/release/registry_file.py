@@ -10,7 +10,8 @@ Format of registry.json (schema 1)::
      "previous": [earlier production versions, oldest first],
      "versions": {version: {"registered_at", "folder" (relative to the training root), "files": {path: sha256},
                             "verdict": {"verdict", "id", "path", "sha256", "against"},
-                            "sign_offs": [{"reviewer", "decision", "notes", "at"}]}},
+                            "sign_offs": [{"reviewer", "decision", "notes", "at",
+                                           "blind_review" (where the decision rests on one)}]}},
      "history": [{"at", "event", "version", ...}]}          (append-only)
 
 States of a version: candidate -> (verdict approve, sign-off approve, hashes intact) -> production -> previous.
@@ -151,8 +152,13 @@ class Registry:
                 known["verdict"] = dict(verdict)
                 _log(state, "verdict", version, verdict=verdict["verdict"])
 
-    def sign_off(self, version: str, reviewer: str, decision: str, notes: str = "") -> None:
+    def sign_off(
+        self, version: str, reviewer: str, decision: str, notes: str = "", *, review: Mapping[str, Any] | None = None
+    ) -> None:
         """Record what a person who looked at the pictures says. A reviewer's last word counts.
+
+        Args:
+            review: numbers of a blind review that the decision rests on.
 
         Raises:
             PipelineError: no such version, no reviewer, or a decision that is neither approve nor reject.
@@ -162,7 +168,9 @@ class Registry:
         if not reviewer.strip():
             raise PipelineError("the reviewer has no name", remedy="pass --reviewer NAME")
         with self._changing() as state:
-            entry = {"reviewer": reviewer.strip(), "decision": decision, "notes": notes, "at": _now()}
+            entry: dict[str, Any] = {"reviewer": reviewer.strip(), "decision": decision, "notes": notes, "at": _now()}
+            if review is not None:
+                entry["blind_review"] = dict(review)
             self._record(state, version)["sign_offs"].append(entry)
             _log(state, "sign_off", version, reviewer=entry["reviewer"], decision=decision)
 
@@ -208,8 +216,11 @@ class Registry:
             _log(state, "promoted", version, replaced=current)
             return current
 
-    def rollback(self, reason: str = "") -> str:
+    def rollback(self, reason: str = "", *, leaving: str | None = None) -> str:
         """Restore the version that was in production before the present one.
+
+        Args:
+            leaving: the version to be taken out of production; if it is another one by now, nothing changes.
 
         Returns:
             The version in production now.
@@ -225,7 +236,8 @@ class Registry:
         target: str = state["previous"][-1]
         self._require_intact(target)
         with self._changing() as state:
-            if not state["previous"] or state["previous"][-1] != target:
+            moved_on = leaving is not None and state["production"] != leaving
+            if moved_on or not state["previous"] or state["previous"][-1] != target:
                 raise PipelineError("the registry changed meanwhile; nothing was rolled back", file=self.path)
             left = state["production"]
             state["previous"].pop()
@@ -239,6 +251,30 @@ class Registry:
             if state["production"] == version:
                 state["production"] = state["previous"].pop() if state["previous"] else None
                 _log(state, "withdrawn", version, reason=reason, production=state["production"])
+
+    @contextlib.contextmanager
+    def deploying(self) -> Iterator[None]:
+        """Held while a version is promoted or rolled back and the server follows: one at a time.
+
+        Raises:
+            PipelineError: another process is at it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_name("deploy.lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise PipelineError(
+                    "another promotion or rollback is being deployed",
+                    file=self.path,
+                    remedy="wait until it has ended, look at `registry list`, then try again",
+                ) from error
+            yield
+
+    def note(self, event: str, version: str, reason: str) -> None:
+        """Add an event that changes nothing else to the history."""
+        with self._changing() as state:
+            _log(state, event, version, reason=reason)
 
     # --- inside ---
 

@@ -159,6 +159,19 @@ class TryOn:
         repaint = make_bald(image, hair, face, self.profile.processing.bald)[1]
         return self._into_photo(photo, crop, generated, repaint)
 
+    def redraw(self, person: Request, style: Request, *, seed: int = 0) -> np.ndarray:
+        """Put the hair of one photo on the person of another: a full photo in, a full photo out.
+
+        Args:
+            person, style: photos with a hair mask, of `read_request` (from training_face's outputs or a mask) or made
+                from arrays.
+
+        Raises:
+            PipelineError: as `style_of` and `__call__`.
+        """
+        vector = self.style_of(style.photo, style.hair_mask)
+        return self(person.photo, person.hair_mask, person.face_mask, person.identity, vector, seed=seed)
+
     def _draw(self, sample: Sample, identity: np.ndarray | None, style: np.ndarray | None, seed: int) -> np.ndarray:
         """What the model draws for a square, before paste-back; uint8 (S, S, 3)."""
         bald, repaint = make_bald(sample.image, sample.hair_mask, sample.face_mask, self.profile.processing.bald)
@@ -228,7 +241,13 @@ def _as_exported(profile: Profile, card: dict[str, Any] | None) -> Profile:
 
 @dataclass(frozen=True)
 class Request:
-    """A photo with what training_face says about it."""
+    """A photo with what training_face says about it.
+
+    Attributes:
+        photo: uint8 RGB (H, W, 3), any size.
+        hair_mask, face_mask: bool (H, W); the face mask may be empty.
+        identity: training_face's InsightFace embedding (512,) float32, or None.
+    """
 
     photo: np.ndarray
     hair_mask: np.ndarray
@@ -269,9 +288,7 @@ def try_on_files(
         )
     request = read_request(image, training_face, hair_mask, settings, profile.inputs, "--hair-mask")
     reference = read_request(style, training_face, style_mask, settings, profile.inputs, "--style-mask")
-    try_on = load(model, settings, profile)
-    vector = try_on.style_of(reference.photo, reference.hair_mask)
-    result = try_on(request.photo, request.hair_mask, request.face_mask, request.identity, vector)
+    result = load(model, settings, profile).redraw(request, reference)
     files.write_bytes(out, files.encode_image(result, out.suffix.lower()))
     return out
 

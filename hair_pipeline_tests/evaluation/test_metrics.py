@@ -2,12 +2,17 @@
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from hair_pipeline.evaluation.metrics import distribution, learned, seam
-from hair_pipeline.evaluation.regions import boundary_ring, bounding_square, masked_crop
+from hair_pipeline.evaluation import leakage
+from hair_pipeline.evaluation.cases import Case
+from hair_pipeline.evaluation.contenders import Drawing
+from hair_pipeline.evaluation.metrics import distribution, learned, pixels, seam
+from hair_pipeline.evaluation.regions import SEAM_PLACES, boundary_ring, bounding_square, masked_crop, seam_places
 from hair_pipeline.evaluation.statistics import Estimate
+from hair_pipeline.inputs.samples import Sample
 from hair_pipeline.processing.bald import make_bald
 from hair_pipeline.processing.compositing import paste_back
 from hair_pipeline.profile import BaldConfig
@@ -161,3 +166,88 @@ def test_hair_lpips_ignores_everything_outside_the_hair() -> None:
     assert values[1] > 0
     nothing = learned.hair_lpips(Squared(), [person.photo], [inside], [np.zeros_like(person.hair_mask)], cpu)
     assert np.isnan(nothing).all()
+
+
+def test_psnr_and_ssim_look_at_their_region_only(scene) -> None:  # type: ignore[no-untyped-def]
+    photo, hair, _, _, _ = scene
+    noisy = photo.copy()
+    noisy[hair] = np.clip(photo[hair].astype(int) + 10, 0, 255)
+    assert pixels.psnr(photo, photo, hair) == pixels.PSNR_LIMIT
+    assert pixels.psnr(photo, noisy, hair) == pytest.approx(20 * np.log10(255 / 10), abs=0.3)
+    assert pixels.psnr(photo, noisy, ~hair) == pixels.PSNR_LIMIT
+    assert pixels.ssim(pixels.similarity_map(photo, photo), hair) == pytest.approx(1)
+    blurred = cv2.GaussianBlur(photo, (0, 0), 3)
+    assert pixels.ssim(pixels.similarity_map(photo, blurred), hair) < 0.9
+    assert np.isnan(pixels.psnr(photo, photo, np.zeros_like(hair)))
+    assert np.isnan(pixels.ssim(pixels.similarity_map(photo, photo), np.zeros_like(hair)))
+
+
+def a_transfer(config: BaldConfig) -> Case:
+    samples = []
+    for number in (0, 1):
+        person = draw_person(number, size=128)
+        box = np.array(person.box, np.float32)
+        samples.append(Sample(str(number), str(number), person.photo, person.hair_mask, person.face_mask, box))
+    bald, repaint = make_bald(samples[0].image, samples[0].hair_mask, samples[0].face_mask, config)
+    return Case(samples[0], samples[1], None, 1, 0, bald, repaint, seed=1, own_curl=0)
+
+
+def test_swapping_the_hair_changes_the_photo_under_the_mask_and_nothing_else() -> None:
+    config = BaldConfig()
+    case = a_transfer(config)
+    swapped = leakage.swap_hair(case, config)
+    hair = case.sample.hair_mask
+    assert np.array_equal(swapped.sample.image[~hair], case.sample.image[~hair])
+    assert (swapped.sample.image != case.sample.image).any(2)[hair].mean() > 0.9
+    assert np.array_equal(swapped.repaint_mask, case.repaint_mask)
+    assert np.array_equal(swapped.bald, case.bald)  # the fill takes no colour from under the mask
+    assert swapped.seed == case.seed
+
+
+def test_the_swap_difference_sees_a_model_that_copies_the_old_hair() -> None:
+    config = BaldConfig()
+    case = a_transfer(config)
+    swapped = leakage.swap_hair(case, config)
+    blind = [Drawing(c.bald, c.bald) for c in (case, swapped)]
+    leaking = [Drawing(c.bald, (c.bald // 2 + c.sample.image // 2)) for c in (case, swapped)]
+    assert leakage.swap_difference(case, *blind) == 0
+    assert leakage.swap_difference(case, *leaking) > 2
+
+
+@pytest.mark.parametrize(("leak", "low", "high"), [(0.0, -0.12, 0.12), (0.5, 0.3, 0.7)])
+def test_old_curl_excess_is_chance_for_a_blind_model_and_high_for_a_leaking_one(
+    leak: float, low: float, high: float
+) -> None:
+    """Also for a classifier that favours one class, and requests that depend on the own class."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for person in range(300):
+        own = int(rng.integers(3))
+        asked = (own + 1 + int(rng.integers(2))) % 3
+        seen = own if rng.random() < leak else (asked if rng.random() < 0.5 else 0)
+        row = {"person": str(person), "transfer": True, "own_curl": own, "curl_asked": asked, "curl_seen": seen}
+        rows.append(row)
+    estimate = leakage.old_curl_excess(pd.DataFrame(rows))
+    assert estimate.value is not None
+    assert low < estimate.value < high
+    assert estimate.ci_low is not None
+    assert estimate.ci_high is not None
+    assert (estimate.ci_low <= 0 <= estimate.ci_high) == (leak == 0)
+
+
+def test_old_curl_excess_has_a_reason_without_transfers() -> None:
+    row = {"person": "a", "transfer": False, "own_curl": 1, "curl_asked": 1, "curl_seen": 1}
+    assert "no transfer" in str(leakage.old_curl_excess(pd.DataFrame([row])).reason)
+
+
+def test_seam_places_lie_inside_at_forehead_ears_and_crown(scene) -> None:  # type: ignore[no-untyped-def]
+    _, hair, face, _, _ = scene
+    places = seam_places(hair, face, None)
+    assert len(places) == len(SEAM_PLACES)
+    for x, y, side in places:
+        assert 0 <= x <= hair.shape[1] - side
+        assert 0 <= y <= hair.shape[0] - side
+    forehead, left, right, crown = places
+    assert left[0] < forehead[0] < right[0]
+    assert crown[1] < forehead[1]
+    assert seam_places(hair, np.zeros_like(face), None) == []

@@ -8,15 +8,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.ab_test import run_ab_test
-from hair_pipeline.evaluation.contenders import ModelContender, resolve
+from hair_pipeline.evaluation.cases import Case
+from hair_pipeline.evaluation.contenders import Drawing, ModelContender, resolve
+from hair_pipeline.evaluation.judges import recogniser_of_pack
 from hair_pipeline.evaluation.metrics.definitions import METRICS
 from hair_pipeline.evaluation.report import evaluate
+from hair_pipeline.evaluation.report_tables import worst_cases
+from hair_pipeline.evaluation.schema import MetricEntry, MetricsFile, VerdictFile
 from hair_pipeline.files import read_image
-from hair_pipeline.inputs.customers import read_customers
-from hair_pipeline_tests.evaluation.tiny_world import World, make_world
+from hair_pipeline.models.recogniser import SmallFaceNet, export_onnx
+from hair_pipeline_tests.evaluation.tiny_world import World, cases_of, make_world, write_stage2
 from hair_pipeline_tests.inputs.tiny_inputs import write_rgb
 
 ENTRY = {"value", "ci_low", "ci_high", "n", "people", "reason", "direction", "threshold", "passed", "extractor"}
@@ -61,12 +66,7 @@ def test_report_files_schema_and_reuse(world: World) -> None:
 
 
 def test_the_same_seed_gives_the_same_picture_in_any_batch(world: World) -> None:
-    from hair_pipeline.evaluation.cases import make_case
-
-    customers = read_customers(world.inputs.customers, world.settings, world.profile.processing.size)
-    cases = [
-        make_case(s, s, customers.embeddings.get(s.image_id), (None, None), world.profile) for s in customers.samples
-    ]
+    cases = cases_of(world)
     contender = resolve("current", world.settings, world.profile)
     together = contender.draw(cases[:3])
     alone = contender.draw(cases[1:2])
@@ -150,17 +150,11 @@ def test_an_empty_folder_is_no_contender(world: World, tmp_path: Path) -> None:
 
 
 def test_values_that_are_not_finite_are_left_out_not_measured(world: World, tmp_path: Path) -> None:
-    import torch
-
     contender = resolve("current", world.settings, world.profile)
     assert isinstance(contender, ModelContender)
     with torch.no_grad():
         contender.pipeline.unet.conv_out.bias.fill_(float("nan"))
-    customers = read_customers(world.inputs.customers, world.settings, world.profile.processing.size)
-    from hair_pipeline.evaluation.cases import make_case
-
-    sample = customers.samples[0]
-    drawn = contender.draw([make_case(sample, sample, None, (None, None), world.profile)])
+    drawn = contender.draw(cases_of(world)[:1])
     assert drawn == ["the model returned values that are not finite"]
     assert not list(tmp_path.iterdir())
 
@@ -176,3 +170,99 @@ def test_two_people_give_a_report_without_intervals_and_no_verdict(tmp_path: Pat
     assert_self_contained(result.report_path)
     verdict = run_ab_test(None, "untrained", "current", tmp_path / "ab", world.settings, world.profile)
     assert verdict.verdict == "inconclusive"
+
+
+def test_the_page_shows_confusions_worst_cases_seams_and_earlier_versions(tmp_path: Path) -> None:
+    world = make_world(tmp_path, people=6, customers=0)
+    first = evaluate(world.settings, world.profile)
+    text = first.report_path.read_text()
+    assert "No earlier version has been evaluated" in text
+    for heading in ("Asked for and seen", "Seams, enlarged", "Worst cases"):
+        assert heading in text
+    data = json.loads((first.folder / "metrics.json").read_text())
+    for name in ("curl_accuracy", "curl_accuracy_transfer"):
+        counts = np.array(data["confusion"][name])
+        assert counts.shape == (3, 3)
+        assert counts.sum() == data["metrics"][name]["n"]
+        assert counts.trace() / counts.sum() == pytest.approx(data["metrics"][name]["value"])
+    table = pd.read_parquet(first.folder / "per_image.parquet")
+    swapped = table[table.transfer]["leakage_swap"].dropna()
+    assert len(swapped) == data["metrics"]["leakage_swap"]["n"] > 0
+    assert data["metrics"]["psnr_hair"]["n"] == data["images"]
+    assert "identity_second_raw" in data["metrics"]
+    assert "no second recogniser" in data["metrics"]["identity_second_raw"]["reason"]
+    write_stage2(world.settings, world.profile, seed=1)
+    second = evaluate(world.settings, world.profile)
+    text = assert_self_contained(second.report_path)
+    assert first.version[:8] in text
+    assert 'aria-label="trend over versions"' in text
+
+
+def test_worst_cases_are_the_worst_and_perfect_ones_are_no_cases() -> None:
+    rows = []
+    for number in range(30):
+        row = dict.fromkeys(("identity_raw", "identity", "identity_second_raw", "identity_second"), float("nan"))
+        row |= dict.fromkeys(("lpips_hair", "psnr_hair", "ssim_hair", "psnr_background", "ssim_background"), 0.0)
+        row |= dict.fromkeys(("curl_asked", "curl_seen", "curl_seen_real", "bangs_asked", "bangs_seen"), 1)
+        row |= {"case": str(number), "transfer": False, "lpips_hair": number / 10, "rim_sharpness": -float(number)}
+        row |= {"halo": 0.0, "untouched_changed": 0.0, "leakage_swap": float("nan"), "curl_seen": int(number != 3)}
+        rows.append(row)
+    tables = {table.metric: table for table in worst_cases(pd.DataFrame(rows))}
+    assert tables["lpips_hair"].keys == [str(number) for number in range(29, 9, -1)]
+    assert tables["rim_sharpness"].values[:2] == [-29.0, -28.0]
+    assert tables["curl_accuracy"].keys == ["3"]
+    assert not {"halo", "untouched_changed", "bangs_accuracy", "identity", "leakage_swap"} & set(tables)
+
+
+def test_a_second_recogniser_judges_and_the_losss_own_stands_beside_it(tmp_path: Path) -> None:
+    world = make_world(tmp_path, people=5, customers=0)
+    torch.manual_seed(7)
+    network = SmallFaceNet(128)
+    network(torch.randn(16, 3, 112, 112))
+    pack = world.settings.models_dir / "some_pack"
+    export_onnx(network, pack / "w_other.onnx")
+    models = world.profile.models.model_copy(update={"evaluation_recogniser": "some_pack"})
+    result = evaluate(world.settings, world.profile.model_copy(update={"models": models}))
+    metrics = json.loads((result.folder / "metrics.json").read_text())["metrics"]
+    judge, second = metrics["identity_raw"], metrics["identity_second_raw_stand_in"]
+    assert judge["extractor"] == "w_other"
+    assert "not the recogniser that the identity loss" in judge["note"]
+    assert second["extractor"] == "stand-in face_recogniser"
+    assert judge["n"] == second["n"] > 0
+    assert judge["value"] != second["value"]
+    assert "flatters the model" not in result.report_path.read_text()
+    (pack / "w_other.onnx").unlink()
+    with pytest.raises(PipelineError, match="holds no face recogniser"):
+        recogniser_of_pack(pack)
+
+
+def test_a_model_without_finite_values_is_an_error_in_the_report_and_no_approval_in_the_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(tmp_path, people=5, customers=6)
+    draw = ModelContender.draw
+
+    def broken(self: ModelContender, cases: list[Case]) -> list[Drawing | str]:
+        drawings = draw(self, cases)
+        if self.label.startswith("Stage 2"):
+            drawings[0] = "the model returned values that are not finite"
+        return drawings
+
+    monkeypatch.setattr(ModelContender, "draw", broken)
+    with pytest.raises(PipelineError, match=r"not finite.*photo"):
+        evaluate(world.settings, world.profile)
+    assert not list(world.settings.reports.glob("eval/*/metrics.json"))
+    result = run_ab_test(world.inputs.customers, "untrained", "current", tmp_path / "ab", world.settings, world.profile)
+    data = json.loads((result.folder / "verdict.json").read_text())
+    assert data["failures"] == 2
+    assert sum(name.startswith("new model: ") for name in data["left_out"]) == 2
+    assert result.verdict != "approve"
+
+
+def test_the_documented_schema_names_every_field() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "reports.md").read_text(encoding="utf-8")
+    for kind in (MetricsFile, MetricEntry, VerdictFile):
+        for name, field in kind.model_fields.items():
+            assert f"`{field.alias or name}`" in text, (kind, name)
+    for metric in METRICS:
+        assert f"`{metric.name}`" in text

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import torch
 import torchvision
 
+from hair_pipeline.evaluation.cases import Case
+from hair_pipeline.evaluation.customers import Problems, customer_cases, find_customers
 from hair_pipeline.evaluation.styles import PatchStyles
 from hair_pipeline.inputs.catalog import build_catalog, read_catalog
 from hair_pipeline.inputs.samples import load_sample
@@ -58,6 +60,12 @@ def make_world(root: Path, *, people: int = 8, customers: int = 6, blurred_peopl
     _write_style(settings, profile, catalog)
     write_stage2(settings, profile, seed=0)
     return World(inputs, settings, profile)
+
+
+def cases_of(world: World) -> list[Case]:
+    """The cases of the world's customers."""
+    found = find_customers(world.inputs.customers, world.settings)
+    return [case for batch in customer_cases(found, world.profile, Problems()) for case in batch]
 
 
 def tiny_profile() -> Profile:

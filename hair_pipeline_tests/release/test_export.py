@@ -12,13 +12,18 @@ from safetensors.torch import load_file
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.ab_test import run_ab_test
 from hair_pipeline.evaluation.contenders import ModelContender, resolve
+from hair_pipeline.evaluation.report import evaluate
 from hair_pipeline.files import encode_image, hash_file, read_image, write_bytes
+from hair_pipeline.models.base import base_reference, load_base
+from hair_pipeline.models.inpainter import HairInpainter, predict
 from hair_pipeline.models.patch_encoder import PatchEncoder
+from hair_pipeline.models.pipeline import HairInpaintPipeline
+from hair_pipeline.models.style_projection import StyleProjection
 from hair_pipeline.processing.bald import make_bald
 from hair_pipeline.release.export import export_weights
 from hair_pipeline.release.registry import Registry, record_candidate
 from hair_pipeline.release.serving import head_crop, load, try_on_files
-from hair_pipeline_tests.evaluation.tiny_world import World, make_world, write_stage2
+from hair_pipeline_tests.evaluation.tiny_world import World, cases_of, make_world, write_stage2
 from hair_pipeline_tests.inputs.tiny_inputs import draw_person, embedding, write_face, write_rgb
 
 
@@ -28,8 +33,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def judge(world: World, verdict: str) -> None:
-    """Run the A/B test, then let it say `verdict`."""
+    """Evaluate, run the A/B test, then let it say `verdict`."""
     settings = world.settings
+    evaluate(settings, world.profile)
     result = run_ab_test(
         world.inputs.customers, "untrained", "current", settings.reports / "ab", settings, world.profile
     )
@@ -38,8 +44,25 @@ def judge(world: World, verdict: str) -> None:
 
 
 def test_export_refuses_without_an_approving_verdict_on_this_model(world: World) -> None:
+    with pytest.raises(PipelineError, match="has not been evaluated"):
+        export_weights(world.settings, world.profile)
+    report = evaluate(world.settings, world.profile)
     with pytest.raises(PipelineError, match="no A/B test"):
         export_weights(world.settings, world.profile)
+    metrics = json.loads((report.folder / "metrics.json").read_text())
+    for name, change, why in (
+        (
+            "identity_raw_stand_in",
+            {"value": None, "n": 0, "reason": "no reliable face"},
+            "identity_raw.*no reliable face",
+        ),
+        ("untouched_changed", {"value": 0.01, "passed": False}, "bytes outside the mask"),
+    ):
+        spoilt = metrics | {"metrics": metrics["metrics"] | {name: metrics["metrics"][name] | change}}
+        (report.folder / "metrics.json").write_text(json.dumps(spoilt))
+        with pytest.raises(PipelineError, match=why):
+            export_weights(world.settings, world.profile)
+    (report.folder / "metrics.json").write_text(json.dumps(metrics))
     for verdict in ("reject", "inconclusive"):
         judge(world, verdict)
         with pytest.raises(PipelineError, match=verdict):
@@ -71,11 +94,18 @@ def test_export_writes_what_others_load(exported: World) -> None:
     single = load_file(checkpoints / "unet_hair_inpainting.safetensors")
     assert stock.keys() == single.keys()
     assert all(torch.equal(stock[name], single[name]) for name in stock)
+    half = UNet2DConditionModel.from_pretrained(
+        result.folder, subfolder="unet", variant="fp16", torch_dtype=torch.float16
+    ).state_dict()
+    assert all(half[name].dtype == torch.float16 for name in half)
+    assert all(torch.allclose(half[name].float(), stock[name], rtol=1e-3, atol=1e-6) for name in stock)
+    assert load_file(checkpoints / "unet_hair_inpainting.fp16.safetensors").keys() == single.keys()
     assert json.loads((checkpoints / "config.json").read_text())["in_channels"] == 9
     PatchEncoder.load(checkpoints / "style_patch_encoder.pt")
     torch.load(checkpoints / "style_patch_encoder.pt", weights_only=True)
     assert (checkpoints / "adapters" / "pytorch_lora_weights.safetensors").exists()
     assert (checkpoints / "adapters" / "ip_adapter.safetensors").exists()
+    StyleProjection.from_pretrained(checkpoints / "adapters" / "style_projection")
     card = (checkpoints / "README.md").read_text()
     for word in ("K-Hairstyle", "research use", "insightface", "non-commercial", result.version):
         assert word in card
@@ -97,17 +127,36 @@ def test_a_version_once_exported_is_never_rewritten(exported: World) -> None:
 
 
 def test_the_exported_version_draws_what_stage2_draws(exported: World) -> None:
-    from hair_pipeline.evaluation.cases import make_case
-    from hair_pipeline.inputs.customers import read_customers
-
     settings, profile = exported.settings, exported.profile
-    customers = read_customers(exported.inputs.customers, settings, profile.processing.size)
-    sample = customers.samples[0]
-    case = make_case(sample, sample, customers.embeddings[sample.image_id], (None, None), profile)
+    case = cases_of(exported)[0]
     folder = export_weights(settings, profile).folder
     drawn = [resolve(spec, settings, profile).draw([case])[0] for spec in ("current", str(folder))]
     first, second = (d.raw.astype(int) for d in drawn)  # type: ignore[union-attr]
     assert np.abs(first - second).max() <= 1
+
+
+@torch.no_grad()
+def test_the_merged_unet_equals_the_lora_on_its_base(exported: World) -> None:
+    """In fp32 to 1e-4, with the light files that were published; what the LoRA does is larger by far."""
+    settings = exported.settings
+    base = load_base(base_reference(settings, exported.profile), settings.models_dir)
+    light = HairInpainter.from_adapters(base, settings.checkpoints / "adapters").eval()
+    merged = HairInpaintPipeline.from_pretrained(export_weights(settings, exported.profile).folder).unet
+    torch.manual_seed(0)
+    tokens = light.style_projection(torch.randn(2, 16))
+    inputs = (
+        torch.randn(2, 4, 32, 32),
+        torch.tensor([10, 700]),
+        (torch.rand(2, 1, 32, 32) > 0.5).float(),
+        torch.randn(2, 4, 32, 32),
+        tokens,
+        torch.nn.functional.normalize(torch.randn(2, 512), dim=1),
+        torch.rand(2, 1, 32, 32),
+    )
+    first, second = (predict(unet, *inputs) for unet in (light.unet, merged))
+    assert (first - second).abs().max() < 1e-4
+    light.unet.disable_adapters()
+    assert (predict(light.unet, *inputs) - first).abs().max() > 1e-2
 
 
 def test_candidate_waits_for_a_person_then_goes_into_production(exported: World) -> None:

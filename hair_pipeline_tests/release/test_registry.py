@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import hash_file
 from hair_pipeline.profile import ReleaseConfig
-from hair_pipeline.release.registry import promote_and_deploy
+from hair_pipeline.release.deploy import deploy
+from hair_pipeline.release.registry import promote_and_deploy, rollback_and_deploy
 from hair_pipeline.release.registry_file import Registry, status
 
 APPROVE = {"verdict": "approve", "id": "t1"}
@@ -145,19 +148,50 @@ for number in range(100000):
     registry.sign_off("a", f"reviewer {number % 50}", "approve", "x" * 2000)
 """
 
+PROMOTER = """
+import sys
+from pathlib import Path
+from hair_pipeline.release.registry_file import Registry
+registry = Registry(Path(sys.argv[1]))
+print("ready", flush=True)
+for number in range(100000):
+    registry.promote("b")
+    registry.rollback("again")
+"""
+
+
+def killed(code: str, path: Path, seconds: float) -> None:
+    """Run code on a registry and kill it without warning after so many seconds."""
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, env=os.environ)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_kill_between_promotion_and_rollback_leaves_one_or_the_other(tmp_path: Path) -> None:
+    """Whatever the moment: production is the old or the new version, and fits what the history says last."""
+    registry = signed(tmp_path, "a")
+    signed(tmp_path, "b")
+    registry.promote("a")
+    seen = set()
+    for trial in range(25):
+        if registry.production() == "b":
+            registry.rollback("between two trials")
+        killed(PROMOTER, registry.path, 0.001 + 0.0037 * trial)
+        state = json.loads(registry.path.read_text(encoding="utf-8"))
+        assert (state["production"], state["previous"]) in (("a", []), ("b", ["a"]))
+        assert state["history"][-1]["version"] == state["production"]
+        seen.add(state["production"])
+    assert seen == {"a", "b"}
+
 
 def test_a_kill_at_any_moment_leaves_a_whole_registry(tmp_path: Path) -> None:
     registry = make_version(tmp_path, "a")
     seen = 0
     for trial in range(8):
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(registry.path)], stdout=subprocess.PIPE, cwd=Path.cwd(), env=os.environ
-        )
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(0.01 + 0.013 * trial)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        killed(WRITER, registry.path, 0.01 + 0.013 * trial)
         state = json.loads(registry.path.read_text(encoding="utf-8"))
         entries = len(state["versions"]["a"]["sign_offs"])
         assert entries >= seen
@@ -169,28 +203,134 @@ def test_a_kill_at_any_moment_leaves_a_whole_registry(tmp_path: Path) -> None:
     assert not list(registry.path.parent.glob(".*.tmp"))
 
 
-def test_a_failed_or_slow_deployment_is_taken_back(tmp_path: Path) -> None:
+def python(code: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", code)
+
+
+def test_deploying_writes_the_config_restarts_and_checks_health(tmp_path: Path) -> None:
+    registry = signed(tmp_path, "a")
+    template, served = tmp_path / "server.ini.j2", tmp_path / "server" / "server.ini"
+    template.write_text("[model]\nversion = {{ version }}\nfolder = {{ folder }}\n")
+    log = tmp_path / "restarts"
+    restart = python(f"import os; open({str(log)!r}, 'a').write(os.environ['HAIR_PIPELINE_VERSION'] + ' ')")
+    healthy = python(f"import sys; sys.exit(0 if 'version = a' in open({str(served)!r}).read() else 1)")
+    config = ReleaseConfig(
+        server_config=served, server_template=template, restart_commands=(restart, restart), health_command=healthy
+    )
+    promote_and_deploy(registry, "a", config)
+    assert served.read_text() == f"[model]\nversion = a\nfolder = {registry.folder('a')}\n"
+    assert log.read_text() == "a a "
+    assert registry.state()["history"][-1]["event"] == "deployed"
+    plain = ReleaseConfig(server_config=tmp_path / "server.json")
+    deploy("a", registry.folder("a"), plain)
+    assert json.loads((tmp_path / "server.json").read_text()) == {"version": "a", "folder": str(registry.folder("a"))}
+
+
+FAULTS = {
+    "worker is down": {"restart_commands": (python("import sys; sys.exit('worker is down')"),)},
+    "did not end within": {"restart_commands": (python("import time; time.sleep(30)"),), "restart_timeout": 0.3},
+    "cannot be started": {"restart_commands": (("no-such-program-here",),)},
+    "not healthy after": {"health_command": ("false",), "health_timeout": 0.2},
+    "http://127.0.0.1:9": {"health_url": "http://127.0.0.1:9/health", "health_timeout": 0.2},
+    "cannot be rendered": {"server_template": "broken.j2"},
+    "template cannot be read": {"server_template": "missing.j2"},
+}
+
+
+@pytest.mark.parametrize("said", FAULTS)
+def test_a_failed_deployment_brings_registry_and_server_back(tmp_path: Path, said: str) -> None:
     registry = signed(tmp_path, "a")
     signed(tmp_path, "b")
-    promote_and_deploy(registry, "a", ReleaseConfig(deploy_command=(sys.executable, "-c", "pass")))
-    failing = ReleaseConfig(deploy_command=(sys.executable, "-c", "import sys; sys.exit('worker is down')"))
-    with pytest.raises(PipelineError, match=r"worker is down.*in production: a"):
-        promote_and_deploy(registry, "b", failing)
+    (tmp_path / "broken.j2").write_text("{{ no_such_name }}")
+    served = tmp_path / "server.json"
+    promote_and_deploy(registry, "a", ReleaseConfig(server_config=served))
+    faults = dict(FAULTS[said])
+    if "server_template" in faults:
+        faults["server_template"] = tmp_path / str(faults["server_template"])
+    with pytest.raises(PipelineError, match=rf"(?s){said}.*in production: a.*going back failed"):
+        promote_and_deploy(registry, "b", ReleaseConfig(server_config=served, **faults))
     assert registry.production() == "a"
-    slow = ReleaseConfig(deploy_command=(sys.executable, "-c", "import time; time.sleep(30)"), deploy_timeout=0.3)
-    with pytest.raises(PipelineError, match="did not end within"):
-        promote_and_deploy(registry, "b", slow)
-    assert registry.production() == "a"
-    missing = ReleaseConfig(deploy_command=("no-such-program-here",))
-    with pytest.raises(PipelineError, match="cannot be started"):
-        promote_and_deploy(registry, "b", missing)
     assert registry.state()["previous"] == []
+    if "server_template" not in faults:
+        assert json.loads(served.read_text())["version"] == "a"
+    assert registry.state()["history"][-1]["event"] == "deploy_failed"
+
+
+def test_the_server_goes_back_too_when_only_the_new_version_fails(tmp_path: Path) -> None:
+    registry = signed(tmp_path, "a")
+    signed(tmp_path, "b")
+    served = tmp_path / "server.json"
+    refuses_b = python("import os, sys; sys.exit('b is broken' if os.environ['HAIR_PIPELINE_VERSION'] == 'b' else 0)")
+    config = ReleaseConfig(server_config=served, restart_commands=(refuses_b,))
+    promote_and_deploy(registry, "a", config)
+    with pytest.raises(PipelineError, match=r"b is broken.*in production: a; the server went back too"):
+        promote_and_deploy(registry, "b", config)
+    assert json.loads(served.read_text())["version"] == "a"
+
+
+def test_rollback_deploys_the_previous_version(tmp_path: Path) -> None:
+    registry = signed(tmp_path, "a")
+    signed(tmp_path, "b")
+    config = ReleaseConfig(server_config=tmp_path / "server.json")
+    promote_and_deploy(registry, "a", config)
+    promote_and_deploy(registry, "b", config)
+    assert rollback_and_deploy(registry, "halo reported", config) == "a"
+    assert json.loads((tmp_path / "server.json").read_text())["version"] == "a"
+    registry.promote("b")
+    failing = config.model_copy(update={"restart_commands": (("false",),)})
+    with pytest.raises(PipelineError, match="registry says a again") as said:
+        rollback_and_deploy(registry, "halo again", failing)
+    assert "registry deploy" in said.value.message
+    assert registry.production() == "a"
+
+
+def test_health_asks_the_server_which_version_it_serves(tmp_path: Path) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps({"version": "a"}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        config = ReleaseConfig(health_url=f"http://127.0.0.1:{server.server_port}/health", health_timeout=0.2)
+        assert deploy("a", tmp_path, config) == ["the server is healthy"]
+        with pytest.raises(PipelineError, match="serves version a, not b"):
+            deploy("b", tmp_path, config)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_second_deployment_at_the_same_time_is_refused(tmp_path: Path) -> None:
+    registry = signed(tmp_path, "a")
+    with registry.deploying(), pytest.raises(PipelineError, match="another promotion or rollback"):
+        promote_and_deploy(Registry(registry.path), "a", ReleaseConfig())
+    assert registry.production() is None
+    promote_and_deploy(registry, "a", ReleaseConfig())
+
+
+def test_taking_back_never_undoes_somebody_elses_promotion(tmp_path: Path) -> None:
+    registry = signed(tmp_path, "a")
+    signed(tmp_path, "b")
+    signed(tmp_path, "c")
+    for version in ("a", "b", "c"):
+        registry.promote(version)
+    with pytest.raises(PipelineError, match="changed meanwhile"):
+        registry.rollback("late", leaving="b")
+    assert registry.production() == "c"
 
 
 def test_the_first_version_is_withdrawn_when_its_deployment_fails(tmp_path: Path) -> None:
     registry = signed(tmp_path, "a")
     with pytest.raises(PipelineError, match="in production: nothing"):
-        promote_and_deploy(registry, "a", ReleaseConfig(deploy_command=("false",)))
+        promote_and_deploy(registry, "a", ReleaseConfig(restart_commands=(("false",),)))
     assert registry.production() is None
     assert registry.show("a")["status"] == "approved"
 

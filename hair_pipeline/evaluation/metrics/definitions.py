@@ -53,6 +53,25 @@ METRICS = (
         threshold=0.70,
     ),
     Metric(
+        "identity_second_raw",
+        "Identity similarity before paste-back, second recogniser",
+        "cosine, -1 to 1",
+        "higher",
+        "ArcFace, Deng et al. 2019, doi:10.1109/CVPR.2019.00482",
+        "The same by the recogniser of the identity loss, where another one judges. A model may have learnt to please "
+        "it: trust the judge more.",
+        threshold=0.70,
+    ),
+    Metric(
+        "identity_second",
+        "Identity similarity after paste-back, second recogniser",
+        "cosine, -1 to 1",
+        "higher",
+        "ArcFace, Deng et al. 2019, doi:10.1109/CVPR.2019.00482",
+        "The same on the finished picture.",
+        threshold=0.70,
+    ),
+    Metric(
         "lpips_hair",
         "Hair-region LPIPS",
         "distance, 0 and up",
@@ -60,6 +79,42 @@ METRICS = (
         "Zhang et al. 2018, arXiv:1801.03924",
         "How different the redrawn hair looks from the photo's own hair, when its own style is asked for. Both are "
         "cut out with the hair mask; everything else is gray and masked out of the features.",
+    ),
+    Metric(
+        "psnr_hair",
+        "PSNR in the hair",
+        "dB",
+        "higher",
+        "10 log10(255² / mean squared error)",
+        "Pixel error inside the hair mask, when the photo's own style is asked for. Punishes every strand that lies "
+        "elsewhere, so it is low for any redrawn hair: compare models, do not ask for a value.",
+        digits=2,
+    ),
+    Metric(
+        "ssim_hair",
+        "SSIM in the hair",
+        "-1 to 1",
+        "higher",
+        "Wang et al. 2004, doi:10.1109/TIP.2003.819861",
+        "Local structure of the luminance inside the hair mask, when the photo's own style is asked for.",
+    ),
+    Metric(
+        "psnr_background",
+        "PSNR outside hair and face, before paste-back",
+        "dB",
+        "higher",
+        "10 log10(255² / mean squared error)",
+        "How well the model keeps what it was not asked to change, before the original pixels are pasted back (after "
+        "it nothing differs). Bounded by the autoencoder. 100 stands for identical.",
+        digits=2,
+    ),
+    Metric(
+        "ssim_background",
+        "SSIM outside hair and face, before paste-back",
+        "-1 to 1",
+        "higher",
+        "Wang et al. 2004, doi:10.1109/TIP.2003.819861",
+        "The same by local structure.",
     ),
     Metric(
         "frechet_ring",
@@ -78,6 +133,24 @@ METRICS = (
         "Binkowski et al. 2018, arXiv:1801.01401; torch-fidelity",
         "The same comparison by an estimator without that bias: around 0 (also slightly below) when real and "
         "generated rings cannot be told apart.",
+        digits=4,
+    ),
+    Metric(
+        "frechet_image",
+        "FID of whole images",
+        "squared feature distance",
+        "lower",
+        "Heusel et al. 2017, arXiv:1706.08500; torch-fidelity",
+        "The Fréchet distance over whole finished pictures. Most of each picture is the photo itself, so it is lower "
+        "than in the ring. The same bias with few pictures.",
+    ),
+    Metric(
+        "kernel_image",
+        "KID of whole images",
+        "squared MMD",
+        "lower",
+        "Binkowski et al. 2018, arXiv:1801.01401; torch-fidelity",
+        "The kernel distance over whole finished pictures.",
         digits=4,
     ),
     Metric(
@@ -107,6 +180,14 @@ METRICS = (
         "try-on does, and the hardest of the texture metrics.",
     ),
     Metric(
+        "bangs_accuracy_transfer",
+        "Bangs as asked, another person's style",
+        "share of images",
+        "higher",
+        "evaluation classifier, not the one in the loss",
+        "The same for bangs or no bangs.",
+    ),
+    Metric(
         "curl_accuracy_real",
         "Curl seen in the real photos",
         "share of images",
@@ -134,6 +215,26 @@ METRICS = (
         "gradient energy, Krotkov 1988",
         "Detail along the hair's outline against the photo: 0 is equal, -1 is half (a blurred rim), +1 double.",
         digits=2,
+    ),
+    Metric(
+        "leakage_swap",
+        "Change when the old hair is swapped",
+        "gray levels, 0 to 255",
+        "lower",
+        "this project, see hair_pipeline.evaluation.leakage",
+        "The person's old hair is exchanged for another person's under the same mask, and everything is drawn again "
+        "with the same style and seed. What differs in the repainted region leaked from the old hair; 0 is none, and "
+        "below 1 nobody sees it.",
+        threshold=1.0,
+    ),
+    Metric(
+        "leakage_transfer",
+        "Old curl seen in transfers, above chance",
+        "share of images",
+        "lower",
+        "this project, see hair_pipeline.evaluation.leakage; evaluation classifier",
+        "Asked for another class, how much more often does the classifier see the person's old class than it does in "
+        "other people's results for the same request? 0 is chance.",
     ),
     Metric(
         "untouched_changed",

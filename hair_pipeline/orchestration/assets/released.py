@@ -28,9 +28,9 @@ from hair_pipeline.orchestration.resources import PipelineResource, explained
         face_recogniser,
         perceptual_trunk,
     ],
-    description="The five metrics on held-out people, with confidence intervals, beside the untrained base, and an "
-    "HTML report with pictures.",
-    code_version="1",
+    description="The metrics on held-out people, with confidence intervals, beside the untrained base, and an HTML "
+    "report with pictures, worst cases and earlier versions.",
+    code_version="2",
     kinds={"torch", "html"},
     **GPU,
 )
@@ -55,8 +55,8 @@ def eval_report(pipeline: PipelineResource) -> dg.MaterializeResult:
     group_name="evaluation",
     deps=[stage2_checkpoint, eval_report],
     description="The new model against the one in production (or the untrained base) on customer images: approve, "
-    "reject or inconclusive.",
-    code_version="1",
+    "reject or inconclusive; and a blind review for people.",
+    code_version="2",
     kinds={"torch", "html"},
     **GPU,
 )
@@ -66,7 +66,8 @@ def ab_verdict(pipeline: PipelineResource) -> dg.MaterializeResult:
 
     settings = pipeline.settings
     with explained():
-        old = "production" if Registry(settings.registry_path).production() else "untrained"
+        in_production = Registry(settings.registry_path).production()
+        old = "production" if in_production else pipeline.profile.ab_test.first_opponent
         result = run_ab_test(settings.customers, old, "current", settings.reports / "ab", settings, pipeline.profile)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(result.data_version),
@@ -84,10 +85,10 @@ def ab_verdict(pipeline: PipelineResource) -> dg.MaterializeResult:
 
 @dg.asset(
     group_name="release",
-    deps=[ab_verdict, stage2_checkpoint, patch_encoder],
+    deps=[ab_verdict, eval_report, stage2_checkpoint, patch_encoder],
     description="The released files: the merged UNet, LoRA and IP-Adapter in diffusers format, the patch encoder. "
-    "Refused unless the verdict is `approve`.",
-    code_version="1",
+    "Refused unless the evaluation is whole and the verdict is `approve`.",
+    code_version="2",
     kinds={"torch", "diffusers"},
     **GPU,
 )
@@ -111,8 +112,9 @@ def exported_weights(pipeline: PipelineResource) -> dg.MaterializeResult:
     group_name="release",
     deps=[exported_weights, ab_verdict],
     description="Records version, hashes and verdict; promotes to production only with `approve` and a person's "
-    "sign-off. Without a sign-off the version waits as a candidate.",
-    code_version="1",
+    "sign-off, then writes the server's config, restarts it and asks for its health. Without a sign-off the version "
+    "waits as a candidate.",
+    code_version="2",
     kinds={"json"},
     **CPU,
 )

@@ -1,0 +1,229 @@
+"""Customer photos of the A/B test, one at a time: with training_face's outputs, or with a bald image beside them.
+
+Belongs here: what stands in a customers folder, and from a customer to a case. Does not belong here: drawing, and the
+formats of training_face's outputs (`inputs.training_face`).
+
+A customer is `<id>.jpg|.jpeg|.png` with either or both of
+    training_face's outputs   `<id>[/<id>]/face_NN/...` in the folder, or in the configured training_face root;
+    a bald image              `<id>_bald.<png|jpg|jpeg>` beside it, or `bald/<id>.<png|jpg|jpeg>`: the same photo, same
+                              size, its hair removed. What differs is then what is repainted, whatever made it.
+Without training_face's outputs the face's place is not known: the customer counts for LPIPS, not for identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.evaluation.cases import Case, make_case
+from hair_pipeline.files import UnreadableImage, decode_image, hash_bytes, hash_file
+from hair_pipeline.inputs.k_hairstyle import Rejected, check_image, image_id_of
+from hair_pipeline.inputs.reasons import FaceReason
+from hair_pipeline.inputs.samples import Photo, to_sample
+from hair_pipeline.inputs.training_face import (
+    MIN_FACE_FRACTION,
+    MIN_HAIR_FRACTION,
+    BadFace,
+    Face,
+    SheetMasks,
+    choose_face,
+    identity_reason,
+    index_faces,
+    read_embedding,
+    read_sheet,
+)
+from hair_pipeline.profile import Profile
+from hair_pipeline.settings import Settings
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+BALD_FOLDER, BALD_ENDING = "bald", "_bald"
+CHANGED = 24
+"""Gray levels by which a bald image differs where hair was removed; less is the noise of its JPEG."""
+
+
+@dataclass(frozen=True)
+class Customer:
+    """Where a customer's files are.
+
+    Attributes:
+        id: the photo's stem. photo: its path. bald: the bald image, or None.
+        faces: JSONs of training_face, relative to `root`.
+    """
+
+    id: str
+    photo: Path
+    bald: Path | None
+    root: Path
+    faces: tuple[str, ...]
+
+    @property
+    def files(self) -> list[Path]:
+        """Everything that is read of this customer."""
+        found = [self.photo] + ([self.bald] if self.bald else [])
+        for name in self.faces:
+            found += sorted(path for path in (self.root / name).parent.iterdir() if path.is_file())
+        return found
+
+
+@dataclass
+class Problems:
+    """What is missing, by customer.
+
+    Attributes:
+        left_out: file name -> why the customer takes no part.
+        no_identity: id -> why the customer counts for LPIPS only.
+    """
+
+    left_out: dict[str, str] = field(default_factory=dict)
+    no_identity: dict[str, str] = field(default_factory=dict)
+
+    def as_lines(self) -> dict[str, str]:
+        """Both, for the report."""
+        return self.left_out | {f"{name}, identity only": reason for name, reason in self.no_identity.items()}
+
+
+def find_customers(folder: Path, settings: Settings) -> list[Customer]:
+    """List the customers of a folder, by name; nothing is read yet.
+
+    Raises:
+        PipelineError: no such folder, or no photo in it.
+    """
+    if not folder.is_dir():
+        raise PipelineError(
+            "no such folder",
+            file=folder,
+            remedy="set HAIR_PIPELINE_CUSTOMERS_ROOT or --customers to a folder of customer photos",
+        )
+    photos = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+    bald = {path.stem.removesuffix(BALD_ENDING): path for path in photos if path.stem.endswith(BALD_ENDING)}
+    bald_folder = folder / BALD_FOLDER
+    if bald_folder.is_dir():
+        bald |= {path.stem: path for path in sorted(bald_folder.iterdir()) if path.suffix.lower() in SUFFIXES}
+    photos = [path for path in photos if not path.stem.endswith(BALD_ENDING)]
+    if not photos:
+        raise PipelineError(
+            "holds no photo", file=folder, remedy="put <id>.jpg and training_face's <id>/face_01/ there"
+        )
+    roots = [(folder, index_faces(folder))]
+    if settings.training_face_root.is_dir():
+        roots.append((settings.training_face_root, index_faces(settings.training_face_root)))
+    customers = []
+    for path in photos:
+        name = image_id_of(path.name)
+        root, faces = next(((root, index[name]) for root, index in roots if name in index), (folder, []))
+        customers.append(Customer(name, path, bald.get(path.stem), root, tuple(faces)))
+    return customers
+
+
+def fingerprint(customers: list[Customer]) -> str:
+    """SHA-256 (hex) over the content of everything that is read."""
+    parts = [(c.id, path.name, hash_file(path)) for c in customers for path in c.files]
+    return hash_bytes(*(part for entry in parts for part in entry))
+
+
+def customer_cases(customers: list[Customer], profile: Profile, problems: Problems) -> Iterator[list[Case]]:
+    """The customers' cases (their own hair is asked for) in batches; no more than one batch is held.
+
+    Args:
+        problems: receives what is missing, customer by customer; the others go on.
+    """
+    size = profile.evaluation.batch_size
+    for start in range(0, len(customers), size):
+        batch = []
+        for customer in customers[start : start + size]:
+            try:
+                batch.append(_read_case(customer, profile, problems))
+            except (Rejected, BadFace, UnreadableImage) as error:
+                problems.left_out[customer.photo.name] = str(error).removesuffix(": ")
+        yield batch
+
+
+def _read_case(customer: Customer, profile: Profile, problems: Problems) -> Case:
+    image = _read(customer.photo)
+    height, width = image.shape[:2]
+    face, masks, why = _read_face(customer, width, height, profile)
+    removed = None if customer.bald is None else _removed(image, customer.bald)
+    if masks is None and removed is None:
+        raise why or BadFace(FaceReason.NO_OUTPUT)
+    hair = masks.hair if masks is not None else removed[1]  # type: ignore[index]
+    if hair.mean() < MIN_HAIR_FRACTION:
+        raise BadFace(FaceReason.NO_HAIR_IN_SHEET, "" if face is None else face.sheet_path)
+    nothing = np.zeros((height, width), bool)
+    photo = Photo(
+        image_id=customer.id,
+        person=customer.id,
+        image=image,
+        hair_mask=hair,
+        face_mask=nothing if masks is None else masks.face & ~hair,
+        blurred=nothing,
+        box=None if face is None else np.array(face.box, np.float32),
+    )
+    sample = to_sample(photo, profile.processing.size)
+    case = make_case(sample, sample, _identity(customer, face, profile, problems), (None, None), profile)
+    if removed is None:
+        return case
+    square = to_sample(replace(photo, image=removed[0], hair_mask=removed[1]), profile.processing.size)
+    bald = np.where(square.hair_mask[..., None], square.image, sample.image)
+    return replace(case, bald=bald, repaint_mask=square.hair_mask)
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableImage(f"cannot be read ({error.strerror})") from error
+    check_image(data)
+    return decode_image(data)
+
+
+def _read_face(
+    customer: Customer, width: int, height: int, profile: Profile
+) -> tuple[Face | None, SheetMasks | None, BadFace | None]:
+    """The face, its masks, and why either is missing."""
+    face = None
+    try:
+        face = choose_face(customer.root, list(customer.faces), width, height, profile.inputs)
+        masks = read_sheet(customer.root, face, width, height)
+        if masks.face.mean() < MIN_FACE_FRACTION:
+            raise BadFace(FaceReason.NO_FACE_MASK, face.sheet_path)
+    except BadFace as error:
+        return face, None, error
+    return face, masks, None
+
+
+def _removed(image: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The bald image, and where it differs from the photo: bool, closed and without specks.
+
+    Raises:
+        UnreadableImage: it cannot be read, is of another size, or nothing was removed.
+    """
+    try:
+        bald = _read(path)
+    except (Rejected, UnreadableImage) as error:
+        raise UnreadableImage(f"bald image {path.name}: {error}") from error
+    if bald.shape != image.shape:
+        raise UnreadableImage(
+            f"bald image {path.name} is {bald.shape[1]}x{bald.shape[0]}, the photo {image.shape[1]}x{image.shape[0]}"
+        )
+    changed = (np.abs(bald.astype(np.int16) - image).max(2) > CHANGED).astype(np.uint8)
+    radius = max(1, round(0.006 * max(image.shape[:2])))
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    mask = cv2.morphologyEx(cv2.morphologyEx(changed, cv2.MORPH_CLOSE, kernel, iterations=2), cv2.MORPH_OPEN, kernel)
+    if not mask.any():
+        raise UnreadableImage(f"bald image {path.name} shows no removed hair: it equals the photo")
+    return bald, mask.astype(bool)
+
+
+def _identity(customer: Customer, face: Face | None, profile: Profile, problems: Problems) -> np.ndarray | None:
+    """training_face's embedding where it can be relied on; else None, and the reason is noted."""
+    vector = None if face is None else read_embedding(customer.root, face.embedding_path)
+    reason = identity_reason(face, FaceReason.NO_OUTPUT, False, vector is not None, profile.inputs)
+    if reason is not None:
+        problems.no_identity[customer.id] = str(reason)
+        return None
+    return vector

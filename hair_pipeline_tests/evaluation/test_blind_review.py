@@ -1,0 +1,132 @@
+"""Blind review: sides are hidden and mixed, a filled sheet is understood only with its key, the rule decides."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.evaluation.ab_test import run_ab_test
+from hair_pipeline.evaluation.blind_review import COLUMNS, read_review
+from hair_pipeline.profile import AbTestConfig
+from hair_pipeline.release.registry import import_review
+from hair_pipeline.release.registry_file import Registry
+from hair_pipeline_tests.evaluation.tiny_world import World
+
+CONFIG = AbTestConfig()
+PHOTOS = [f"photo {number}" for number in range(20)]
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    """The new model stands left on even photos and right on odd ones."""
+    path = tmp_path / "blind_key.json"
+    sides = {photo: ("left", "right")[number % 2] for number, photo in enumerate(PHOTOS)}
+    path.write_text(json.dumps({"id": "t1", "version": "v1", "new_side": sides}))
+    return path
+
+
+def fill(path: Path, answer: Callable[[int], tuple[str, str, str]], delimiter: str = ",") -> Path:
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=delimiter)
+    writer.writerow(COLUMNS)
+    for number, photo in enumerate(PHOTOS):
+        writer.writerow([number + 1, photo, *answer(number), "rim; left" if number == 3 else ""])
+    path.write_text(text.getvalue(), encoding="utf-8-sig")
+    return path
+
+
+def new_is(number: int) -> str:
+    return ("left", "right")[number % 2]
+
+
+def old_is(number: int) -> str:
+    return ("right", "left")[number % 2]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_a_clean_preferred_model_is_approved(tmp_path: Path, key: Path, delimiter: str) -> None:
+    sheet = fill(tmp_path / "sheet.csv", lambda n: (new_is(n) if n < 15 else "Equal", "no", "NO"), delimiter)
+    result = read_review(sheet, key, CONFIG)
+    assert (result.decision, result.new_better, result.old_better, result.equal) == ("approve", 15, 0, 5)
+    assert result.notes == {"photo 3": "rim; left"}
+
+
+def test_artifacts_on_the_new_models_side_reject_and_on_the_olds_do_not(tmp_path: Path, key: Path) -> None:
+    def answer(side: Callable[[int], str]) -> Callable[[int], tuple[str, str, str]]:
+        def one(number: int) -> tuple[str, str, str]:
+            marks = {"left": "no", "right": "no"} | ({side(number): "yes"} if number == 4 else {})
+            return new_is(number), marks["left"], marks["right"]
+
+        return one
+
+    rejected = read_review(fill(tmp_path / "new.csv", answer(new_is)), key, CONFIG)
+    assert (rejected.decision, rejected.new_artifacts, rejected.old_artifacts) == ("reject", 1, 0)
+    assert "1 of 20" in rejected.reasons[0]
+    approved = read_review(fill(tmp_path / "old.csv", answer(old_is)), key, CONFIG)
+    assert (approved.decision, approved.old_artifacts) == ("approve", 1)
+    tolerant = CONFIG.model_copy(update={"max_artifacts": 0.05})
+    assert read_review(tmp_path / "new.csv", key, tolerant).decision == "approve"
+
+
+@pytest.mark.parametrize(("wins", "decision"), [(20, "reject"), (15, "reject"), (12, "approve"), (0, "approve")])
+def test_the_old_model_must_not_be_preferred_significantly(tmp_path: Path, key: Path, wins: int, decision: str) -> None:
+    sheet = fill(tmp_path / "sheet.csv", lambda n: (old_is(n) if n < wins else new_is(n), "no", "no"))
+    assert read_review(sheet, key, CONFIG).decision == decision
+
+
+def test_unfinished_foreign_and_broken_sheets_are_explained(tmp_path: Path, key: Path) -> None:
+    unfinished = fill(tmp_path / "a.csv", lambda n: ("left" if n != 6 else "", "no", "no"))
+    with pytest.raises(PipelineError, match="case 7: better is ''"):
+        read_review(unfinished, key, CONFIG)
+    whole = fill(tmp_path / "b.csv", lambda n: ("left", "no", "no"))
+    lines = whole.read_text().splitlines()
+    (tmp_path / "short.csv").write_text("\n".join(lines[:-1]))
+    (tmp_path / "twice.csv").write_text("\n".join([*lines, lines[-1]]))
+    for name in ("short.csv", "twice.csv"):
+        with pytest.raises(PipelineError, match="photos are not those of the key"):
+            read_review(tmp_path / name, key, CONFIG)
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(PipelineError, match="has the columns"):
+        read_review(tmp_path / "other.csv", key, CONFIG)
+    with pytest.raises(PipelineError, match="cannot be read"):
+        read_review(tmp_path / "none.csv", key, CONFIG)
+    (tmp_path / "key.json").write_text('{"id": "t1", "new_side": {"a": "up"}}')
+    with pytest.raises(PipelineError, match="not the key"):
+        read_review(whole, tmp_path / "key.json", CONFIG)
+
+
+def test_the_test_hides_the_sides_and_its_sheet_becomes_a_sign_off(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "ab"
+    result = run_ab_test(world.inputs.customers, "untrained", "current", out, world.settings, world.profile)
+    key = json.loads((out / "blind_key.json").read_text())
+    assert set(key["new_side"].values()) <= {"left", "right"}
+    assert {path.name for path in (out / "blind").iterdir()} == {"review.html", "sheet.csv"}
+    page = (out / "blind" / "review.html").read_text()
+    assert not re.search(r"(src|href)\s*=\s*[\"']?\s*(https?:|//|file:)", page)
+    for secret in (result.version, "untrained", "new_side", "Stage 2"):
+        assert secret not in page
+    assert page.count("data:image/jpeg;base64,") == 3 * len(key["new_side"])
+
+    version = tmp_path / "registry_root" / "checkpoints" / result.version
+    version.mkdir(parents=True)
+    registry = Registry(tmp_path / "registry_root" / "registry" / "registry.json")
+    rows = list(csv.reader(io.StringIO((out / "blind" / "sheet.csv").read_text("utf-8-sig"))))
+    filled = [rows[0]] + [[*row[:2], key["new_side"][row[1]], "no", "no", ""] for row in rows[1:]]
+    (tmp_path / "filled.csv").write_text("\n".join(",".join(row) for row in filled))
+    arguments = (result.version, tmp_path / "filled.csv", out / "blind_key.json", "Kim", CONFIG)
+    with pytest.raises(PipelineError, match="no version"):
+        import_review(registry, *arguments)
+    registry.register(result.version, version, {}, {"verdict": "approve", "id": "another"})
+    with pytest.raises(PipelineError, match="registered with another"):
+        import_review(registry, *arguments)
+    registry.register(result.version, version, {}, {"verdict": "approve", "id": result.id})
+    assert import_review(registry, *arguments).decision == "approve"
+    (entry,) = registry.show(result.version)["sign_offs"]
+    assert (entry["reviewer"], entry["decision"]) == ("Kim", "approve")
+    assert entry["blind_review"]["new_better"] == len(key["new_side"])
+    assert registry.obstacles(result.version) == []
