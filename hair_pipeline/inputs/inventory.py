@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ LABEL_SUFFIXES = (".json",)
 OTHER_ARCHIVE_SUFFIXES = (".tar", ".gz", ".tgz", ".7z", ".rar", ".egg", ".alz")
 MAX_STEM_BYTES = 200
 _WORD = 2**64 - 1
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def stamp(size: int, time: int) -> int:
@@ -168,7 +170,7 @@ def _nameable(path: str) -> bool:
         path.encode("utf-8")
     except UnicodeEncodeError:
         return False
-    return all(ord(character) >= 32 for character in path)
+    return _CONTROL.search(path) is None
 
 
 class _EntryReader:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -180,9 +181,7 @@ def _beside(root: Path, path: str, named: object, suffix: str) -> str:
     if isinstance(named, str) and named and "\x00" not in named:
         if _PLAIN_NAME.match(named):
             beside = f"{path.rpartition('/')[0]}/{named}"
-            if (root / beside).is_file():
-                return beside
-            return str(PurePosixPath(path).with_suffix(suffix))
+            return beside if os.path.isfile(f"{root}/{beside}") else path.rpartition(".")[0] + suffix  # noqa: PTH113
         name = PurePosixPath(named.replace("\\", "/"))
         relative = folder / (name.name if name.is_absolute() else name)
         try:
@@ -292,12 +291,24 @@ def read_sheet(root: Path, face: Face, width: int, height: int) -> SheetMasks:
         raise BadFace(error.reason, f"{face.sheet_path}: {error.detail}".removesuffix(": ")) from error
 
 
+def _usual_header() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(EMBEDDING_DIM, "<f4"))
+    return buffer.getvalue()[: -4 * EMBEDDING_DIM]
+
+
+_USUAL_HEADER = _usual_header()
+
+
 def parse_embedding(data: bytes) -> np.ndarray | None:
     """An embedding's `.npy` bytes -> (512,) float32, or None when its length, norm or values are wrong."""
-    try:
-        vector = np.load(io.BytesIO(data), allow_pickle=False)
-    except Exception:  # NumPy raises many types on hostile headers
-        return None
+    if data.startswith(_USUAL_HEADER) and len(data) == len(_USUAL_HEADER) + 4 * EMBEDDING_DIM:
+        vector = np.frombuffer(data, np.float32, offset=len(_USUAL_HEADER))  # as NumPy would, without parsing Python
+    else:
+        try:
+            vector = np.load(io.BytesIO(data), allow_pickle=False)
+        except Exception:  # NumPy raises many types on hostile headers
+            return None
     if not isinstance(vector, np.ndarray) or vector.size != EMBEDDING_DIM or vector.dtype.kind != "f":
         return None
     vector = vector.reshape(EMBEDDING_DIM).astype(np.float32)
