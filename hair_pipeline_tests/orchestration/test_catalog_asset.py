@@ -1,0 +1,70 @@
+"""The asset `catalog` and its checks, executed: metadata people look at, and warnings that name what was found."""
+
+import cv2
+import dagster as dg
+import pytest
+
+from hair_pipeline.orchestration.assets.inputs import catalog, k_hairstyle_images, training_face_outputs
+from hair_pipeline.orchestration.checks import (
+    identities_are_reliable,
+    masks_agree,
+    no_near_duplicate_across_the_split,
+    no_person_under_two_names,
+    split_is_person_disjoint,
+)
+from hair_pipeline.orchestration.resources import PipelineResource
+from hair_pipeline_tests.inputs.tiny_inputs import TinyInputs, write_tiny_inputs
+
+CHECKS = [
+    split_is_person_disjoint,
+    masks_agree,
+    identities_are_reliable,
+    no_near_duplicate_across_the_split,
+    no_person_under_two_names,
+]
+
+
+@pytest.fixture
+def inputs(tmp_path, monkeypatch) -> TinyInputs:
+    made = write_tiny_inputs(tmp_path, people=4, views=2, size=128)
+    settings = made.settings()
+    for field in ("k_hairstyle_root", "training_face_root", "training_root"):
+        monkeypatch.setenv(f"HAIR_PIPELINE_{field.upper()}", str(getattr(settings, field)))
+    return made
+
+
+def materialise() -> tuple[dict[str, dg.MetadataValue], dict[str, dg.AssetCheckEvaluation]]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        done = dg.materialize(
+            [k_hairstyle_images, training_face_outputs, catalog, *CHECKS],
+            resources={"pipeline": PipelineResource()},
+            instance=instance,
+        )
+    (event,) = done.get_asset_materialization_events()
+    metadata = event.step_materialization_data.materialization.metadata
+    return dict(metadata), {found.check_name: found for found in done.get_asset_check_evaluations()}
+
+
+def test_the_catalog_shows_what_became_of_the_files_and_its_checks_pass(inputs):
+    metadata, checks = materialise()
+    assert metadata["images"].value == 8
+    shares = metadata["train_against_validation"].records
+    assert {"attribute", "value", "train", "validation", "difference"} == set(shares[0].data)
+    assert {record.data["attribute"] for record in shares} >= {"curl", "length", "sex"}
+    assert sum(record.data["count"] for record in metadata["by_identity"].records) == 8
+    assert {name for name, check in checks.items() if not check.passed} == set()
+    assert len(checks) == len(CHECKS)
+
+
+def test_a_picture_on_both_sides_is_named(inputs):
+    first, second = (next(inputs.k_hairstyle.rglob(f"{source}-001.jpg")) for source in inputs.sources[:2])
+    for source in inputs.sources[2:]:
+        other = next(inputs.k_hairstyle.rglob(f"{source}-001.jpg"))
+        cv2.imwrite(str(other), cv2.imread(str(first)), [cv2.IMWRITE_JPEG_QUALITY, 80])
+    cv2.imwrite(str(second), cv2.imread(str(first)), [cv2.IMWRITE_JPEG_QUALITY, 80])
+    _, checks = materialise()
+    found = checks["no_near_duplicate_across_the_split"]
+    assert not found.passed
+    assert found.severity == dg.AssetCheckSeverity.WARN
+    assert found.metadata["near_duplicates"].value >= 1
+    assert "-001" in found.metadata["nearest"].records[0].data["validation_image"]
