@@ -4,7 +4,7 @@
 
 Writes a tree in both real formats (real-size labels; small photos, sheets and embeddings as hard links to a few
 originals), builds its catalog from cold, again with nothing changed, again with one person added, and prints a table.
-The folder (about 6 GB, 2.5 million names) is deleted afterwards.
+The folder (about 6 GB, 1.5 million names) is deleted afterwards.
 """
 
 from __future__ import annotations
