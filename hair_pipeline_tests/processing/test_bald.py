@@ -79,7 +79,7 @@ def test_varied_masks_differ_and_spare_the_face() -> None:
 
 def test_growth_is_relative_to_the_face() -> None:
     picture = person(size=256)
-    masks = [repaint_mask(picture.hair_mask, picture.face_mask, growth) for growth in (0.0, 0.05, 0.1, 0.2)]
+    masks = [repaint_mask(picture.hair_mask, picture.face_mask, BaldConfig(growth=growth)) for growth in (0.0, 0.05, 0.1, 0.2)]
     areas = [int(mask.sum()) for mask in masks]
     assert areas == sorted(areas)
     assert areas[0] < areas[-1]
@@ -107,6 +107,6 @@ def test_crumbs_of_face_between_strands_are_repainted() -> None:
     face[60:120, 30:98] = True
     hair[30:32, 50:52] = False
     face[30:32, 50:52] = True
-    repaint = repaint_mask(hair, face, 0.06)
+    repaint = repaint_mask(hair, face, BaldConfig())
     assert repaint[30:32, 50:52].all()
     assert not repaint[80:110, 40:90].any()
