@@ -35,6 +35,7 @@ from hair_pipeline.sample.write import write_sample
 from hair_pipeline.settings import Settings
 
 ROUNDS = 3
+VIEWS = 5
 BASELINE = "straightforward script (Telea r5, PNG)"
 OURS = {
     "telea, compact": {},
@@ -90,16 +91,14 @@ def run(root: Path, images: int) -> None:
 
 def make_inputs(root: Path, images: int) -> Settings:
     """Rendered people in one shard per round; no training_face output but one, so that the polygon is the mask."""
-    per_round = max(2, images // ROUNDS)
-    views = min(5, per_round)
-    write_sample(root, people=-(-per_round // views) * ROUNDS, views=views, customers=0, seed=0)
-    faces = sorted(path for path in (root / "training_face").iterdir() if path.is_dir())
-    for face in faces[1:]:
-        shutil.rmtree(face)
+    write_sample(root, people=-(-images // VIEWS), views=VIEWS, customers=0)
+    face = next(path for path in sorted((root / "training_face").iterdir()) if path.is_dir())
+    shutil.copytree(face, root / "one_face" / face.name, dirs_exist_ok=True)
     settings = Settings(
-        k_hairstyle_root=root / "k_hairstyle", training_face_root=root / "training_face", training_root=root / "training"
+        k_hairstyle_root=root / "k_hairstyle", training_face_root=root / "one_face", training_root=root / "training"
     )
-    build_catalog(settings, Profile.model_validate({"name": "benchmark", "inputs": {"shard_size": per_round}}))
+    shard_size = max(VIEWS, images // ROUNDS)
+    build_catalog(settings, Profile.model_validate({"name": "benchmark", "inputs": {"shard_size": shard_size}}))
     return settings
 
 

@@ -60,9 +60,7 @@ def reusable(manifest: Path, fingerprint: str) -> ShardReport | None:
         return None
     try:
         values: Any = read_json(manifest)
-        pictures = {
-            name: None if values.get(name) is None else manifest.with_name(values[name]) for name in _PICTURES
-        }
+        pictures = {name: None if values.get(name) is None else manifest.with_name(values[name]) for name in _PICTURES}
         report = ShardReport(**(values | pictures | {"reused": True}))
     except (PipelineError, AttributeError, TypeError):
         return None  # a manifest that cannot be read counts as none: the shard is done again

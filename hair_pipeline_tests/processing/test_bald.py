@@ -79,7 +79,10 @@ def test_varied_masks_differ_and_spare_the_face() -> None:
 
 def test_growth_is_relative_to_the_face() -> None:
     picture = person(size=256)
-    masks = [repaint_mask(picture.hair_mask, picture.face_mask, BaldConfig(growth=growth)) for growth in (0.0, 0.05, 0.1, 0.2)]
+    masks = [
+        repaint_mask(picture.hair_mask, picture.face_mask, BaldConfig(growth=growth))
+        for growth in (0.0, 0.05, 0.1, 0.2)
+    ]
     areas = [int(mask.sum()) for mask in masks]
     assert areas == sorted(areas)
     assert areas[0] < areas[-1]
