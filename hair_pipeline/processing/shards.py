@@ -165,7 +165,7 @@ def _finished_before(job: _Job) -> dict[str, Made]:
 
 
 def _is_whole(path: Path, digest: str, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size and hash_file(path) == digest
+    return path.is_file() and path.stat().st_size == size and hash_bytes(path.read_bytes()) == digest
 
 
 class _Items(Sequence[Any]):

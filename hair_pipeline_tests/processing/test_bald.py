@@ -1,12 +1,15 @@
 """Bald images: kept pixels untouched, no hair colour in the fill, the face's core left alone."""
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from hair_pipeline.processing.bald import GRAY, face_height, make_bald, repaint_mask, vary_mask
+from hair_pipeline.inputs.samples import Sample
+from hair_pipeline.processing.bald import GRAY, face_height, fill, make_bald, repaint_mask, vary_mask
+from hair_pipeline.processing.work import fill_to_hair_distance
 from hair_pipeline.profile import BaldConfig
 from hair_pipeline_tests.inputs.tiny_inputs import TinyPicture, draw_person
 
@@ -113,3 +116,46 @@ def test_crumbs_of_face_between_strands_are_repainted() -> None:
     repaint = repaint_mask(hair, face, BaldConfig())
     assert repaint[30:32, 50:52].all()
     assert not repaint[80:110, 40:90].any()
+
+
+@pytest.mark.parametrize("method", ["telea", "navier_stokes", "gaussian_blur"])
+def test_the_fill_is_far_from_the_hairs_colour(method: str) -> None:
+    """Dark hair before a bright scene: what stands in its place looks like the scene, not like the hair."""
+    picture = person(0, size=512)
+    sample = Sample("x", "p", picture.photo, picture.hair_mask, picture.face_mask, None)
+    bald, repaint = make_bald(picture.photo, picture.hair_mask, picture.face_mask, BaldConfig(method=method))
+    kept = picture.photo[~repaint].mean(axis=0)
+    apart = np.linalg.norm(kept - picture.photo[picture.hair_mask].mean(axis=0))
+    assert fill_to_hair_distance(sample, bald) > 0.6 * apart
+    assert fill_to_hair_distance(sample, picture.photo) == 0
+
+
+def test_half_size_telea_looks_like_full_size() -> None:
+    squares = []
+    for number in range(4):
+        picture = person(number, size=512)
+        hole = repaint_mask(picture.hair_mask, picture.face_mask, BaldConfig())
+        full = cv2.inpaint(picture.photo, hole.astype(np.uint8), 5, cv2.INPAINT_TELEA)
+        difference = full[hole].astype(float) - fill(picture.photo, hole, BaldConfig())[hole]
+        squares.append((difference**2).mean())
+    assert np.sqrt(np.mean(squares)) <= 5
+
+
+def test_hiding_the_forehead_and_beside_the_jaw() -> None:
+    picture = person(1, size=512)
+    plain = repaint_mask(picture.hair_mask, picture.face_mask, BaldConfig())
+    forehead = repaint_mask(picture.hair_mask, picture.face_mask, BaldConfig(hide_forehead=True))
+    beside = repaint_mask(picture.hair_mask, picture.face_mask, BaldConfig(hide_beside_jaw=True))
+    for larger in (forehead, beside):
+        assert (larger | plain == larger).all()
+        assert larger.sum() > plain.sum()
+    rows = np.flatnonzero(picture.face_mask.any(axis=1))
+    head = picture.face_mask[rows[0] : rows[0] + 15]
+    assert forehead[rows[0] : rows[0] + 15][head].all()
+    mouth = round(picture.box[3]) - 40
+    assert not forehead[mouth:][picture.face_mask[mouth:] & ~plain[mouth:]].any()
+    nobody = np.zeros_like(picture.face_mask)
+    hidden = BaldConfig(hide_forehead=True, hide_beside_jaw=True)
+    np.testing.assert_array_equal(
+        repaint_mask(picture.hair_mask, nobody, hidden), repaint_mask(picture.hair_mask, nobody, BaldConfig())
+    )
