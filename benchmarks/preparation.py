@@ -114,7 +114,8 @@ def measure(folder: Path) -> int:
     """Bytes of the products."""
     products = (".jpg", ".png", ".webp", ".parquet")
     files = (path for path in folder.rglob("*") if path.suffix in products)
-    return sum(path.stat().st_size for path in files if path.name != "catalog.parquet" and path.stem.count(".") == 0)
+    kept = (path for path in files if path.name != "catalog.parquet" and not path.stem.endswith((".preview", ".steps")))
+    return sum(path.stat().st_size for path in kept)
 
 
 def hole_error(settings: Settings, shards: list[str]) -> tuple[float, float]:

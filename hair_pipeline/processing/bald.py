@@ -19,6 +19,8 @@ FACE_HEIGHT_OF_IMAGE = 0.3
 GRAY = 128
 BLUR_SCALE = 8
 """The masked Gaussian runs at an eighth of the size."""
+BROWS_ABOVE_CHIN = 0.95
+"""In face heights as `face_height` estimates them: from a face half covered by hair they come out short."""
 BLUR_TRUST = 0.01
 """Weight of the next wider Gaussian, in known pixels."""
 
@@ -109,8 +111,8 @@ def _resized(mask: np.ndarray, size: tuple[int, int], threshold: int) -> np.ndar
 class _Head:
     """Rows and columns of a face, estimated from its mask alone, so that every photo with one is treated alike.
 
-    The widest row is at the ears or cheekbones, the chin is where the width has dropped to the neck's, and brows
-    stand two thirds of the face's height above the chin (the face's upper third is the forehead).
+    The widest row is at the ears or cheekbones, the chin is where the width has dropped to the neck's, and the brows
+    stand `BROWS_ABOVE_CHIN` above it.
     """
 
     top: int
@@ -131,7 +133,7 @@ class _Head:
         narrow = np.flatnonzero(widths[widest:] < 0.6 * width)
         chin = min(widest + int(narrow[0]) if narrow.size else int(rows[-1]), widest + round(0.7 * height))
         columns = np.flatnonzero(face_mask[: chin + 1].any(axis=0))
-        brow = max(0, round(chin - 2 / 3 * height))
+        brow = max(0, round(chin - BROWS_ABOVE_CHIN * height))
         return cls(int(rows[0]), brow, chin, int(columns[0]), int(columns[-1]), height)
 
 

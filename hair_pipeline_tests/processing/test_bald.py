@@ -142,20 +142,23 @@ def test_half_size_telea_looks_like_full_size() -> None:
 
 
 def test_hiding_the_forehead_and_beside_the_jaw() -> None:
-    picture = person(1, size=512)
-    plain = repaint_mask(picture.hair_mask, picture.face_mask, BaldConfig())
-    forehead = repaint_mask(picture.hair_mask, picture.face_mask, BaldConfig(hide_forehead=True))
-    beside = repaint_mask(picture.hair_mask, picture.face_mask, BaldConfig(hide_beside_jaw=True))
-    for larger in (forehead, beside):
-        assert (larger | plain == larger).all()
-        assert larger.sum() > plain.sum()
-    rows = np.flatnonzero(picture.face_mask.any(axis=1))
-    head = picture.face_mask[rows[0] : rows[0] + 15]
-    assert forehead[rows[0] : rows[0] + 15][head].all()
-    mouth = round(picture.box[3]) - 40
-    assert not forehead[mouth:][picture.face_mask[mouth:] & ~plain[mouth:]].any()
-    nobody = np.zeros_like(picture.face_mask)
-    hidden = BaldConfig(hide_forehead=True, hide_beside_jaw=True)
-    np.testing.assert_array_equal(
-        repaint_mask(picture.hair_mask, nobody, hidden), repaint_mask(picture.hair_mask, nobody, BaldConfig())
-    )
+    open_face, bob = person(0, size=512), person(1, size=512)
+    plain = repaint_mask(open_face.hair_mask, open_face.face_mask, BaldConfig())
+    forehead = repaint_mask(open_face.hair_mask, open_face.face_mask, BaldConfig(hide_forehead=True))
+    assert forehead[plain].all()
+    top = np.flatnonzero(open_face.face_mask.any(axis=1))[0]
+    assert forehead[top : top + 15][open_face.face_mask[top : top + 15]].all()
+    assert not (forehead & ~plain & ~open_face.face_mask).any()
+    mouth = round(open_face.box[3]) - 40
+    np.testing.assert_array_equal(forehead[mouth:], plain[mouth:])
+
+    plain = repaint_mask(bob.hair_mask, bob.face_mask, BaldConfig())
+    beside = repaint_mask(bob.hair_mask, bob.face_mask, BaldConfig(hide_beside_jaw=True))
+    assert beside[plain].all()
+    lowest = np.flatnonzero(plain.any(axis=1))[-1]
+    assert beside[lowest + 10].sum() > 40
+    assert not (beside & ~plain & bob.face_mask).any()
+
+    nobody, hidden = np.zeros_like(bob.face_mask), BaldConfig(hide_forehead=True, hide_beside_jaw=True)
+    without_a_face = repaint_mask(bob.hair_mask, nobody, hidden)
+    np.testing.assert_array_equal(without_a_face, repaint_mask(bob.hair_mask, nobody, BaldConfig()))
