@@ -54,7 +54,15 @@ class BaldConfig(Values):
 
     method: Literal["telea", "navier_stokes", "gaussian_blur", "gray"] = "telea"
     growth: float = Field(0.06, ge=0, description="how far the hair mask is grown, in face heights (or 0.3 of image)")
+    hide_forehead: bool = Field(False, description="repaint the forehead above the brows too, fringe or not")
+    hide_beside_jaw: bool = Field(False, description="repaint the columns beside the jaw too, long hair or short")
     inpaint_scale: float = Field(0.5, gt=0, le=1, description="Telea and Navier-Stokes run at this scale in the hole")
+
+
+class HairOnlyConfig(Values):
+    """The hair alone."""
+
+    soft_alpha: bool = Field(False, description="alpha follows the strands at the hair's rim instead of the mask")
 
 
 class PatchConfig(Values):
@@ -71,6 +79,7 @@ class ProcessingConfig(Values):
     size: int = Field(512, description="side of every processed image, pixels")
     image_format: Literal["compact", "png"] = "compact"
     bald: BaldConfig = BaldConfig()
+    hair_only: HairOnlyConfig = HairOnlyConfig()
     patches: PatchConfig = PatchConfig()
 
 

@@ -41,16 +41,17 @@ class LargestPhoto:
         return max(self.image.shape[:2]) / size
 
 
-def load_largest(row: Any, settings: Roots) -> LargestPhoto:
+def load_largest(row: Any, settings: Roots, photo: Photo | None = None) -> LargestPhoto:
     """Load the largest photo of a catalog row (of `itertuples()` or a Series).
 
     Reads `image_path`, `label_path`, `largest_path`, `largest_label_path`, `largest_width`, `largest_height` and the
-    columns that `samples.load_photo` reads. Where the row's own photo is the largest, this is that photo.
+    columns that `samples.load_photo` reads; `photo` is the row's own where it is loaded already. Where the row's own
+    photo is the largest, this is that photo.
 
     Raises:
         UnreadableImage: a file changed or vanished since the catalog was made; the message says which.
     """
-    photo = load_photo(row, settings)
+    photo = photo or load_photo(row, settings)
     if row.largest_path == row.image_path:
         return LargestPhoto(row.image_path, photo.image, photo.hair_mask, photo.blurred)
     image = read_photo(settings.k_hairstyle_root, row.largest_path)

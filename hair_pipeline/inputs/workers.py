@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.util import Finalize
 from typing import TypeVar
@@ -72,20 +73,58 @@ def map_chunks(
                 yield function(part)
                 bar.update(len(part))
             return
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_pin_threads) as pool:
-            # A consumer that fails leaves this generator suspended. A child process then ends by joining its own
-            # children, which wait for work for ever: so the pool is ended before that, and before its queues are.
-            ending = Finalize(None, pool.shutdown, kwargs={"cancel_futures": True}, exitpriority=_BEFORE_QUEUES)
-            try:
-                for size, result in _in_flight(pool, function, chunks, 3 * workers):
-                    yield result
-                    bar.update(size)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-            finally:
-                ending.cancel()
+        with _pool(workers) as pool:
+            for size, result in _in_flight(pool, function, chunks, 3 * workers):
+                yield result
+                bar.update(size)
+
+
+class _Kept:
+    """The pool that `kept_pool` keeps; made when first used."""
+
+    def __init__(self) -> None:
+        self.pool: ProcessPoolExecutor | None = None
+
+
+_kept: _Kept | None = None
+
+
+@contextmanager
+def kept_pool() -> Iterator[None]:
+    """Inside, all calls share one pool of a process per core: starting the processes takes seconds."""
+    global _kept
+    outer, _kept = _kept, _Kept()
+    try:
+        yield
+    finally:
+        if _kept.pool is not None:
+            _kept.pool.shutdown(wait=False, cancel_futures=True)
+        _kept = outer
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """The kept pool, or one of `workers` processes for this call."""
+    if _kept is not None:
+        _kept.pool = _kept.pool or _new_pool(cpu_count())
+        yield _kept.pool
+        return
+    with _new_pool(workers) as pool:
+        # A consumer that fails leaves this generator suspended. A child process then ends by joining its own
+        # children, which wait for work for ever: so the pool is ended before that, and before its queues are.
+        ending = Finalize(None, pool.shutdown, kwargs={"cancel_futures": True}, exitpriority=_BEFORE_QUEUES)
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        finally:
+            ending.cancel()
+
+
+def _new_pool(workers: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_pin_threads)
 
 
 def _in_flight(
@@ -95,14 +134,18 @@ def _in_flight(
     limit: int,
 ) -> Iterator[tuple[int, Result]]:
     waiting: deque[tuple[int, Future[Result]]] = deque()
-    for part in chunks:
-        waiting.append((len(part), pool.submit(function, part)))
-        if len(waiting) >= limit:
+    try:
+        for part in chunks:
+            waiting.append((len(part), pool.submit(function, part)))
+            if len(waiting) >= limit:
+                size, future = waiting.popleft()
+                yield size, future.result()
+        while waiting:
             size, future = waiting.popleft()
             yield size, future.result()
-    while waiting:
-        size, future = waiting.popleft()
-        yield size, future.result()
+    finally:
+        for _, future in waiting:
+            future.cancel()
 
 
 def _run_chunk(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

@@ -11,10 +11,8 @@ import dagster as dg
 
 from hair_pipeline.orchestration.assets.inputs import catalog, k_hairstyle_images, training_face_outputs
 from hair_pipeline.orchestration.assets.processed import (
-    bald_images,
-    hair_only_images,
-    hair_patches,
     identity_embeddings,
+    image_parts,
     latents,
     style_vectors,
 )
@@ -31,9 +29,7 @@ from hair_pipeline.settings import Settings, load_settings
 ASSETS = [
     catalog,
     identity_embeddings,
-    bald_images,
-    hair_only_images,
-    hair_patches,
+    image_parts,
     latents,
     style_vectors,
     *TRAINED_ASSETS,

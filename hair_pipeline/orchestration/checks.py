@@ -161,6 +161,32 @@ def embeddings_are_sound(pipeline: PipelineResource) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=not bad, metadata={"checked": count, "bad": len(bad), "first_bad": bad[:10]})
 
 
+@dg.asset_check(
+    asset="bald_images",
+    description="A small probe, tried on people it was not trained on, reads length, fringe and curl from the bald "
+    "image no better than by chance or from the outline of the repainted region, which the model is given anyway. On "
+    "failure: raise processing.bald.growth, or take another method; docs/data-engineer.md compares them.",
+)
+def bald_images_give_no_style_away(pipeline: PipelineResource) -> dg.AssetCheckResult:
+    from hair_pipeline.processing.leakage import stored_leakage
+
+    with explained():
+        leakage = stored_leakage(pipeline.settings, pipeline.profile.processing)
+    telling = leakage.telling()
+    measured = {
+        f"{target}_from_{what}": score.accuracy
+        for what, scores in (("bald_image", leakage.bald), ("mask", leakage.mask))
+        for target, score in scores.items()
+    }
+    chances = {f"{target}_by_chance": score.chance for target, score in leakage.bald.items()}
+    return dg.AssetCheckResult(
+        passed=bool(leakage.bald) and not telling,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=", ".join(telling) or None if leakage.bald else "not measured: too few people",
+        metadata=measured | chances,
+    )
+
+
 def _learning_check(asset: dg.AssetsDefinition, stage: str) -> dg.AssetChecksDefinition:
     """The held-out hair-region error of a stage fell."""
 
@@ -228,6 +254,7 @@ CHECKS = [
     masks_agree,
     identities_are_reliable,
     embeddings_are_sound,
+    bald_images_give_no_style_away,
     _learning_check(stage1_checkpoint, "stage1"),
     _learning_check(stage2_checkpoint, "stage2"),
     metrics_reach_their_thresholds,

@@ -109,6 +109,12 @@ class Lineage:
         self.selected = frozenset(chosen)
         self.order = [key for key in self.graph.toposorted_asset_keys if key in self.selected]
 
+    def made_by(self, step: str) -> list[str]:
+        """The selected assets that a step makes: most steps make one of their own name, `image_parts` several."""
+        keys = [key for key in self.order if self.graph.get(key).is_materializable]
+        names = {key.to_user_string(): self.graph.assets_def_for_key(key).node_def.name for key in keys}
+        return [asset for asset, name in names.items() if name == step] or [step]
+
     @property
     def sources(self) -> list[dg.AssetKey]:
         """The observable inputs."""
@@ -270,7 +276,7 @@ def _execute(
     interrupted = False
     for event in execute_run_iterator(subset, run, instance):
         interrupted = interrupted or _is_interruption(event)
-        _record(event, on_step, outcome)
+        _record(event, lineage, on_step, outcome)
     if interrupted:
         raise KeyboardInterrupt
 
@@ -289,7 +295,7 @@ def _is_interruption(event: dg.DagsterEvent) -> bool:
     return event.event_type == dg.DagsterEventType.PIPELINE_CANCELED
 
 
-def _record(event: dg.DagsterEvent, on_step: Callable[[Step], None], outcome: Outcome) -> None:
+def _record(event: dg.DagsterEvent, lineage: Lineage, on_step: Callable[[Step], None], outcome: Outcome) -> None:
     name = (event.step_key or "").split("[")[0]
     if event.is_step_start:
         on_step(Step(name, "start"))
@@ -299,7 +305,7 @@ def _record(event: dg.DagsterEvent, on_step: Callable[[Step], None], outcome: Ou
         _record_check(event.asset_check_evaluation_data, outcome)
     elif event.is_step_failure and name not in outcome.blocked_checks:
         message = _failure_message(event)
-        outcome.failures[name] = message
+        outcome.failures |= dict.fromkeys(lineage.made_by(name), message)
         on_step(Step(name, "failure", message))
     elif event.is_step_materialization and event.asset_key:
         outcome.materialised.append(event.asset_key.to_user_string())

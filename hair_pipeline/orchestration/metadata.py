@@ -23,15 +23,15 @@ MAX_THUMBNAIL_BYTES = 20_000
 """Inline pictures live in the event log: a 200 KB picture would cost 1.2 MB of database."""
 
 
-def thumbnail(picture: Path | None) -> dict[str, dg.MetadataValue]:
+def thumbnail(picture: Path | None, name: str = "preview") -> dict[str, dg.MetadataValue]:
     """A small JPEG as inline Markdown; left out when there is none or it is too large for the database."""
     if picture is None or not picture.exists():
         return {}
     data = picture.read_bytes()
     if len(data) > MAX_THUMBNAIL_BYTES:
-        return {"preview": dg.MetadataValue.path(str(picture))}
+        return {name: dg.MetadataValue.path(str(picture))}
     encoded = base64.b64encode(data).decode()
-    return {"preview": dg.MetadataValue.md(f"![preview](data:image/jpeg;base64,{encoded})")}
+    return {name: dg.MetadataValue.md(f"![{name}](data:image/jpeg;base64,{encoded})")}
 
 
 def numbers(values: Mapping[str, float | None]) -> dict[str, dg.MetadataValue]:
@@ -94,6 +94,7 @@ def shard_metadata(report: ShardReport) -> dict[str, dg.MetadataValue]:
         "reused": report.reused,
         **numbers(report.numbers),
         **thumbnail(report.preview),
+        **thumbnail(report.steps, "steps"),
     }
     if report.skipped:
         metadata["left_out_by_reason"] = counts_table(report.skipped)

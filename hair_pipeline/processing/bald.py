@@ -7,6 +7,7 @@ of images.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -18,6 +19,10 @@ FACE_HEIGHT_OF_IMAGE = 0.3
 GRAY = 128
 BLUR_SCALE = 8
 """The masked Gaussian runs at an eighth of the size."""
+BROWS_ABOVE_CHIN = 0.95
+"""In face heights as `face_height` estimates them: from a face half covered by hair they come out short."""
+BLUR_TRUST = 0.01
+"""Weight of the next wider Gaussian, in known pixels."""
 
 
 def face_height(face_mask: np.ndarray) -> float:
@@ -54,24 +59,96 @@ def make_bald(
         The bald image (H, W, 3) uint8, byte-identical to `image` outside the repaint mask, and the repaint mask
         (H, W) bool: the hair mask grown, without the face's core. The fill uses only colours from outside it.
     """
-    repaint = repaint_mask(hair_mask, face_mask, config.growth + extra_growth)
+    repaint = repaint_mask(hair_mask, face_mask, config, extra_growth)
     return fill(image, repaint, config), repaint
 
 
-def repaint_mask(hair_mask: np.ndarray, face_mask: np.ndarray, growth: float) -> np.ndarray:
-    """Grow the hair mask by `growth` face heights and close its small holes.
+def repaint_mask(hair_mask: np.ndarray, face_mask: np.ndarray, config: BaldConfig, growth: float = 0.0) -> np.ndarray:
+    """Grow the hair mask by `config.growth + growth` face heights, close its small holes, add what else is hidden.
 
     Over the face it grows only 0.4 times as far: the rim of the hair goes, eyes under a fringe stay. Crumbs of face
-    or background between strands, smaller than the growth, are repainted too.
+    or background between strands, smaller than the growth, are repainted too. What `config.hide_forehead` and
+    `config.hide_beside_jaw` name is repainted wherever there is hair at all, whatever the hairstyle.
 
     Returns:
         (H, W) bool, holding the hair mask.
     """
-    radius = growth * face_height(face_mask)
-    distance = _distance_to(hair_mask)
-    core = _open(face_mask & (distance > 0.4 * radius), radius / 3)
-    grown = _fill_holes(distance <= radius, core, radius)
-    return (grown & ~core) | hair_mask
+    height = face_height(face_mask)
+    radius = (config.growth + growth) * height
+    # Distances need no more than four pixels per radius: the work is done on a smaller copy and enlarged smoothly.
+    step = int(np.clip(radius / 4, 1, 4))
+    size = max(1, hair_mask.shape[1] // step), max(1, hair_mask.shape[0] // step)
+    hair = _resized(hair_mask, size, 1)
+    grown, core = _grown(hair, _resized(face_mask, size, 128), radius / step)
+    full = hair_mask.shape[1], hair_mask.shape[0]
+    repaint = (_resized(grown, full, 128) & ~_resized(core, full, 128)) | hair_mask
+    if config.hide_forehead or config.hide_beside_jaw:
+        head = _Head.measure(face_mask, height)
+        if head is not None and hair_mask.any():
+            _hide(repaint, hair_mask, face_mask, head, config)
+    return repaint
+
+
+def _grown(hair: np.ndarray, face: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """The hair mask grown, its small holes closed; and the face's core, which is not repainted."""
+    distance = _distance_to(hair)
+    core = _open(face & (distance > 0.4 * radius), radius / 3)
+    return _fill_holes(distance <= radius, core, radius), core
+
+
+def _resized(mask: np.ndarray, size: tuple[int, int], threshold: int) -> np.ndarray:
+    """A mask at another (width, height): set where at least `threshold` / 255 of a pixel is covered."""
+    if mask.shape == size[::-1]:
+        return mask
+    shrinks = size[0] < mask.shape[1]
+    values = cv2.resize(
+        mask.view(np.uint8) * np.uint8(255), size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )
+    return values >= threshold
+
+
+@dataclass(frozen=True)
+class _Head:
+    """Rows and columns of a face, estimated from its mask alone, so that every photo with one is treated alike.
+
+    The widest row is at the ears or cheekbones, the chin is where the width has dropped to the neck's, and the brows
+    stand `BROWS_ABOVE_CHIN` above it.
+    """
+
+    top: int
+    brow: int
+    chin: int
+    left: int
+    right: int
+    height: float
+
+    @classmethod
+    def measure(cls, face_mask: np.ndarray, height: float) -> _Head | None:
+        widths = np.count_nonzero(face_mask, axis=1)
+        rows = np.flatnonzero(widths)
+        if rows.size < 8:
+            return None
+        width = 0.8 * height
+        widest = int(np.argmax(np.convolve(widths, np.ones(5), mode="same")))
+        narrow = np.flatnonzero(widths[widest:] < 0.6 * width)
+        chin = min(widest + int(narrow[0]) if narrow.size else int(rows[-1]), widest + round(0.7 * height))
+        columns = np.flatnonzero(face_mask[: chin + 1].any(axis=0))
+        brow = max(0, round(chin - BROWS_ABOVE_CHIN * height))
+        return cls(int(rows[0]), brow, chin, int(columns[0]), int(columns[-1]), height)
+
+
+def _hide(repaint: np.ndarray, hair: np.ndarray, face: np.ndarray, head: _Head, config: BaldConfig) -> None:
+    """Add the forehead above the brows, and the columns beside the jaw, to a repaint mask."""
+    if config.hide_forehead:
+        repaint[: head.brow] |= face[: head.brow]
+    if config.hide_beside_jaw:
+        middle = round((head.brow + head.chin) / 2)
+        lowest = int(np.flatnonzero(hair.any(axis=1))[-1])
+        bottom = max(lowest, round(head.chin + 0.6 * head.height)) + 1
+        reach = round(0.45 * head.height)
+        columns = slice(max(0, head.left - reach), head.left), slice(head.right + 1, head.right + 1 + reach)
+        for side in columns:
+            repaint[middle:bottom, side] = True
 
 
 def vary_mask(hair_mask: np.ndarray, face_mask: np.ndarray, seed: int) -> np.ndarray:
@@ -160,18 +237,19 @@ def fill(image: np.ndarray, hole: np.ndarray, config: BaldConfig) -> np.ndarray:
         image: (H, W, 3) uint8. hole: (H, W) bool.
         config: method and inpaint_scale.
     """
-    result = image.copy()
+    result = np.ascontiguousarray(image).copy()
     if not hole.any():
         return result
     if config.method == "gray" or hole.all():
         result[hole] = GRAY
         return result
+    hole = np.ascontiguousarray(hole)
     if config.method == "gaussian_blur":
         filled = _masked_blur(image, hole)
     else:
         flag = cv2.INPAINT_TELEA if config.method == "telea" else cv2.INPAINT_NS
         filled = _inpaint(image, hole, flag, config.inpaint_scale)
-    result[hole] = filled[hole]
+    cv2.copyTo(filled, hole.view(np.uint8), result)
     return result
 
 
@@ -183,20 +261,24 @@ def _inpaint(image: np.ndarray, hole: np.ndarray, flag: int, scale: float) -> np
 def _masked_blur(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
     """Normalised convolution: blur(image * known) / blur(known), narrow kernels where they reach, wide ones beyond.
 
-    The kernel is a sum of Gaussians, each twice as wide and a hundredth as heavy as the one before, so that the fill
-    is smooth, follows the nearest colours, and is defined in a hole of any size.
+    The Gaussians, each twice as wide as the one before, are the levels of a pyramid, and each level trusts the next
+    one as much as a hundredth of a known pixel: so the fill is smooth, follows the nearest colours, and is defined in
+    a hole of any size. (Gortler et al., The Lumigraph, 1996, section 3.4: pull-push.)
     """
 
     def blur(small: np.ndarray, gap: np.ndarray) -> np.ndarray:
         known = (gap == 0).astype(np.float32)
-        colors = small.astype(np.float32) * known[..., None]
-        total, weight = np.zeros_like(colors), np.zeros_like(known)
-        sigma, share = 1.5, 1.0
-        while sigma < max(known.shape):
-            total += share * cv2.GaussianBlur(colors, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
-            weight += share * cv2.GaussianBlur(known, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
-            sigma, share = 2 * sigma, share / 100
-        return np.clip(total / np.maximum(weight, 1e-12)[..., None], 0, 255).astype(np.uint8)
+        colors, weights = [small.astype(np.float32) * known[..., None]], [known]
+        while max(weights[-1].shape) > 1:
+            colors.append(cv2.pyrDown(colors[-1], borderType=cv2.BORDER_REFLECT_101))
+            weights.append(cv2.pyrDown(weights[-1], borderType=cv2.BORDER_REFLECT_101))
+        filled = colors.pop() / max(float(weights.pop().max()), 1e-12)
+        filled = filled.reshape(1, 1, 3)
+        while colors:
+            color, weight = colors.pop(), weights.pop()[..., None]
+            coarse = cv2.resize(filled, color.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+            filled = (color + BLUR_TRUST * coarse) / (weight + BLUR_TRUST)
+        return np.clip(filled, 0, 255).astype(np.uint8)
 
     return _in_window(image, hole, 64, 1 / BLUR_SCALE, blur)
 
@@ -210,21 +292,27 @@ def _in_window(
 ) -> np.ndarray:
     """Run a filling method on a smaller copy of the window around the hole.
 
-    The copy's known pixels are means over known pixels only, so that nothing of the hole leaks into them.
+    The copy's pixels are means over known pixels only, so that nothing of the hole leaks into them; one of which less
+    than half is known counts as part of the hole. The window's corners are multiples of 16 pixels, so that a small
+    pixel covers whole ones.
     """
-    x, y, width, height = cv2.boundingRect(hole.astype(np.uint8))
-    top, left = max(0, y - margin), max(0, x - margin)
-    window = slice(top, y + height + margin), slice(left, x + width + margin)
-    part, gap = image[window], hole[window]
-    small_size = max(1, round(gap.shape[1] * scale)), max(1, round(gap.shape[0] * scale))
-    known = (~gap).astype(np.uint8)
-    weight = cv2.resize(known.astype(np.float32), small_size, interpolation=cv2.INTER_AREA)
-    colors = (part * known[..., None]).astype(np.float32)
-    means = cv2.resize(colors, small_size, interpolation=cv2.INTER_AREA) / np.maximum(weight, 1e-6)[..., None]
-    small_gap = (weight < 1e-3).astype(np.uint8)
-    small = np.clip(np.round(means), 0, 255).astype(np.uint8)
-    small[small_gap > 0] = 0
-    filled = method(small, small_gap)
-    result = image.copy()
-    result[window] = cv2.resize(filled, (gap.shape[1], gap.shape[0]), interpolation=cv2.INTER_LINEAR)
+    gap_full = hole.view(np.uint8)
+    x, y, width, height = cv2.boundingRect(gap_full)
+    left, top = max(0, x - margin) // 16 * 16, max(0, y - margin) // 16 * 16
+    right, bottom = -(-(x + width + margin) // 16) * 16, -(-(y + height + margin) // 16) * 16
+    window = slice(top, bottom), slice(left, right)
+    known = np.uint8(255) * (np.uint8(1) - gap_full[window])
+    size = max(1, round(known.shape[1] * scale)), max(1, round(known.shape[0] * scale))
+    weight = cv2.resize(known, size, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(cv2.bitwise_and(image[window], image[window], mask=known), size, interpolation=cv2.INTER_AREA)
+    partly = (weight >= 128) & (weight < 255)
+    share = weight[partly].astype(np.float32)[:, None] / 255
+    small[partly] = np.clip(np.round(small[partly] / share), 0, 255).astype(np.uint8)
+    gap = (weight < 128).view(np.uint8)
+    if gap.all():  # too little is known at this size to start from
+        small[:], gap[:] = cv2.mean(image[window], mask=known)[:3], 0
+    small[gap > 0] = 0
+    filled = method(small, gap) if gap.any() else small
+    result = np.zeros_like(image)
+    result[window] = cv2.resize(filled, known.shape[::-1], interpolation=cv2.INTER_LINEAR)
     return result

@@ -36,11 +36,11 @@ class Gathered:
 
     Attributes:
         rows: of `SCHEMA`, in catalog order.
-        skipped: reason -> images without a readable embedding.
+        skipped: reason -> ids of images without a readable embedding.
     """
 
     rows: list[dict[str, Any]]
-    skipped: dict[str, int]
+    skipped: dict[str, list[str]]
 
     def table(self) -> pa.Table:
         """As an Arrow table of `SCHEMA`."""
@@ -60,12 +60,12 @@ class Gathered:
 def gather(catalog: pd.DataFrame, settings: Settings) -> Gathered:
     """Read the embeddings of a shard's accepted images."""
     rows: list[dict[str, Any]] = []
-    skipped: dict[str, int] = {}
+    skipped: dict[str, list[str]] = {}
     for row in catalog.itertuples():
         vector = read_embedding(settings.training_face_root, str(row.embedding_path)) if row.has_face else None
         if vector is None:
             reason = str(row.identity_reason or "bad_embedding")
-            skipped[reason] = skipped.get(reason, 0) + 1
+            skipped.setdefault(reason, []).append(str(row.image_id))
             continue
         rows.append(
             {

@@ -6,46 +6,85 @@ Belongs here: choosing and cutting windows. Does not belong here: the table they
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
 
 import cv2
 import numpy as np
 
 from hair_pipeline.profile import PatchConfig
 
+Zone = Literal["roots", "lengths", "ends"]
+Flaw = Literal["flat", "clipped", "blurred"]
+ZONES: tuple[Zone, ...] = ("roots", "lengths", "ends")
 MIN_CONTRAST = 1.0
-"""Standard deviation of the gray values below which a patch shows nothing."""
-MAX_CLIPPED = 0.5
-"""Share of pixels at 0 or 255 above which a patch shows nothing."""
+"""Standard deviation of the gray values below which a patch is flat."""
+MAX_CLIPPED = 0.4
+"""Share of pixels at 0 or 255 above which a patch is clipped."""
+MIN_SHARPNESS = 0.25
+"""Detail finer than 3 pixels over detail of 3-9 pixels, below which a patch is blurred.
+
+Rendered hair has at least 1.0; blurred by a Gaussian of 1 pixel 0.36, of 2 pixels 0.21, of 3 pixels 0.18.
+"""
+ROUNDING = 0.3
+"""Standard deviation that rounding to whole gray values alone brings into the finest detail."""
 RIM = 0.008
 """Distance kept from the mask's border where that leaves windows, as a share of the photo's shorter side."""
+GRID = 4
+"""Windows are looked for at every fourth pixel, from a random start; at every pixel where that finds none."""
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch: (size, size, 3) uint8 RGB, with its top-left corner x, y in the photo."""
+    """One patch: (size, size, 3) uint8 RGB, its top-left corner x, y in the photo, and where on the hair it lies."""
 
     size: int
     x: int
     y: int
+    zone: Zone
     image: np.ndarray
 
 
-def windows_inside(mask: np.ndarray, size: int) -> np.ndarray:
-    """Top-left corners of all size x size windows wholly inside a mask, by integral image.
+@dataclass
+class Cut:
+    """The patches of one photo, and for each size without any: why (no window inside the hair, or only flawed ones)."""
+
+    patches: list[Patch] = field(default_factory=list)
+    without: dict[int, Literal["no_window", "only_flawed"]] = field(default_factory=dict)
+    flawed: int = 0
+
+
+def windows_inside(mask: np.ndarray, size: int, step: int = 1, start: tuple[int, int] = (0, 0)) -> np.ndarray:
+    """Top-left corners x, y of size x size windows wholly inside a mask, by integral image.
+
+    Args:
+        mask: (H, W) bool. size: side of the windows.
+        step: distance between the corners looked at. start: x, y of the first of them.
 
     Returns:
-        (H - size + 1, W - size + 1) bool; empty when the image is smaller than the window.
+        (N, 2) int64, row by row.
     """
-    height, width = mask.shape
-    if height < size or width < size:
-        return np.zeros((max(0, height - size + 1), max(0, width - size + 1)), bool)
-    sums = cv2.integral(mask.astype(np.uint8))
-    covered = sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]
-    return covered == size * size
+    return _corners(cv2.integral(mask.view(np.uint8)), size, step, start)
+
+
+def _corners(sums: np.ndarray, size: int, step: int, start: tuple[int, int]) -> np.ndarray:
+    x, y = start
+    if min(sums.shape) <= size:
+        return np.zeros((0, 2), np.int64)
+    low_y, high_y = slice(y, sums.shape[0] - size, step), slice(y + size, None, step)
+    low_x, high_x = slice(x, sums.shape[1] - size, step), slice(x + size, None, step)
+    covered = sums[high_y, high_x] - sums[low_y, high_x] - sums[high_y, low_x] + sums[low_y, low_x]
+    rows, columns = np.nonzero(covered == size * size)
+    return np.stack([columns * step + x, rows * step + y], axis=1)
 
 
 def cut_patches(image: np.ndarray, hair_mask: np.ndarray, image_id: str, config: PatchConfig) -> list[Patch]:
+    """The patches of `cut`."""
+    return cut(image, hair_mask, image_id, config).patches
+
+
+def cut(image: np.ndarray, hair_mask: np.ndarray, image_id: str, config: PatchConfig) -> Cut:
     """Cut up to `config.per_image` patches of every size.
 
     Args:
@@ -53,54 +92,98 @@ def cut_patches(image: np.ndarray, hair_mask: np.ndarray, image_id: str, config:
         image_id: with `config.seed` and the size it decides the random choice.
 
     Returns:
-        Patches wholly inside the mask; at first none overlaps another by more than half its side, then, if too few
-        are found, by more than three quarters. Flat and clipped ones are left out.
+        Patches wholly inside the mask, taken from roots, lengths and ends (the upper, middle and lower third of the
+        hair's pixels) by turns; at first none overlaps another by more than half its side, then, if too few are
+        found, by more than three quarters. Flat, clipped and blurred ones are left out.
     """
-    inner = _erode(hair_mask, round(RIM * min(hair_mask.shape)))
-    patches: list[Patch] = []
+    result = Cut()
+    sums = cv2.integral(hair_mask.view(np.uint8))
+    borders = _zone_borders(sums)
+    rim = round(RIM * min(hair_mask.shape))
     for size in config.sizes:
         random = _random(image_id, size, config.seed)
-        valid = windows_inside(inner, size)
-        if not valid.any():
-            valid = windows_inside(hair_mask, size)
-        corners: list[tuple[int, int]] = []
-        for distance in (size // 2, size // 4):
-            free = valid.copy()
-            for x, y in corners:
-                _block(free, x, y, distance)
-            while len(corners) < config.per_image:
-                places = np.flatnonzero(free)
-                if not places.size:
-                    break
-                y, x = divmod(int(places[random.integers(places.size)]), free.shape[1])
-                _block(free, x, y, distance)
-                window = image[y : y + size, x : x + size]
-                if shows_texture(window):
-                    corners.append((x, y))
-                    patches.append(Patch(size, x, y, window.copy()))
-                else:
-                    _block(valid, x, y, distance)
-    return patches
+        corners = _candidates(sums, size, rim, random)
+        patches, flawed = _choose(image, corners, size, borders, config.per_image, random)
+        result.patches += patches
+        result.flawed += flawed
+        if not patches:
+            result.without[size] = "only_flawed" if flawed else "no_window"
+    return result
 
 
-def shows_texture(patch: np.ndarray) -> bool:
-    """Is there anything to learn from: not flat, and not mostly clipped to black or white?"""
+def _candidates(sums: np.ndarray, size: int, rim: int, random: np.random.Generator) -> np.ndarray:
+    """Corners of windows inside the mask in random order: away from its border, else up to it, else at any pixel."""
+    start = int(random.integers(GRID)), int(random.integers(GRID))
+    corners = _corners(sums, size + 2 * rim, GRID, start) + rim
+    if not len(corners):
+        corners = _corners(sums, size, GRID, start)
+    if not len(corners):
+        corners = _corners(sums, size, 1, (0, 0))
+    return corners[random.permutation(len(corners))]
+
+
+def _choose(
+    image: np.ndarray,
+    corners: np.ndarray,
+    size: int,
+    borders: tuple[int, int],
+    wanted: int,
+    random: np.random.Generator,
+) -> tuple[list[Patch], int]:
+    """Take windows from the zones by turns; returns them and how many were left out for a flaw."""
+    patches: list[Patch] = []
+    flawed: list[np.ndarray] = []
+    for distance in (size // 2, size // 4):
+        free = corners
+        for corner in [np.array([patch.x, patch.y]) for patch in patches] + flawed:
+            free = _away_from(free, corner, distance)
+        zones = np.searchsorted(borders, free[:, 1] + size // 2, side="right")
+        queues = [free[zones == number] for number in range(len(ZONES))]
+        turns = deque(random.permutation(len(ZONES)).tolist())
+        while turns and len(patches) < wanted:
+            number = turns.popleft()
+            if not len(queues[number]):
+                continue
+            x, y = queues[number][0].tolist()
+            window = image[y : y + size, x : x + size]
+            if flaw_of(window) is None:
+                patches.append(Patch(size, x, y, ZONES[number], window.copy()))
+                turns.append(number)
+            else:
+                flawed.append(queues[number][0])
+                turns.appendleft(number)
+            queues = [_away_from(queue, np.array([x, y]), distance) for queue in queues]
+    return patches, len(flawed)
+
+
+def _away_from(corners: np.ndarray, corner: np.ndarray, distance: int) -> np.ndarray:
+    return corners[np.abs(corners - corner).max(axis=1, initial=0) >= max(1, distance)]
+
+
+def _zone_borders(sums: np.ndarray) -> tuple[int, int]:
+    """Rows that part the hair's pixels into three equal shares, from an integral image."""
+    above = sums[:, -1]
+    first, second = np.searchsorted(above, [above[-1] / 3, above[-1] * 2 / 3])
+    return int(first), int(second)
+
+
+def flaw_of(patch: np.ndarray) -> Flaw | None:
+    """What is wrong with a patch (S, S, 3) uint8 as a sample of texture; None when nothing is."""
     gray = cv2.cvtColor(patch, cv2.COLOR_RGB2GRAY)
-    clipped = np.count_nonzero((gray == 0) | (gray == 255)) / gray.size
-    return bool(gray.std() >= MIN_CONTRAST and clipped <= MAX_CLIPPED)
+    if _deviation(gray) < MIN_CONTRAST:
+        return "flat"
+    if np.count_nonzero((gray == 0) | (gray == 255)) > MAX_CLIPPED * gray.size:
+        return "clipped"
+    exact = gray.astype(np.float32)
+    smooth = cv2.blur(exact, (3, 3))
+    fine, coarse = _deviation(exact - smooth), _deviation(smooth - cv2.blur(smooth, (9, 9)))
+    return "blurred" if fine**2 - ROUNDING**2 < (MIN_SHARPNESS * coarse) ** 2 else None
 
 
-def _block(free: np.ndarray, x: int, y: int, distance: int) -> None:
-    free[max(0, y - distance + 1) : y + distance, max(0, x - distance + 1) : x + distance] = False
+def _deviation(values: np.ndarray) -> float:
+    return float(cv2.meanStdDev(values)[1][0, 0])
 
 
 def _random(image_id: str, size: int, seed: int) -> np.random.Generator:
     digest = hashlib.sha256(f"{seed}:{size}:{image_id}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
-
-
-def _erode(mask: np.ndarray, radius: int) -> np.ndarray:
-    if radius < 1:
-        return mask
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    return cv2.erode(mask.astype(np.uint8), kernel, borderValue=1) > 0

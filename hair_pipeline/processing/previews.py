@@ -17,9 +17,9 @@ TILE = 96
 _BACKDROP = (235, 235, 240)
 
 
-def thumbnail(image: np.ndarray, side: int = TILE) -> np.ndarray:
-    """Shrink an RGB or RGBA uint8 image to (side, side, 3); transparent parts show a light backdrop."""
-    small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+def thumbnail(image: np.ndarray, size: int | tuple[int, int] = TILE) -> np.ndarray:
+    """Resize an RGB or RGBA uint8 image to (width, height), or a square; transparent parts show a light backdrop."""
+    small = cv2.resize(image, size if isinstance(size, tuple) else (size, size), interpolation=cv2.INTER_AREA)
     if small.shape[2] == 3:
         return small
     alpha = small[..., 3:].astype(np.float32) / 255

@@ -21,11 +21,13 @@ class ShardReport:
         asset, shard: names.
         fingerprint: of the inputs and settings the output was made from.
         written: results written (images, or rows of a table).
-        skipped: reason -> images that take no part.
+        skipped: reason -> number of images that take no part, or gave less than they might.
+        left_out: the same reasons -> these images.
         failed: image id -> what went wrong; a bad image never fails a shard.
         data_version: SHA-256 over the names and bytes written.
         numbers: plotted over time.
         preview: JPEG of at most 20 KB beside the manifest; None when there is nothing to show.
+        steps: the same, showing each step of the work on one image.
         reused: nothing was done: inputs and settings are as they were.
     """
 
@@ -38,13 +40,18 @@ class ShardReport:
     data_version: str
     numbers: dict[str, float] = field(default_factory=dict)
     preview: Path | None = None
+    steps: Path | None = None
+    left_out: dict[str, list[str]] = field(default_factory=dict)
     reused: bool = False
+
+
+_PICTURES = ("preview", "steps")
 
 
 def save(report: ShardReport, manifest: Path) -> None:
     """Write a report as a manifest: last, when all output is on disk."""
-    preview = None if report.preview is None else report.preview.name
-    write_json(manifest, asdict(report) | {"preview": preview, "reused": False})
+    names = {name: None if (path := getattr(report, name)) is None else path.name for name in _PICTURES}
+    write_json(manifest, asdict(report) | names | {"reused": False})
 
 
 def reusable(manifest: Path, fingerprint: str) -> ShardReport | None:
@@ -53,9 +60,9 @@ def reusable(manifest: Path, fingerprint: str) -> ShardReport | None:
         return None
     try:
         values: Any = read_json(manifest)
-        preview = None if values["preview"] is None else manifest.with_name(values["preview"])
-        report = ShardReport(**(values | {"preview": preview, "reused": True}))
-    except (PipelineError, KeyError, TypeError):
+        pictures = {name: None if values.get(name) is None else manifest.with_name(values[name]) for name in _PICTURES}
+        report = ShardReport(**(values | pictures | {"reused": True}))
+    except (PipelineError, AttributeError, TypeError):
         return None  # a manifest that cannot be read counts as none: the shard is done again
-    missing = preview is not None and not preview.exists()
+    missing = any(path is not None and not path.exists() for path in pictures.values())
     return report if report.fingerprint == fingerprint and not missing else None

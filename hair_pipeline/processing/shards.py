@@ -1,7 +1,7 @@
-"""One shard of one processed asset: every image through a process pool, results on disk, a manifest beside them.
+"""One shard of the processed assets: every image through a process pool, results on disk, a manifest beside them.
 
-Belongs here: the four assets' shard functions and what they share (fingerprint, reuse, failures, stale files).
-Does not belong here: how one image is changed (`bald`, `hair_only`, `patches`, `identity`) and Dagster.
+Belongs here: the assets' shard functions and what they share (fingerprint, reuse, resuming, failures, stale files).
+Does not belong here: how one image is changed (`work` and below) and Dagster.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,53 +21,47 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.files import atomic_path, hash_bytes, hash_file, write_bytes
+from hair_pipeline.files import atomic_path, hash_bytes, hash_file, make_folder, sync_files, write_bytes
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.samples import InputRoots
 from hair_pipeline.inputs.workers import map_in_processes
-from hair_pipeline.processing import identity, work
-from hair_pipeline.processing.previews import contact_sheet, encode_preview
+from hair_pipeline.processing import identity, journal, shard_pictures
+from hair_pipeline.processing.previews import encode_preview
 from hair_pipeline.processing.report import ShardReport, reusable, save
-from hair_pipeline.processing.work import ROW_COLUMNS, Outcome, Work, guarded
+from hair_pipeline.processing.work import PATCH_SCHEMA, ROW_COLUMNS, Made, Outcome, Picture, Target, Worker
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 """Raised when the code makes other pixels from the same inputs and settings, so that shards are done again."""
-PREVIEW_IMAGES = 12
+IMAGE_PARTS = ("bald_images", "hair_only_images", "hair_patches")
+"""Assets made of one image at a time, all of them while it is in memory."""
 ROWS_PER_GROUP = 64
-PATCH_SCHEMA = pa.schema(
-    {
-        "image_id": pa.string(),
-        "person": pa.string(),
-        "curl_class": pa.string(),
-        "size": pa.int32(),
-        "x": pa.int32(),
-        "y": pa.int32(),
-        "scale": pa.float32(),
-        "image": pa.binary(),
-    }
-)
-"""x, y: top-left corner in the photo the patch was cut from; scale: photo pixels per processed pixel."""
+"""Images per row group of a patch table."""
+_FINGERPRINTED = ("image_id", "content_hash", "mask_origin", "stage2", "identity_reason", "curl_class")
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Job:
-    """A shard about to be made."""
+    """A shard of one asset about to be made."""
 
     asset: str
     shard: str
     settings: Settings
     rows: pd.DataFrame
     fingerprint: str
-
-    @property
-    def roots(self) -> InputRoots:
-        return InputRoots(self.settings.k_hairstyle_root, self.settings.training_face_root)
+    made: dict[str, Made] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
 
     @property
     def folder(self) -> Path:
         return self.settings.processed / self.asset
+
+    @property
+    def images(self) -> Path | None:
+        """Where its image files go; None when it makes a table."""
+        return self.folder / self.shard if self.asset in ("bald_images", "hair_only_images") else None
 
     @property
     def manifest(self) -> Path:
@@ -79,78 +72,167 @@ class _Job:
         return self.folder / f"{self.shard}.parquet"
 
     @property
-    def preview(self) -> Path:
-        return self.folder / f"{self.shard}.preview.jpg"
+    def journal(self) -> Path:
+        return self.folder / f".{self.shard}.{self.fingerprint[:16]}.journal"
+
+    @property
+    def journals(self) -> str:
+        """Pattern of this shard's journals, under whatever settings."""
+        return f".{self.shard}.*.journal"
 
 
 def make_bald_images(shard: str, settings: Settings, profile: Profile) -> ShardReport:
-    """Write `bald_images/<shard>/<image_id>.jpg|.png`: RGB, hair removed and filled.
+    """Write `bald_images/<shard>/<image_id>.jpg|.png`: RGB, hair removed and filled. Raises as `make_image_parts`."""
+    return make_image_parts(shard, settings, profile, ("bald_images",))["bald_images"]
+
+
+def make_hair_only_images(shard: str, settings: Settings, profile: Profile) -> ShardReport:
+    """Write `hair_only_images/<shard>/<image_id>.webp|.png`: RGBA, RGB zero where alpha is 0. Raises as above."""
+    return make_image_parts(shard, settings, profile, ("hair_only_images",))["hair_only_images"]
+
+
+def cut_hair_patches(shard: str, settings: Settings, profile: Profile) -> ShardReport:
+    """Write `hair_patches/<shard>.parquet` (`PATCH_SCHEMA`), one row per patch. Raises as above."""
+    return make_image_parts(shard, settings, profile, ("hair_patches",))["hair_patches"]
+
+
+def make_image_parts(
+    shard: str, settings: Settings, profile: Profile, assets: Collection[str] = IMAGE_PARTS
+) -> dict[str, ShardReport]:
+    """Make some of `IMAGE_PARTS` for a shard, decoding each photo, label and sheet once for all of them.
+
+    What is up to date is left alone. Killed at any moment and called again, it goes on behind the last finished image
+    and ends with the same bytes.
+
+    Returns:
+        Asset -> report.
 
     Raises:
         PipelineError: no such shard, output cannot be written, or not one image could be read.
     """
     config = profile.processing
-    job = _job("bald_images", shard, settings, profile, config.bald.model_dump())
-    return _make_images(job, partial(work.bald, roots=job.roots, config=config, folder=job.folder / shard))
+    concerns: dict[str, dict[str, Any]] = {
+        "bald_images": config.bald.model_dump(),
+        "hair_only_images": config.hair_only.model_dump(),
+        "hair_patches": config.patches.model_dump(),
+    }
+    rows = _read_rows(shard, settings)
+    jobs = {asset: _job(asset, shard, rows, settings, profile, concerns[asset]) for asset in assets}
+    reports = {asset: report for asset, job in jobs.items() if (report := _reuse(job)) is not None}
+    missing = [job for asset, job in jobs.items() if asset not in reports]
+    if missing:
+        _make(missing, profile)
+        for job in missing:
+            _refuse_nothing(job)
+        for job in missing:
+            reports[job.asset] = _finish_table(job, profile) if job.images is None else _finish_images(job, profile)
+    return {asset: reports[asset] for asset in assets}
 
 
-def make_hair_only_images(shard: str, settings: Settings, profile: Profile) -> ShardReport:
-    """Write `hair_only_images/<shard>/<image_id>.webp|.png`: RGBA, RGB zero where alpha is 0. Raises as above."""
-    config = profile.processing
-    job = _job("hair_only_images", shard, settings, profile, {})
-    return _make_images(job, partial(work.hair_only, roots=job.roots, config=config, folder=job.folder / shard))
+def _make(jobs: Sequence[_Job], profile: Profile) -> None:
+    """Bring the jobs' images through the workers; fills `made` and `failed`."""
+    for job in jobs:
+        make_folder(job.images or job.folder)
+        journal.prepare(job.journal, job.journals)
+        job.made = _finished_before(job)
+    settings = jobs[0].settings
+    worker = Worker(
+        InputRoots(settings.k_hairstyle_root, settings.training_face_root),
+        profile.processing,
+        tuple(Target(job.asset, job.images, job.journal) for job in jobs),
+    )
+    by_asset = {job.asset: job for job in jobs}
+    description = f"{' '.join(by_asset)} {jobs[0].shard}"
+    outcomes: Iterator[Outcome] = map_in_processes(worker, _Items(jobs), description=description)
+    for outcome in outcomes:
+        for asset, made in outcome.made.items():
+            job = by_asset[asset]
+            if not job.made:
+                job.manifest.unlink(missing_ok=True)  # from here on the folder is half old, half new
+            job.made[outcome.image_id] = made
+        for asset, why in outcome.failed.items():
+            by_asset[asset].failed[outcome.image_id] = why
 
 
-def cut_hair_patches(shard: str, settings: Settings, profile: Profile) -> ShardReport:
-    """Write `hair_patches/<shard>.parquet` (`PATCH_SCHEMA`), one row per patch. Raises as above."""
-    config = profile.processing
-    job = _job("hair_patches", shard, settings, profile, config.patches.model_dump())
-    done = _reuse(job)
-    if done:
-        return done
-    collected = _Collected()
-    with atomic_path(job.table) as path, pq.ParquetWriter(path, PATCH_SCHEMA, compression="zstd") as writer:
-        outcomes = _outcomes(job, partial(work.patches, roots=job.roots, config=config))
-        for group in _groups(collected.take(outcomes), ROWS_PER_GROUP):
-            rows = [row for outcome in group for row in outcome.rows]
-            if rows:
-                writer.write_table(pa.Table.from_pylist(rows, schema=PATCH_SCHEMA))
-        collected.check(job)
-    skipped = {"no_window": int(collected.total("without_window"))}
-    totals = {f"patches_{size}": collected.total(f"patches_{size}") for size in config.patches.sizes}
-    written = int(sum(totals.values()))
-    return _finish(job, collected, written, hash_file(job.table), skipped, totals)
+def _finished_before(job: _Job) -> dict[str, Made]:
+    """Images that a killed run finished, by the journal; those whose file is not as recorded are left out."""
+    finished: dict[str, Made] = {}
+    for record in journal.read(job.journal):
+        made = Made.from_record(record.facts)
+        if job.images is None or (made.file is not None and _is_whole(job.images / made.file[0], *made.file[1:])):
+            finished[made.image_id] = made
+    return finished
+
+
+def _is_whole(path: Path, digest: str, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size and hash_bytes(path.read_bytes()) == digest
+
+
+class _Items(Sequence[Any]):
+    """A worker's items: rows with the assets they still lack, built when asked for, so that memory stays flat."""
+
+    def __init__(self, jobs: Sequence[_Job]) -> None:
+        rows = jobs[0].rows
+        self._columns = {name: rows[name].to_numpy() for name in ROW_COLUMNS}
+        self._lacks = [
+            tuple(job.asset for job in jobs if image_id not in job.made) for image_id in rows.image_id.tolist()
+        ]
+        self._places = [place for place, lacks in enumerate(self._lacks) if lacks]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self._item(place) for place in self._places[index]]
+        return self._item(self._places[index])
+
+    def _item(self, place: int) -> tuple[SimpleNamespace, tuple[str, ...]]:
+        return namespace(self._columns, place), self._lacks[place]
+
+
+def namespace(columns: dict[str, np.ndarray], place: int) -> SimpleNamespace:
+    """A catalog row as plain values."""
+    values = {name: column[place] for name, column in columns.items()}
+    return SimpleNamespace(**{k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()})
 
 
 def gather_identity_embeddings(shard: str, settings: Settings, profile: Profile) -> ShardReport:
     """Write `identity_embeddings/<shard>.parquet` (`identity.SCHEMA`): training_face's embeddings, checked."""
-    job = _job("identity_embeddings", shard, settings, profile, {})
+    job = _job("identity_embeddings", shard, _read_rows(shard, settings, None), settings, profile, {})
     done = _reuse(job)
     if done:
         return done
-    collected = _Collected()
     gathered = identity.gather(job.rows, settings)
     buffer = io.BytesIO()
     pq.write_table(gathered.table(), buffer, compression="zstd")
     write_bytes(job.table, buffer.getvalue())
     persons, cosines = gathered.similarities()
     picture = identity.picture(cosines)
-    collected.tiles = [] if picture is None else [picture]
+    if picture is not None:
+        write_bytes(_preview_path(job), encode_preview(picture))
     numbers = {"reliable": float(len(persons)), **identity.agreement(persons, cosines)}
-    return _finish(job, collected, len(gathered.rows), hash_file(job.table), gathered.skipped, numbers)
+    left_out = {reason: sorted(images) for reason, images in gathered.skipped.items()}
+    return _finish(job, len(gathered.rows), hash_file(job.table), left_out, numbers)
 
 
 # What the shard functions share.
 
 
-def _job(asset: str, shard: str, settings: Settings, profile: Profile, config: dict[str, Any]) -> _Job:
-    rows = read_catalog(settings.catalog_path, shard)
+def _read_rows(shard: str, settings: Settings, columns: Sequence[str] | None = ROW_COLUMNS) -> pd.DataFrame:
+    names = None if columns is None else [*dict.fromkeys((*columns, *_FINGERPRINTED))]
+    rows = read_catalog(settings.catalog_path, shard, names)
     if rows.empty:
         remedy = "materialise the asset catalog and choose one of its shards"
         raise PipelineError(f"no image is in {shard!r}", file=settings.catalog_path, remedy=remedy)
+    return rows
+
+
+def _job(
+    asset: str, shard: str, rows: pd.DataFrame, settings: Settings, profile: Profile, config: dict[str, Any]
+) -> _Job:
     common = {"size": profile.processing.size, "image_format": profile.processing.image_format}
-    columns = rows[["image_id", "content_hash", "mask_origin", "stage2", "identity_reason", "curl_class"]]
-    parts = json.dumps(columns.astype(object).to_numpy().tolist())
+    parts = json.dumps(rows[list(_FINGERPRINTED)].astype(object).to_numpy().tolist())
     fingerprint = hash_bytes(asset, str(ALGORITHM_VERSION), json.dumps(common | config, sort_keys=True), parts)
     return _Job(asset, shard, settings, rows, fingerprint)
 
@@ -160,6 +242,7 @@ def _reuse(job: _Job) -> ShardReport | None:
     report = reusable(job.manifest, job.fingerprint)
     if report is None or _measure(job) != (report.numbers.get("files"), report.numbers.get("bytes")):
         return None
+    journal.remove(job.journal, job.journals)
     return report
 
 
@@ -170,114 +253,120 @@ def _measure(job: _Job) -> tuple[int, int]:
     return len(files), sum(path.stat().st_size for path in files)
 
 
-def _outcomes(job: _Job, function: Work) -> Iterator[Outcome]:
-    step = -(-len(job.rows) // PREVIEW_IMAGES)
-    columns = [job.rows[name].tolist() for name in ROW_COLUMNS]
-    items = [
-        SimpleNamespace(**dict(zip(ROW_COLUMNS, values, strict=True)), shown=index % step == 0)
-        for index, values in enumerate(zip(*columns, strict=True))
-    ]
-    description = f"{job.asset} {job.shard}"
-    return map_in_processes(partial(guarded, work=function), items, description=description)
+def _refuse_nothing(job: _Job) -> None:
+    """Refuse to replace a shard by nothing.
+
+    Raises:
+        PipelineError: every image failed.
+    """
+    if job.made or not job.failed:
+        return
+    journal.remove(job.journal, job.journals)
+    image_id, reason = next(iter(job.failed.items()))
+    what = f"{job.asset}: none of the {len(job.failed)} images of {job.shard} could be used ({image_id}: {reason})"
+    remedy = "check the input roots, or materialise the catalog again if the inputs changed"
+    raise PipelineError(what, file=job.settings.k_hairstyle_root, remedy=remedy)
 
 
-class _Collected:
-    """Sums up outcomes as they come; keeps no image but the preview's tiles."""
-
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.images = 0
-        self.failed: dict[str, str] = {}
-        self.files: list[tuple[str, str, int]] = []
-        self.sums: dict[str, float] = {}
-        self.tiles: list[np.ndarray] = []
-
-    def take(self, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
-        """Pass good outcomes on, note failures."""
-        for outcome in outcomes:
-            self.images += 1
-            if outcome.failure is not None:
-                self.failed[outcome.image_id] = outcome.failure
-                continue
-            if outcome.file is not None:
-                self.files.append(outcome.file)
-            for name, value in outcome.numbers.items():
-                self.sums[name] = self.sums.get(name, 0.0) + value
-            self.tiles += outcome.tiles
-            yield outcome
-
-    def total(self, name: str) -> float:
-        return self.sums.get(name, 0.0)
-
-    def check(self, job: _Job) -> None:
-        """Refuse to replace a shard by nothing.
-
-        Raises:
-            PipelineError: every image failed.
-        """
-        if self.images and len(self.failed) == self.images:
-            image_id, reason = next(iter(self.failed.items()))
-            what = f"{job.asset}: none of the {self.images} images of {job.shard} could be used ({image_id}: {reason})"
-            remedy = "check the input roots, or materialise the catalog again if the inputs changed"
-            raise PipelineError(what, file=job.settings.k_hairstyle_root, remedy=remedy)
+def _finish_images(job: _Job, profile: Profile) -> ShardReport:
+    assert job.images is not None
+    ordered = _ordered(job)
+    files = [made.file for made in ordered if made.file is not None]
+    _remove_others(job.images, {name for name, _, _ in files})
+    sync_files(job.images / name for name, _, _ in files)
+    version = hash_bytes(*(part for name, digest, _ in files for part in (name, digest)))
+    numbers = {name: round(value / max(1, len(files)), 4) for name, value in _sums(ordered).items()}
+    _draw(job, profile)
+    return _finish(job, len(files), version, {}, numbers)
 
 
-def _make_images(job: _Job, function: Work) -> ShardReport:
-    done = _reuse(job)
-    if done:
-        return done
-    collected = _Collected()
-    for number, _ in enumerate(collected.take(_outcomes(job, function))):
-        if number == 0:
-            job.manifest.unlink(missing_ok=True)  # from here on the folder is half old, half new
-    collected.check(job)
-    folder = job.folder / job.shard
-    _remove_others(folder, {name for name, _, _ in collected.files})
-    version = hash_bytes(*(part for name, digest, _ in collected.files for part in (name, digest)))
-    written = len(collected.files)
-    numbers = {name: round(value / max(1, written), 4) for name, value in collected.sums.items()}
-    return _finish(job, collected, written, version, {}, numbers)
+def _finish_table(job: _Job, profile: Profile) -> ShardReport:
+    ordered = _ordered(job)
+    records = {record.facts["image_id"]: record for record in journal.read(job.journal)}
+    with atomic_path(job.table) as path, pq.ParquetWriter(path, PATCH_SCHEMA, compression=_COMPRESSION) as writer:
+        for start in range(0, len(ordered), ROWS_PER_GROUP):
+            streams = [records[made.image_id].blob() for made in ordered[start : start + ROWS_PER_GROUP]]
+            group = pa.concat_tables(pa.ipc.open_stream(stream).read_all() for stream in streams)
+            if len(group):
+                writer.write_table(group.combine_chunks())
+    left_out: dict[str, list[str]] = {}
+    for made in ordered:
+        for reason in made.left_out:
+            left_out.setdefault(reason, []).append(made.image_id)
+    sums = _sums(ordered)
+    written = int(sum(value for name, value in sums.items() if name.startswith("patches_")))
+    _draw(job, profile)
+    return _finish(job, written, hash_file(job.table), left_out, sums)
+
+
+_COMPRESSION = {name: "none" if name == "image" else "zstd" for name in PATCH_SCHEMA.names}
+
+
+def _ordered(job: _Job) -> list[Made]:
+    """What was made, in catalog order."""
+    return [job.made[image_id] for image_id in job.rows.image_id.tolist() if image_id in job.made]
+
+
+def _sums(ordered: Sequence[Made]) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    for made in ordered:
+        for name, value in made.numbers.items():
+            sums[name] = sums.get(name, 0.0) + value
+    return sums
 
 
 def _remove_others(folder: Path, keep: set[str]) -> None:
     """Delete files of images that left the shard, and temporary files of a killed run."""
-    for path in folder.iterdir() if folder.is_dir() else ():
+    for path in folder.iterdir():
         if path.name not in keep:
             path.unlink()
 
 
+def _draw(job: _Job, profile: Profile) -> None:
+    """Write the contact sheet, and the steps of one image."""
+    roots = InputRoots(job.settings.k_hairstyle_root, job.settings.training_face_root)
+    ids = job.rows.image_id.tolist()
+    usable = [place for place, image_id in enumerate(ids) if image_id in job.made]
+    columns = {name: job.rows[name].to_numpy() for name in ROW_COLUMNS}
+    chosen = usable[:: -(-len(usable) // shard_pictures.IMAGES)]
+    pictures = [Picture(namespace(columns, place), roots, profile.processing.size) for place in chosen]
+    shown = next((number for number, place in enumerate(chosen) if bool(columns["stage2"][place])), 0)
+    files = [job.folder / job.shard / made.file[0] for place in chosen if (made := job.made[ids[place]]).file]
+    sheet, steps = shard_pictures.draw(job.asset, pictures, files, shown, profile.processing)
+    for path, picture in ((_preview_path(job), sheet), (_steps_path(job), steps)):
+        if picture is not None:
+            write_bytes(path, encode_preview(picture))
+
+
+def _preview_path(job: _Job) -> Path:
+    return job.folder / f"{job.shard}.preview.jpg"
+
+
+def _steps_path(job: _Job) -> Path:
+    return job.folder / f"{job.shard}.steps.jpg"
+
+
 def _finish(
-    job: _Job, collected: _Collected, written: int, version: str, skipped: dict[str, int], numbers: dict[str, float]
+    job: _Job, written: int, version: str, left_out: dict[str, list[str]], numbers: dict[str, float]
 ) -> ShardReport:
-    sheet = contact_sheet(collected.tiles)
-    if sheet is not None:
-        write_bytes(job.preview, encode_preview(sheet))
     for leftover in job.folder.glob(f".{job.shard}.*.tmp*"):  # of a killed run
         leftover.unlink()
     files, size = _measure(job)
-    seconds = time.perf_counter() - collected.started
-    common = {"files": float(files), "bytes": float(size), "failed": float(len(collected.failed))}
+    seconds = time.perf_counter() - job.started
+    common = {"files": float(files), "bytes": float(size), "failed": float(len(job.failed))}
     report = ShardReport(
         asset=job.asset,
         shard=job.shard,
         fingerprint=job.fingerprint,
         written=written,
-        skipped={reason: n for reason, n in skipped.items() if n},
-        failed=collected.failed,
+        skipped={reason: len(images) for reason, images in sorted(left_out.items())},
+        left_out=dict(sorted(left_out.items())),
+        failed=dict(sorted(job.failed.items())),
         data_version=version,
         numbers=common | numbers | {"seconds": round(seconds, 2)},
-        preview=None if sheet is None else job.preview,
+        preview=path if (path := _preview_path(job)).exists() else None,
+        steps=path if (path := _steps_path(job)).exists() else None,
     )
     save(report, job.manifest)
+    journal.remove(job.journal, job.journals)
     return report
-
-
-def _groups(outcomes: Iterable[Outcome], size: int) -> Iterator[Sequence[Outcome]]:
-    group: list[Outcome] = []
-    for outcome in outcomes:
-        group.append(outcome)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group

@@ -1,4 +1,4 @@
-"""The work on one image, as it runs in worker processes; imports nothing slow to load.
+"""The work on one image, as it runs in worker processes: load once, make all parts asked for, write and record them.
 
 Belongs here: load, change, encode, write, for each asset made per image. Does not belong here: the shard around it
 (`shards`) and the pixels' arithmetic (`bald`, `hair_only`, `patches`).
@@ -6,105 +6,217 @@ Belongs here: load, change, encode, write, for each asset made per image. Does n
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
+import pyarrow as pa
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.files import encode_image, hash_bytes, write_bytes
-from hair_pipeline.inputs.samples import Roots, load_photo, to_sample
+from hair_pipeline.files import encode_image, hash_bytes, write_unsynced
+from hair_pipeline.inputs.largest import LargestPhoto, load_largest
+from hair_pipeline.inputs.samples import Photo, Roots, Sample, load_photo, to_sample
+from hair_pipeline.processing import journal
 from hair_pipeline.processing.bald import make_bald
 from hair_pipeline.processing.hair_only import make_hair_only
-from hair_pipeline.processing.patches import cut_patches
-from hair_pipeline.processing.previews import thumbnail
+from hair_pipeline.processing.patches import cut
 from hair_pipeline.profile import ProcessingConfig
 
 ROW_COLUMNS = (
     *("image_id", "source", "image_path", "label_path", "sheet_path", "width", "height", "curl_class", "scale"),
     *("mask_origin", "stage2", "has_face", "box_x1", "box_y1", "box_x2", "box_y2"),
+    *("largest_path", "largest_label_path", "largest_width", "largest_height"),
 )
-"""What the work needs of a catalog row; beside them `shown` says whether the preview shows the image."""
+"""What the work needs of a catalog row."""
+PATCH_SCHEMA = pa.schema(
+    {
+        "image_id": pa.string(),
+        "person": pa.string(),
+        "curl_class": pa.string(),
+        "size": pa.int32(),
+        "x": pa.int32(),
+        "y": pa.int32(),
+        "scale": pa.float32(),
+        "zone": pa.string(),
+        "photo": pa.string(),
+        "image": pa.binary(),
+    }
+)
+"""x, y: top-left corner in `photo`, the photo the patch was cut from (relative to the K-Hairstyle root, the largest
+there is of the image); scale: its pixels per processed pixel; zone: roots, lengths or ends."""
+
+
+@dataclass
+class Made:
+    """What one image came to for one asset.
+
+    Attributes:
+        file: name, SHA-256 and bytes of the image file written, where the asset has one.
+        numbers: summed up over the shard.
+        left_out: reasons for which the image gave less than it might.
+    """
+
+    image_id: str
+    file: tuple[str, str, int] | None = None
+    numbers: dict[str, float] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    @classmethod
+    def from_record(cls, facts: Mapping[str, Any]) -> Made:
+        """From the journal."""
+        return cls(**(dict(facts) | {"file": None if facts["file"] is None else tuple(facts["file"])}))
 
 
 @dataclass
 class Outcome:
-    """What became of one image: a file written, or rows for the table, or a failure.
-
-    Attributes:
-        failure: what went wrong; None when all went well.
-        file: name, SHA-256 and bytes of the file written.
-        rows: for the shard's table.
-        numbers: summed up over the shard.
-        tiles: for the preview, (T, T, 3) uint8.
-    """
+    """What became of one image: asset -> what was made, or why it failed."""
 
     image_id: str
-    failure: str | None = None
-    file: tuple[str, str, int] | None = None
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    numbers: dict[str, float] = field(default_factory=dict)
-    tiles: list[np.ndarray] = field(default_factory=list)
+    made: dict[str, Made] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
-Work = Callable[[SimpleNamespace], Outcome]
+@dataclass(frozen=True)
+class Target:
+    """One asset of a shard: where its image files go (None for a table), and its journal."""
+
+    asset: str
+    folder: Path | None
+    journal: Path
 
 
-def guarded(row: SimpleNamespace, *, work: Work) -> Outcome:
-    """Run `work`; a bad image becomes a failure with its reason. Only a folder that cannot be written raises."""
-    try:
-        return work(row)
-    except PipelineError:
-        raise
-    except Exception as error:  # whatever a hostile file provokes in a decoder
-        return Outcome(row.image_id, failure=f"{type(error).__name__}: {error}"[:300])
+class Picture:
+    """One image, loaded when first asked for and once only, whatever is made of it."""
+
+    def __init__(self, row: SimpleNamespace, roots: Roots, size: int) -> None:
+        self.row, self.roots, self.size = row, roots, size
+
+    @cached_property
+    def _photo(self) -> Photo:
+        return load_photo(self.row, self.roots)
+
+    @cached_property
+    def sample(self) -> Sample:
+        """The processed square."""
+        return to_sample(self._photo, self.size)
+
+    @cached_property
+    def largest(self) -> LargestPhoto:
+        """The largest photo of the image."""
+        return load_largest(self.row, self.roots, self._photo)
 
 
-def bald(row: SimpleNamespace, *, roots: Roots, config: ProcessingConfig, folder: Path) -> Outcome:
-    """Write the bald image of one row."""
-    sample = to_sample(load_photo(row, roots), config.size)
+@dataclass(frozen=True)
+class Worker:
+    """Makes the parts of one image that are still missing; picklable.
+
+    Args:
+        roots: of the inputs.
+        config: how.
+        targets: assets to make.
+    """
+
+    roots: Roots
+    config: ProcessingConfig
+    targets: tuple[Target, ...]
+
+    def __call__(self, item: tuple[SimpleNamespace, tuple[str, ...]]) -> Outcome:
+        """Make the assets named beside a row. A bad image becomes a failure with its reason.
+
+        Raises:
+            PipelineError: a folder that cannot be written; nothing else.
+        """
+        row, assets = item
+        picture, outcome = Picture(row, self.roots, self.config.size), Outcome(row.image_id)
+        for target in self.targets:
+            if target.asset not in assets:
+                continue
+            try:
+                made, blob = MAKERS[target.asset](picture, self.config, target.folder)
+            except PipelineError:
+                raise
+            except Exception as error:  # whatever a hostile file provokes in a decoder
+                outcome.failed[target.asset] = f"{type(error).__name__}: {error}"[:300]
+                continue
+            journal.append(target.journal, asdict(made), blob)
+            outcome.made[target.asset] = made
+        return outcome
+
+
+def _bald(picture: Picture, config: ProcessingConfig, folder: Path | None) -> tuple[Made, bytes]:
+    """Write the bald image."""
+    sample = picture.sample
     image, repaint = make_bald(sample.image, sample.hair_mask, sample.face_mask, config.bald)
-    outcome = _write(row, image, folder, ".jpg" if config.image_format == "compact" else ".png")
-    outcome.numbers = {"repaint_share": float(repaint.mean())}
+    made = _write(picture, image, folder, ".jpg" if config.image_format == "compact" else ".png")
+    made.numbers = {"repaint_share": float(np.count_nonzero(repaint) / repaint.size)}
     if sample.hair_mask.any():
-        hair = sample.image[sample.hair_mask].mean(axis=0)
-        distance = np.linalg.norm(image[sample.hair_mask].mean(axis=0) - hair)
-        outcome.numbers["fill_to_hair_distance"] = float(distance)
-    outcome.tiles = [thumbnail(sample.image), thumbnail(image)] if row.shown else []
-    return outcome
+        made.numbers["fill_to_hair_distance"] = fill_to_hair_distance(sample, image)
+    return made, b""
 
 
-def hair_only(row: SimpleNamespace, *, roots: Roots, config: ProcessingConfig, folder: Path) -> Outcome:
-    """Write the hair-only image of one row."""
-    sample = to_sample(load_photo(row, roots), config.size)
-    cut = make_hair_only(sample.image, sample.hair_mask)
-    outcome = _write(row, cut, folder, ".webp" if config.image_format == "compact" else ".png")
-    outcome.numbers = {"hair_share": float(sample.hair_mask.mean())}
-    outcome.tiles = [thumbnail(cut)] if row.shown else []
-    return outcome
+def fill_to_hair_distance(sample: Sample, bald: np.ndarray) -> float:
+    """Distance between the mean colour of the hair and of what stands in its place, in RGB units of 0-255."""
+    mask = sample.hair_mask.view(np.uint8)
+    difference = np.subtract(_mean(sample.image, mask), _mean(bald, mask))
+    return float(np.linalg.norm(difference))
 
 
-def patches(row: SimpleNamespace, *, roots: Roots, config: ProcessingConfig) -> Outcome:
-    """Cut the patches of one row from the photo at its own size, outside the region the release blurred."""
-    photo = load_photo(row, roots)
-    cut = cut_patches(photo.image, photo.hair_mask & ~photo.blurred, row.image_id, config.patches)
+def _hair_only(picture: Picture, config: ProcessingConfig, folder: Path | None) -> tuple[Made, bytes]:
+    """Write the hair-only image."""
+    sample = picture.sample
+    image = make_hair_only(sample.image, sample.hair_mask, config.hair_only)
+    made = _write(picture, image, folder, ".webp" if config.image_format == "compact" else ".png")
+    made.numbers = {"hair_share": float(np.count_nonzero(sample.hair_mask) / sample.hair_mask.size)}
+    return made, b""
+
+
+def _patches(picture: Picture, config: ProcessingConfig, _: Path | None) -> tuple[Made, bytes]:
+    """Cut the patches from the largest photo there is, outside the region the release blurred.
+
+    Returns:
+        Also the patches' rows of `PATCH_SCHEMA`, as an Arrow stream.
+    """
+    row, photo = picture.row, picture.largest
+    found = cut(photo.image, photo.hair_mask & ~photo.blurred, row.image_id, config.patches)
     extension = ".jpg" if config.image_format == "compact" else ".png"
-    common = {"image_id": row.image_id, "person": row.source, "curl_class": row.curl_class, "scale": 1 / row.scale}
-    outcome = Outcome(row.image_id)
-    for patch in cut:
-        place = {"size": patch.size, "x": patch.x, "y": patch.y}
-        outcome.rows.append(common | place | {"image": encode_image(patch.image, extension)})
-    outcome.numbers = {f"patches_{size}": float(sum(p.size == size for p in cut)) for size in config.patches.sizes}
-    outcome.numbers["without_window"] = float(not cut)
-    outcome.tiles = [thumbnail(cut[0].image, 64)] if row.shown and cut else []
-    return outcome
+    columns: dict[str, list[Any]] = {
+        "image_id": [row.image_id] * len(found.patches),
+        "person": [row.source] * len(found.patches),
+        "curl_class": [row.curl_class] * len(found.patches),
+        "size": [patch.size for patch in found.patches],
+        "x": [patch.x for patch in found.patches],
+        "y": [patch.y for patch in found.patches],
+        "scale": [photo.scale(config.size)] * len(found.patches),
+        "zone": [patch.zone for patch in found.patches],
+        "photo": [photo.path] * len(found.patches),
+        "image": [encode_image(patch.image, extension) for patch in found.patches],
+    }
+    made = Made(row.image_id, left_out=[f"{reason}_{size}" for size, reason in found.without.items()])
+    made.numbers = {f"patches_{size}": float(columns["size"].count(size)) for size in config.patches.sizes}
+    made.numbers["flawed_windows"] = float(found.flawed)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, PATCH_SCHEMA) as stream:
+        stream.write_batch(pa.RecordBatch.from_pydict(columns, schema=PATCH_SCHEMA))
+    return made, sink.getvalue().to_pybytes()
 
 
-def _write(row: SimpleNamespace, image: np.ndarray, folder: Path, extension: str) -> Outcome:
+Maker = Callable[[Picture, ProcessingConfig, Path | None], tuple[Made, bytes]]
+MAKERS: Mapping[str, Maker] = {"bald_images": _bald, "hair_only_images": _hair_only, "hair_patches": _patches}
+"""Asset -> how it is made of one picture."""
+
+
+def _write(picture: Picture, image: np.ndarray, folder: Path | None, extension: str) -> Made:
+    assert folder is not None
     data = encode_image(image, extension)
-    name = f"{row.image_id}{extension}"
-    write_bytes(folder / name, data)
-    return Outcome(row.image_id, file=(name, hash_bytes(data), len(data)))
+    name = f"{picture.row.image_id}{extension}"
+    write_unsynced(folder / name, data)
+    return Made(picture.row.image_id, file=(name, hash_bytes(data), len(data)))
+
+
+def _mean(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return np.array(cv2.mean(image, mask=mask)[:3])

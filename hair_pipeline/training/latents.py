@@ -219,7 +219,7 @@ def _bald_variants(
     if stored is None:
         raise UnreadableImage("its bald image is missing")
     balds = [read_image(stored)]
-    repaints = [repaint_mask(sample.hair_mask, sample.face_mask, config.growth)]
+    repaints = [repaint_mask(sample.hair_mask, sample.face_mask, config)]
     image = shrink(sample.image, side)
     hair, face = (shrink(mask.astype(np.float32), side) >= 0.5 for mask in (sample.hair_mask, sample.face_mask))
     for variant in range(1, profile.stage2.mask_variants):

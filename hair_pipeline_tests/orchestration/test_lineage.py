@@ -99,7 +99,8 @@ def test_every_asset_is_materialised_in_a_process_of_its_own(lineage, first):
         steps = steps_by_process(instance)
         assert instance.event_log_storage.get_concurrency_info("gpu").slot_count == 1
     assert materialised == expected_assets(lineage)
-    assert materialised <= set().union(*steps.values())
+    made_together = {"bald_images", "hair_only_images", "hair_patches"}
+    assert materialised - made_together | {"image_parts"} <= set().union(*steps.values())
     assert all(len(names) == 1 for names in steps.values())
 
 

@@ -1,12 +1,15 @@
 """Bald images: kept pixels untouched, no hair colour in the fill, the face's core left alone."""
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from hair_pipeline.processing.bald import GRAY, face_height, make_bald, repaint_mask, vary_mask
+from hair_pipeline.inputs.samples import Sample
+from hair_pipeline.processing.bald import GRAY, face_height, fill, make_bald, repaint_mask, vary_mask
+from hair_pipeline.processing.work import fill_to_hair_distance
 from hair_pipeline.profile import BaldConfig
 from hair_pipeline_tests.inputs.tiny_inputs import TinyPicture, draw_person
 
@@ -79,7 +82,10 @@ def test_varied_masks_differ_and_spare_the_face() -> None:
 
 def test_growth_is_relative_to_the_face() -> None:
     picture = person(size=256)
-    masks = [repaint_mask(picture.hair_mask, picture.face_mask, growth) for growth in (0.0, 0.05, 0.1, 0.2)]
+    masks = [
+        repaint_mask(picture.hair_mask, picture.face_mask, BaldConfig(growth=growth))
+        for growth in (0.0, 0.05, 0.1, 0.2)
+    ]
     areas = [int(mask.sum()) for mask in masks]
     assert areas == sorted(areas)
     assert areas[0] < areas[-1]
@@ -107,6 +113,55 @@ def test_crumbs_of_face_between_strands_are_repainted() -> None:
     face[60:120, 30:98] = True
     hair[30:32, 50:52] = False
     face[30:32, 50:52] = True
-    repaint = repaint_mask(hair, face, 0.06)
+    repaint = repaint_mask(hair, face, BaldConfig())
     assert repaint[30:32, 50:52].all()
     assert not repaint[80:110, 40:90].any()
+
+
+@pytest.mark.parametrize("method", ["telea", "navier_stokes", "gaussian_blur"])
+def test_the_fill_is_far_from_the_hairs_colour(method: str) -> None:
+    """Dark hair before a bright scene: what stands in its place looks like the scene, not like the hair."""
+    picture = person(0, size=512)
+    sample = Sample("x", "p", picture.photo, picture.hair_mask, picture.face_mask, None)
+    bald, repaint = make_bald(picture.photo, picture.hair_mask, picture.face_mask, BaldConfig(method=method))
+    kept = picture.photo[~repaint].mean(axis=0)
+    apart = np.linalg.norm(kept - picture.photo[picture.hair_mask].mean(axis=0))
+    assert fill_to_hair_distance(sample, bald) > 0.6 * apart
+    assert fill_to_hair_distance(sample, picture.photo) == 0
+
+
+def test_half_size_telea_looks_like_full_size() -> None:
+    squares = []
+    for number in range(4):
+        picture = person(number, size=512)
+        hole = repaint_mask(picture.hair_mask, picture.face_mask, BaldConfig())
+        full = cv2.inpaint(picture.photo, hole.astype(np.uint8), 5, cv2.INPAINT_TELEA)
+        difference = full[hole].astype(float) - fill(picture.photo, hole, BaldConfig())[hole]
+        squares.append((difference**2).mean())
+    assert np.sqrt(np.mean(squares)) <= 5
+
+
+def test_hiding_the_forehead_and_beside_the_jaw() -> None:
+    bob = person(1, size=512)
+    oval = np.zeros((512, 512), np.uint8)
+    cv2.ellipse(oval, (256, 250), (70, 105), 0, 0, 360, 1, -1)
+    face, hair = oval.astype(bool), np.zeros((512, 512), bool)
+    hair[110:150, 180:332] = True
+    hair &= ~face
+    plain = repaint_mask(hair, face, BaldConfig())
+    forehead = repaint_mask(hair, face, BaldConfig(hide_forehead=True))
+    assert forehead[plain].all()
+    assert forehead[145:160][face[145:160]].all()
+    assert not (forehead & ~plain & ~face).any()
+    np.testing.assert_array_equal(forehead[200:], plain[200:])
+
+    plain = repaint_mask(bob.hair_mask, bob.face_mask, BaldConfig())
+    beside = repaint_mask(bob.hair_mask, bob.face_mask, BaldConfig(hide_beside_jaw=True))
+    assert beside[plain].all()
+    lowest = np.flatnonzero(plain.any(axis=1))[-1]
+    assert beside[lowest + 10].sum() > 40
+    assert not (beside & ~plain & bob.face_mask).any()
+
+    nobody, hidden = np.zeros_like(bob.face_mask), BaldConfig(hide_forehead=True, hide_beside_jaw=True)
+    without_a_face = repaint_mask(bob.hair_mask, nobody, hidden)
+    np.testing.assert_array_equal(without_a_face, repaint_mask(bob.hair_mask, nobody, BaldConfig()))

@@ -1,11 +1,12 @@
 """Patches: wholly inside the mask, decided by image id and settings alone, spread, never flat."""
 
+import cv2
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from hair_pipeline.processing.patches import cut_patches, shows_texture, windows_inside
+from hair_pipeline.processing.patches import cut, cut_patches, flaw_of, windows_inside
 from hair_pipeline.profile import PatchConfig
 from hair_pipeline_tests.inputs.tiny_inputs import draw_person
 
@@ -29,10 +30,10 @@ def test_patches_lie_wholly_inside_the_mask(mask: np.ndarray) -> None:
 
 @given(arrays(bool, (12, 9)), st.integers(1, 13))
 def test_windows_inside_is_exact(mask: np.ndarray, size: int) -> None:
-    found = windows_inside(mask, size)
+    found = {tuple(corner) for corner in windows_inside(mask, size).tolist()}
     for y in range(mask.shape[0] - size + 1):
         for x in range(mask.shape[1] - size + 1):
-            assert found[y, x] == mask[y : y + size, x : x + size].all()
+            assert ((x, y) in found) == mask[y : y + size, x : x + size].all()
 
 
 def test_the_same_image_gives_the_same_patches_and_another_others() -> None:
@@ -65,8 +66,30 @@ def test_a_mask_too_narrow_gives_none() -> None:
     assert cut_patches(noise(20, 20), np.ones((20, 20), bool), "x", PatchConfig()) == []
 
 
-def test_flat_and_clipped_patches_are_left_out() -> None:
-    assert not shows_texture(np.full((8, 8, 3), 90, np.uint8))
-    assert not shows_texture(np.where(np.arange(64).reshape(8, 8, 1) < 50, 255, np.full(3, 90)).astype(np.uint8))
-    assert shows_texture(noise(8, 8))
-    assert cut_patches(np.full((100, 100, 3), 7, np.uint8), np.ones((100, 100), bool), "x", SMALL) == []
+def test_every_zone_gives_patches_in_its_place() -> None:
+    image, mask = noise(300, 120), np.ones((300, 120), bool)
+    patches = cut_patches(image, mask, "x", PatchConfig(sizes=(24,), per_image=9))
+    assert [sum(patch.zone == zone for patch in patches) for zone in ("roots", "lengths", "ends")] == [3, 3, 3]
+    for patch in patches:
+        third = (patch.y + 12) / 100
+        assert patch.zone == ("roots" if third < 1 else "lengths" if third < 2 else "ends")
+
+
+def test_flat_clipped_and_blurred_patches_are_left_out() -> None:
+    assert flaw_of(np.full((8, 8, 3), 90, np.uint8)) == "flat"
+    clipped = np.where(np.arange(64).reshape(8, 8, 1) < 50, 255, np.full(3, 90)).astype(np.uint8)
+    assert flaw_of(clipped) == "clipped"
+    hair = draw_person(0, back=True).photo[150:278, 200:328]
+    assert flaw_of(hair) is None
+    assert flaw_of(cv2.GaussianBlur(noise(128, 128), (0, 0), 2.5)) == "blurred"
+    found = cut(np.full((100, 100, 3), 7, np.uint8), np.ones((100, 100), bool), "x", SMALL)
+    assert found.patches == []
+    assert found.without == {6: "only_flawed", 4: "only_flawed"}
+    assert cut(noise(9, 9), np.zeros((9, 9), bool), "x", SMALL).without == {6: "no_window", 4: "no_window"}
+
+
+def test_a_single_window_off_the_grid_is_found() -> None:
+    mask = np.zeros((90, 90), bool)
+    mask[13:77, 7:71] = True
+    patches = cut_patches(noise(90, 90), mask, "x", PatchConfig(sizes=(64,)))
+    assert [(patch.x, patch.y) for patch in patches] == [(7, 13)]

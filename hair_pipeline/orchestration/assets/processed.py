@@ -3,7 +3,8 @@
 A bad image never fails its shard: it is counted with its reason in the metadata.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -26,24 +27,28 @@ GROUP = "processed"
 def _process(
     context: dg.AssetExecutionContext,
     pipeline: PipelineResource,
-    function: "Callable[[str, Settings, Profile], ShardReport]",
-) -> dg.MaterializeResult:
-    """Run `function` on every shard of this run; one broken shard does not stop the others."""
+    function: "Callable[[str, Settings, Profile], Mapping[str, ShardReport]]",
+) -> Iterator[dg.MaterializeResult]:
+    """Run `function` (shard -> report per asset) on every shard of this run; a broken one stops no other."""
+    from hair_pipeline.inputs.workers import kept_pool
+
     settings, profile = pipeline.settings, pipeline.profile
-    reports, broken = [], {}
-    for shard in context.partition_keys:
-        try:
-            with explained():
-                reports.append(function(shard, settings, profile))
-        except dg.Failure as failure:
-            broken[shard] = failure.description or "failed"
-            context.log.error(f"{shard}: {failure.description}")
+    reports: list[ShardReport] = []
+    broken: dict[str, str] = {}
+    with kept_pool():
+        for shard in context.partition_keys:
+            try:
+                with explained():
+                    reports += function(shard, settings, profile).values()
+            except dg.Failure as failure:
+                broken[shard] = failure.description or "failed"
+                context.log.error(f"{shard}: {failure.description}")
     if broken:
         # The step fails, but the shards that went well are recorded as materialised all the same.
         for report in reports:
             context.log_event(
                 dg.AssetMaterialization(
-                    context.asset_key,
+                    report.asset,
                     partition=report.shard,
                     metadata=shard_metadata(report),
                     tags={"dagster/data_version": report.data_version},
@@ -54,9 +59,27 @@ def _process(
             + "; ".join(f"{shard}: {why}" for shard, why in broken.items()),
             allow_retries=False,
         )
+    versions: dict[str, list[str]] = {}
     for report in reports:
-        context.add_asset_metadata(shard_metadata(report), partition_key=report.shard)
-    return dg.MaterializeResult(data_version=dg.DataVersion(hash_bytes(*(report.data_version for report in reports))))
+        context.add_asset_metadata(shard_metadata(report), asset_key=report.asset, partition_key=report.shard)
+        versions.setdefault(report.asset, []).append(report.data_version)
+    for asset, parts in versions.items():
+        yield dg.MaterializeResult(asset_key=asset, data_version=dg.DataVersion(hash_bytes(*parts)))
+
+
+def _process_one(
+    context: dg.AssetExecutionContext,
+    pipeline: PipelineResource,
+    function: "Callable[[str, Settings, Profile], ShardReport]",
+) -> dg.MaterializeResult:
+    """`_process` for a step that makes one asset."""
+
+    def as_mapping(shard: str, settings: "Settings", profile: "Profile") -> "Mapping[str, ShardReport]":
+        report = function(shard, settings, profile)
+        return {report.asset: report}
+
+    (result,) = _process(context, pipeline, as_mapping)
+    return result
 
 
 @dg.asset(
@@ -72,60 +95,53 @@ def _process(
 def identity_embeddings(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
     from hair_pipeline.processing.shards import gather_identity_embeddings
 
-    return _process(context, pipeline, gather_identity_embeddings)
+    return _process_one(context, pipeline, gather_identity_embeddings)
 
 
-@dg.asset(
-    group_name=GROUP,
-    deps=[catalog],
+@dg.multi_asset(
+    specs=[
+        dg.AssetSpec(
+            "bald_images",
+            description="The photo with its hair removed: grown mask, filled by Telea, Navier-Stokes, blur or gray.",
+            deps=[catalog],
+            group_name=GROUP,
+            code_version="2",
+            kinds={"opencv"},
+        ),
+        dg.AssetSpec(
+            "hair_only_images",
+            description="Only the hair, as RGBA; RGB is zero where alpha is zero.",
+            deps=[catalog],
+            group_name=GROUP,
+            code_version="2",
+            kinds={"opencv"},
+        ),
+        dg.AssetSpec(
+            "hair_patches",
+            description="Small cuts that lie wholly inside the hair, from the largest photo: the texture bank.",
+            deps=[catalog],
+            group_name=GROUP,
+            code_version="2",
+            kinds={"opencv", "parquet"},
+        ),
+    ],
+    can_subset=True,
     partitions_def=SHARDS,
     backfill_policy=SHARD_BACKFILL,
-    description="The photo with its hair removed: grown mask, filled by Telea, Navier-Stokes, blur or gray.",
-    code_version="1",
-    kinds={"opencv"},
     **CPU,
 )
-def bald_images(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
-    from hair_pipeline.processing.shards import make_bald_images
+def image_parts(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> Iterator[dg.MaterializeResult]:
+    """One step for the three, so that a photo, its label and its sheet are decoded once for all of them."""
+    from hair_pipeline.processing.shards import IMAGE_PARTS, make_image_parts
 
-    return _process(context, pipeline, make_bald_images)
+    selected = {key.to_user_string() for key in context.selected_asset_keys}
+    assets = tuple(asset for asset in IMAGE_PARTS if asset in selected)
+    yield from _process(context, pipeline, partial(make_image_parts, assets=assets))
 
 
 @dg.asset(
     group_name=GROUP,
-    deps=[catalog],
-    partitions_def=SHARDS,
-    backfill_policy=SHARD_BACKFILL,
-    description="Only the hair, as RGBA; RGB is zero where alpha is zero.",
-    code_version="1",
-    kinds={"opencv"},
-    **CPU,
-)
-def hair_only_images(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
-    from hair_pipeline.processing.shards import make_hair_only_images
-
-    return _process(context, pipeline, make_hair_only_images)
-
-
-@dg.asset(
-    group_name=GROUP,
-    deps=[catalog],
-    partitions_def=SHARDS,
-    backfill_policy=SHARD_BACKFILL,
-    description="Small cuts that lie wholly inside the hair: the texture bank.",
-    code_version="1",
-    kinds={"opencv", "parquet"},
-    **CPU,
-)
-def hair_patches(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
-    from hair_pipeline.processing.shards import cut_hair_patches
-
-    return _process(context, pipeline, cut_hair_patches)
-
-
-@dg.asset(
-    group_name=GROUP,
-    deps=[hair_patches, hair_only_images, "patch_encoder", "style_classifier"],
+    deps=["hair_patches", "hair_only_images", "patch_encoder", "style_classifier"],
     partitions_def=SHARDS,
     backfill_policy=SHARD_BACKFILL,
     description="One vector per image that represents its hairstyle, from the frozen patch encoder by default.",
@@ -136,12 +152,12 @@ def hair_patches(context: dg.AssetExecutionContext, pipeline: PipelineResource) 
 def style_vectors(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
     from hair_pipeline.training.style_vectors import embed_shard
 
-    return _process(context, pipeline, embed_shard)
+    return _process_one(context, pipeline, embed_shard)
 
 
 @dg.asset(
     group_name=GROUP,
-    deps=[bald_images, hair_only_images, hair_patches, "inpainting_base"],
+    deps=["bald_images", "hair_only_images", "hair_patches", "inpainting_base"],
     partitions_def=SHARDS,
     backfill_policy=SHARD_BACKFILL,
     description="VAE latents of photos, bald images, hair-only images and patches, computed once for training.",
@@ -152,4 +168,4 @@ def style_vectors(context: dg.AssetExecutionContext, pipeline: PipelineResource)
 def latents(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
     from hair_pipeline.training.latents import encode_shard
 
-    return _process(context, pipeline, encode_shard)
+    return _process_one(context, pipeline, encode_shard)

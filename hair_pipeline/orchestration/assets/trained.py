@@ -13,8 +13,6 @@ import dagster as dg
 
 from hair_pipeline.orchestration.assets.inputs import catalog
 from hair_pipeline.orchestration.assets.processed import (
-    hair_only_images,
-    hair_patches,
     identity_embeddings,
     latents,
     style_vectors,
@@ -94,7 +92,7 @@ def face_recogniser(
 
 @dg.asset(
     group_name="base",
-    deps=[catalog, hair_only_images],
+    deps=[catalog, "hair_only_images"],
     description="Stand-in perceptual trunk (AlexNet shape) of the sample profile, for LPIPS, Gram and feature "
     "distances. Numbers made with it are marked as stand-ins.",
     code_version="1",
@@ -109,7 +107,7 @@ def perceptual_trunk(
 
 @dg.asset(
     group_name="texture",
-    deps=[hair_patches],
+    deps=["hair_patches"],
     description="The hair patch encoder: InfoNCE with same-person and same-curl positives; then frozen.",
     code_version="1",
     kinds={"torch"},
@@ -123,7 +121,7 @@ def patch_encoder(
 
 @dg.asset(
     group_name="texture",
-    deps=[catalog, hair_only_images],
+    deps=[catalog, "hair_only_images"],
     description="Two classifiers of curl and bangs, differently built and seeded: one for the style loss, the other "
     "only for evaluation.",
     code_version="1",
