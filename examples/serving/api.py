@@ -22,7 +22,7 @@ class TryOnRequest(BaseModel):
 
     person: str = Field(description="the photo to change, a path inside SERVING_PHOTOS")
     style: str = Field(description="a photo of the hairstyle to put on")
-    result: str = Field(description="the PNG to write", pattern=r"\.png$")
+    result: str = Field(description="the PNG to write, inside SERVING_PHOTOS/results", pattern=r"\.png$")
 
 
 @app.post("/try-on")

@@ -19,7 +19,9 @@ from hair_pipeline.release.serving import TryOn, load, read_request
 from hair_pipeline.settings import load_settings
 
 PHOTOS = Path(os.environ["SERVING_PHOTOS"]).resolve()
-"""The folder that photos are read from and results are written to, shared by API and worker."""
+"""The folder that photos are read from, shared by API and worker."""
+RESULTS = "results"
+"""The folder inside it that pictures are written to: a request can never overwrite a photo."""
 
 app = Celery("hair-try-on")
 app.config_from_object("celeryconfig")
@@ -41,9 +43,9 @@ def version() -> str:
 
 @app.task(name="try_on")
 def try_on(person: str, style: str, result: str) -> dict[str, str]:
-    """Put the hair of the photo `style` on the person of the photo `person`; write the PNG `result`.
+    """Put the hair of the photo `style` on the person of the photo `person`; write the PNG `results/<result>`.
 
-    All three are paths inside SERVING_PHOTOS; training_face's outputs stand beside the photos.
+    The photos are paths inside SERVING_PHOTOS; training_face's outputs stand beside them.
     """
     settings = load_settings()
     inputs = settings.profile_values.inputs
@@ -51,5 +53,5 @@ def try_on(person: str, style: str, result: str) -> dict[str, str]:
         read_request(files.confined(PHOTOS, name), None, None, settings, inputs, "a mask") for name in (person, style)
     ]
     picture = model.redraw(*requests)
-    files.write_bytes(files.confined(PHOTOS, result), files.encode_image(picture, ".png"))
-    return {"version": model.version, "result": result}
+    files.write_bytes(files.confined(PHOTOS / RESULTS, result), files.encode_image(picture, ".png"))
+    return {"version": model.version, "result": f"{RESULTS}/{result}"}

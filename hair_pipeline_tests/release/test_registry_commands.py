@@ -1,0 +1,57 @@
+"""The registry's commands as an operator types them."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hair_pipeline.cli import app
+from hair_pipeline.evaluation.blind_review import COLUMNS
+from hair_pipeline_tests.release.test_registry import make_version
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A training root with two approved versions, and a profile whose deployment writes a config."""
+    profile = tmp_path / "profile.yaml"
+    served = tmp_path / "server.json"
+    profile.write_text(json.dumps({"name": "test", "release": {"server_config": str(served)}}))
+    monkeypatch.setenv("HAIR_PIPELINE_TRAINING_ROOT", str(tmp_path))
+    monkeypatch.setenv("HAIR_PIPELINE_PROFILE", str(profile))
+    for version in ("a", "b"):
+        make_version(tmp_path, version)
+    return tmp_path
+
+
+def hair_pipeline(*words: str) -> str:
+    result = CliRunner().invoke(app, ["registry", *words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def served(root: Path) -> str:
+    version: str = json.loads((root / "server.json").read_text())["version"]
+    return version
+
+
+def test_from_the_blind_sheet_to_production_and_back(root: Path) -> None:
+    key, sheet = root / "key.json", root / "sheet.csv"
+    key.write_text(json.dumps({"id": "t1", "version": "a", "new_side": {"anna": "left"}}))
+    with sheet.open("w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, ("1", "anna", "left", "no", "no", "nice")])
+    said = hair_pipeline("import-review", "a", "--sheet", str(sheet), "--key", str(key), "--reviewer", "Kim")
+    assert "a: approve by Kim (1 photos)" in said
+    assert "production: a (before: nothing)" in hair_pipeline("promote", "a")
+    assert served(root) == "a"
+    hair_pipeline("sign-off", "b", "--reviewer", "Kim", "--decision", "approve")
+    assert "production: b (before: a)" in hair_pipeline("promote", "b")
+    assert served(root) == "b"
+    assert "production: a" in hair_pipeline("rollback", "--reason", "halo")
+    assert served(root) == "a"
+    (root / "server.json").unlink()
+    assert "wrote" in hair_pipeline("deploy")
+    assert served(root) == "a"
+    events = [event["event"] for event in json.loads(hair_pipeline("show", "a"))["history"]]
+    assert events == ["registered", "sign_off", "promoted", "deployed", "rolled_back", "deployed", "deployed"]
