@@ -81,6 +81,18 @@ def test_outputs_in_the_training_face_root_are_found(tmp_path: Path) -> None:
     assert not problems.as_lines()
 
 
+def test_gaps_carry_the_reasons_of_the_inputs(tmp_path: Path) -> None:
+    inputs = write_tiny_inputs(tmp_path, people=1, views=1, size=64, customers=2)
+    folder = inputs.customers
+    shutil.copy(folder / "customer_000.jpg", folder / "nobody.JPG")
+    (folder / "broken.jpg").write_bytes(b"{}")
+    np.save(next((folder / "customer_001").rglob("*.npy")), np.zeros(12, np.float32))
+    cases, problems = read(folder)
+    assert {name: case.judged_identity for name, case in cases.items()} == {"customer_000": True, "customer_001": False}
+    assert problems.no_identity == {"customer_001": "bad_embedding"}
+    assert problems.left_out == {"nobody.JPG": "no_output", "broken.jpg": "json_as_image"}
+
+
 def test_no_folder_and_no_photo_are_explained(tmp_path: Path) -> None:
     settings = write_tiny_inputs(tmp_path / "elsewhere", people=1, views=1, size=64).settings()
     with pytest.raises(PipelineError, match="no such folder"):

@@ -9,7 +9,6 @@ import pytest
 
 from hair_pipeline.inputs.catalog import CatalogResult, build_catalog, read_catalog
 from hair_pipeline.inputs.columns import SCHEMA
-from hair_pipeline.inputs.customers import read_customers
 from hair_pipeline.inputs.examine import mask_iou
 from hair_pipeline.inputs.fingerprint import fingerprint_folder
 from hair_pipeline.inputs.samples import load_photo, load_sample
@@ -135,19 +134,6 @@ def test_samples(inputs: TinyInputs, result: CatalogResult) -> None:
     photo = load_photo(result.frame.iloc[0], settings)
     np.testing.assert_array_equal(photo.hair_mask, drawn.hair_mask)
     np.testing.assert_allclose(photo.box, drawn.box, atol=0.1)
-
-
-def test_customers(inputs: TinyInputs, tmp_path: Path) -> None:
-    folder = tmp_path / "customers"
-    shutil.copytree(inputs.customers, folder)
-    shutil.copy(folder / "customer_000.jpg", folder / "nobody.JPG")
-    (folder / "broken.jpg").write_bytes(b"{}")
-    np.save(next((folder / "customer_001").rglob("*.npy")), np.zeros(12, np.float32))
-    customers = read_customers(folder, inputs.settings(), 128)
-    assert [sample.image_id for sample in customers.samples] == ["customer_000", "customer_001"]
-    assert set(customers.embeddings) == {"customer_000"}
-    assert customers.no_identity == {"customer_001": "bad_embedding"}
-    assert customers.missing == {"nobody.JPG": "no_output", "broken.jpg": "json_as_image"}
 
 
 def test_the_fingerprint_follows_content_and_names_only(tmp_path: Path) -> None:

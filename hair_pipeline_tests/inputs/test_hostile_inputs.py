@@ -11,7 +11,6 @@ import pytest
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.catalog import build_catalog
-from hair_pipeline.inputs.customers import read_customers
 from hair_pipeline.inputs.reasons import FaceReason, IdentityReason, Reason
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import PROJECT_ROOT
@@ -264,14 +263,6 @@ def test_an_output_folder_that_is_a_file(inputs: TinyInputs, tmp_path: Path) -> 
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(PipelineError):
         build_catalog(inputs.settings(training_root=tmp_path / "file"), PROFILE)
-
-
-def test_customers_folder(inputs: TinyInputs, tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match="no such folder"):
-        read_customers(tmp_path / "nowhere", inputs.settings())
-    (tmp_path / "none").mkdir()
-    with pytest.raises(PipelineError, match="holds no photo"):
-        read_customers(tmp_path / "none", inputs.settings())
 
 
 def test_every_reason_is_documented() -> None:
