@@ -164,6 +164,7 @@ def write_verdict(
             "Sampler": f"{profile.evaluation.steps} steps, guidance {profile.evaluation.guidance_scale}, same seeds",
             "Profile": f"{profile.name}, content {files.hash_bytes(profile.model_dump_json())[:16]}",
             "Code": str(about["git_commit"] or "not a git checkout"),
+            "Configuration": profile.model_dump_json(),
         },
     }
     rows = {name: {row["case"]: row for row in frame.to_dict("records")} for name, frame in frames.items()}

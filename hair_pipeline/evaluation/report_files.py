@@ -285,4 +285,5 @@ def _provenance(version: str, data_version: str, settings: Settings, profile: Pr
         "Catalog": files.hash_file(settings.catalog_path),
         "Code": str(about["git_commit"] or "not a git checkout"),
         "Packages": f"Python {about['python']}, {packages}",
+        "Configuration": profile.model_dump_json(),
     }
