@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.training import checkpoint, loop
-from hair_pipeline.training.sampler import Draw, StreamBatches, generator
+from hair_pipeline.training.sampler import Batches, Draw, StreamBatches, generator
 from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
 from hair_pipeline_tests.training import tiny_stage
 
@@ -37,8 +37,8 @@ class Line(Task):
         super().__init__("line", nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.1), nn.Linear(8, 1)), Points())
         self.bad, self.stop_at = bad, stop_at
 
-    def batches(self, config: LoopConfig, start: int, rank: int, world: int) -> Sampler[list[Draw]]:
-        return StreamBatches(50, config.batch_size, config.seed, start=start, rank=rank, world=world)
+    def batches(self, config: LoopConfig) -> Batches:
+        return StreamBatches(50, config.batch_size, config.seed)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.network.parameters()), "lr": 0.01}]
@@ -128,18 +128,6 @@ def test_many_bad_batches_stop_and_keep_the_last_checkpoint(tmp_path: Path) -> N
     saved = checkpoint.load_newest(tmp_path / "checkpoints")
     assert saved is not None
     assert all(torch.isfinite(tensor).all() for tensor in saved.weights.values())
-
-
-def test_eight_bit_adam_without_bitsandbytes_says_so() -> None:
-    pytest.importorskip("torch")
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        config = LoopConfig(steps=1, batch_size=1, optimizer="adamw8bit")
-        with pytest.raises(PipelineError, match="bitsandbytes"):
-            loop.make_optimizer(Line().parameter_groups(), config, fused=False)
-    else:
-        pytest.skip("bitsandbytes is installed here")
 
 
 def test_a_stage_killed_at_any_moment_resumes_bit_by_bit(tmp_path: Path) -> None:
