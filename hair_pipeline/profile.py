@@ -172,7 +172,7 @@ class StageConfig(Values):
     gradient_accumulation_steps: int = Field(
         4,
         ge=1,
-        description="micro-batches per optimizer step, shared by all processes: effective batch = this x batch_size",
+        description="micro-batches per optimizer step, of all processes: effective batch = this x batch_size",
     )
     learning_rate: float = Field(1e-4, gt=0, description="new layers: LoRA, IP-Adapter, style projection")
     learning_rate_deep: float = Field(1e-5, gt=0, description="UNet blocks named in finetune_blocks")

@@ -148,9 +148,7 @@ def open_judges(context: Context, config: StageConfig, notes: dict[str, str], *,
     try:  # validation reports the distance in the hair also where no loss uses it
         judges.perceptual = load_perceptual(profile.models.perceptual, settings)
         if judges.perceptual.is_stand_in:
-            notes["perceptual"] = (
-                "lpips and gram losses and val_hair_lpips use a stand-in trunk trained from the inputs"
-            )
+            notes["perceptual"] = "lpips, gram and val_hair_lpips use a stand-in trunk trained from the inputs"
     except PipelineError as error:
         if losses.lpips.weight > 0 or losses.gram.weight > 0:
             raise
