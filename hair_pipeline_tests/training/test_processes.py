@@ -25,6 +25,10 @@ def curve(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
 
 
+def losses(line: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in line.items() if not name.startswith("gradient_norm")}
+
+
 def assert_close(a: Any, b: Any, tolerance: float) -> None:
     assert a.keys() == b.keys()
     for name in a:
@@ -51,8 +55,10 @@ def test_two_processes_train_like_one(tmp_path: Path, name: str) -> None:
     assert children.together(2, train_stage, tmp_path / "data", tmp_path / "two", name) == [0, 0]
     alone, shared = curve(tmp_path / "one"), curve(tmp_path / "two")
     assert len(alone) == len(shared) == STEPS
+    assert shared[0] == pytest.approx(alone[0], rel=1e-5, abs=1e-6)  # losses and gradients, before any rounding adds up
     for a, b in zip(alone, shared, strict=True):
-        assert b == pytest.approx(a, rel=1e-4, abs=1e-5)
+        assert losses(b) == pytest.approx(losses(a), rel=1e-4, abs=1e-6)
+        assert b["gradient_norm/total"] == pytest.approx(a["gradient_norm/total"], rel=2e-3)
     a, b = everything(tmp_path / "one"), everything(tmp_path / "two")
     assert_close(a["weights"], b["weights"], 1e-5)
     assert_close(a["ema"], b["ema"], 1e-5)
