@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 _PREFIX = "step_"
 _TEMPORARY = ".tmp-"
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError)
+"""What reading a damaged checkpoint may raise."""
 
 
 @dataclass
@@ -100,7 +102,7 @@ def restore_rng(states: Mapping[str, Tensor], rank: int = 0) -> None:
 def save(folder: Path, state: TrainingState, *, keep: int) -> Path:
     """Write `state` as `folder/step_<n>`: into a temporary folder, fsynced, then renamed; older ones are pruned.
 
-    When the disk is full, all older checkpoints but the newest give way and it is tried once more.
+    When the disk is full, all older checkpoints but the newest intact one give way and it is tried once more.
 
     Args:
         folder: the run's checkpoint folder.
@@ -117,7 +119,7 @@ def save(folder: Path, state: TrainingState, *, keep: int) -> Path:
         if error.errno != errno.ENOSPC or len(_saved(folder)) < 2:
             raise _explained(error, final) from error
         log.warning("%s: the disk is full; older checkpoints give way", final)
-        _prune(folder, state.step, keep=1)
+        _keep_newest_intact(folder)
         try:
             _write(final, state)
         except OSError as again:
@@ -197,21 +199,43 @@ def _prune(folder: Path, step: int, *, keep: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _keep_newest_intact(folder: Path) -> None:
+    saved = _saved(folder)
+    intact = next((path for path in reversed(saved) if _is_intact(path)), None)
+    for path in saved:
+        if path != intact:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_intact(folder: Path) -> bool:
+    try:
+        _read_document(folder)
+    except _DAMAGE:
+        return False
+    return True
+
+
 def load_newest(folder: Path) -> TrainingState | None:
     """The newest checkpoint whose files are all complete; damaged ones are skipped with a warning."""
     for candidate in reversed(_saved(folder)):
         try:
             return _load(candidate)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+        except _DAMAGE as error:
             log.warning("skipping the damaged checkpoint %s (%s: %s)", candidate, type(error).__name__, error)
     return None
 
 
-def _load(folder: Path) -> TrainingState:
-    document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+def _read_document(folder: Path) -> dict[str, Any]:
+    """The plain part of a checkpoint whose files are all what was written; one of `_DAMAGE` is raised otherwise."""
+    document: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     for name, expected in document["hashes"].items():
         if hash_file(folder / name) != expected:
             raise ValueError(f"{name} is not what was written")
+    return document
+
+
+def _load(folder: Path) -> TrainingState:
+    document = _read_document(folder)
 
     def read(name: str) -> dict[str, Tensor]:
         return safetensors.torch.load_file(folder / name)

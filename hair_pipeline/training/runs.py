@@ -258,7 +258,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [
         f"{name}: {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
         for name in sorted(before.keys() | after.keys())
-        if name.rpartition(".")[2] not in WITHOUT_EFFECT and before.get(name) != after.get(name)
+        if name.rpartition(".")[2] not in WITHOUT_EFFECT and before.get(name, "absent") != after.get(name, "absent")
     ]
 
 
