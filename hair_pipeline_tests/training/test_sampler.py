@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hair_pipeline.training.sampler import (
@@ -25,17 +25,21 @@ def take(batches: Batches, count: int, **place: int) -> list[list[Draw]]:
     return list(islice(iter(WindowSampler(batches, 3, **place)), count))
 
 
+@settings(deadline=None)  # a loaded machine is no fault
+@given(size=st.integers(1, 40), seed=st.integers(0, 2**31), epoch=st.integers(0, 5))
 def test_every_epoch_is_a_permutation(size: int, seed: int, epoch: int) -> None:
     stream = EpochStream(size, seed)
     assert sorted(stream[epoch * size + i] for i in range(size)) == list(range(size))
 
 
-@given(size=st.integers(1, 30), batch=st.integers(1, 50), seed=st.integers(0, 1000), start=st.integers(0, 20))
+@settings(deadline=None)  # a loaded machine is no fault
+@given(size=st.integers(1, 30), batch=st.integers(1, 50), seed=st.integers(0, 1000), start=st.integers(0, 4))
 def test_resuming_continues_the_same_stream(size: int, batch: int, seed: int, start: int) -> None:
     batches = StreamBatches(size, batch, seed)
     assert take(batches, 3, start=start) == take(batches, 3 * start + 3)[3 * start :]
 
 
+@settings(deadline=None)  # a loaded machine is no fault
 @given(size=st.integers(1, 30), batch=st.integers(1, 6), world=st.integers(1, 5), seed=st.integers(0, 1000))
 def test_processes_together_take_the_window_of_one(size: int, batch: int, world: int, seed: int) -> None:
     batches = StreamBatches(size, batch, seed)
@@ -44,12 +48,12 @@ def test_processes_together_take_the_window_of_one(size: int, batch: int, world:
     sizes = [len(share(3, rank, world)) for rank in range(world)]
     ranks = [take(batches, windows * size, rank=rank, world=world) if size else [] for rank, size in enumerate(sizes)]
     for window in range(windows):
-        together = [
-            draws for rank, n in zip(ranks, sizes, strict=True) for draws in rank[window * n : (window + 1) * n]
-        ]
+        parts = [rank[window * n : (window + 1) * n] for rank, n in zip(ranks, sizes, strict=True)]
+        together = [draws for part in parts for draws in part]
         assert together == single[3 * window : 3 * window + 3]
 
 
+@settings(deadline=None)  # a loaded machine is no fault
 @given(first=st.integers(0, 20), second=st.integers(0, 20), fraction=st.floats(0, 1))
 def test_mixed_batches_hold_one_kind_each(first: int, second: int, fraction: float) -> None:
     if first + second == 0:
