@@ -47,7 +47,7 @@ def together(world: int, function: Callable[..., Any], *arguments: Any) -> list[
         port = probe.getsockname()[1]
     children = [start(_ranked, rank, world, port, function, arguments) for rank in range(world)]
     for child in children:
-        child.join(120)
+        child.join(600)
     return [child.exitcode for child in children]
 
 

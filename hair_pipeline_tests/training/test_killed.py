@@ -40,6 +40,7 @@ def settings(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Sett
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # about 15 s each on two free cores; many processes, so slow on a loaded machine
 @pytest.mark.parametrize("name", ["patch-encoder", "style-classifier", "stage1", "stage2"])
 def test_killed_runs_end_bit_by_bit_like_one_left_alone(name: str, settings: Settings, tmp_path: Path) -> None:
     chance = random.Random(name)
@@ -51,7 +52,7 @@ def test_killed_runs_end_bit_by_bit_like_one_left_alone(name: str, settings: Set
     def attempt(deadly_event: int | None) -> tuple[bool, list[str]]:
         journal.write_text("")
         child = children.start(children.train_and_die, name, settings, killable_profile(), deadly_event, journal)
-        child.join(120)
+        child.join(600)
         assert child.exitcode in (0, -signal.SIGKILL), journal.with_suffix(".error").read_text()
         return child.exitcode == 0, journal.read_text().split()
 

@@ -45,12 +45,13 @@ def train_stage(data: Path, folder: Path, name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["stage1", "stage2"])
 def test_two_processes_train_like_one(tmp_path: Path, name: str) -> None:
     """Three micro-batches per step: one process has two of them, the other one."""
     tiny_stage.write_processed(tmp_path / "data")
     one = children.start(train_stage, tmp_path / "data", tmp_path / "one", name)
-    one.join(120)
+    one.join(600)
     assert one.exitcode == 0
     assert children.together(2, train_stage, tmp_path / "data", tmp_path / "two", name) == [0, 0]
     alone, shared = curve(tmp_path / "one"), curve(tmp_path / "two")
@@ -115,6 +116,7 @@ def test_ten_bad_steps_in_a_row_stop_every_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_process_that_dies_fails_the_run_with_its_message(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "hair_pipeline_tests.training.dying_rank", str(tmp_path)]
