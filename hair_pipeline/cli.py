@@ -157,19 +157,32 @@ def train(
         Path | None, typer.Option(help="A profile file (YAML); the configured profile if left out.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option(help="Go on from the newest valid checkpoint of the same configuration and data.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            help="Go on from the newest valid checkpoint, and refuse if configuration or data changed since; "
+            "--no-resume starts over. If left out: go on if nothing changed, else begin a new run beside the old."
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --resume: go on although configuration or data changed.")
+    ] = False,
 ) -> None:
     """Train one network by hand, without Dagster; the assets run this same command.
 
     Reads the processed data under HAIR_PIPELINE_TRAINING_ROOT and writes runs/NAME/RUN_ID there, with TensorBoard logs.
+    Killed at any moment and started again, it ends with the weights of a run that was never killed.
+
+    On several GPUs: torchrun --nproc-per-node 4 -m hair_pipeline.cli train stage2. The processes share each
+    step's micro-batches, so the result is that of one process.
     """
     settings = load_settings()
     profile = load_profile(config) if config else settings.profile_values
     with _pipes_session():
         from hair_pipeline.training.entry import train as run_training
 
-        result = run_training(name.value, settings, profile, resume=resume)
+        result = run_training(name.value, settings, profile, resume=resume, force=force)
+    if os.environ.get("RANK", "0") != "0":
+        return
     for metric, value in result.metrics.items():
         typer.echo(f"{metric}: {value:.6g}" if value is not None else f"{metric}: not measured")
     typer.echo(f"{'reused' if result.reused else 'trained'} {name} {result.version}: {result.final_dir}")

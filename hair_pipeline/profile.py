@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hair_pipeline.errors import PipelineError
 
@@ -115,15 +115,15 @@ class PatchEncoderConfig(Values):
     width: int = Field(64, description="channels of the first stage (resnet) or embedding width (vit)")
     embedding_dim: int = 256
     input_size: int = Field(128, description="patches are resized to this side")
-    temperature: float = 0.1
+    temperature: float = Field(0.1, gt=0)
     person_weight: float = Field(0.5, description="weight of the same-person positives")
     curl_weight: float = Field(0.5, description="weight of the same-curl positives (across people)")
-    people_per_batch: int = 16
-    patches_per_person: int = 4
-    steps: int = 20000
-    learning_rate: float = 3e-4
+    people_per_batch: int = Field(16, ge=2)
+    patches_per_person: int = Field(4, ge=1)
+    steps: int = Field(20000, ge=1)
+    learning_rate: float = Field(3e-4, gt=0)
     weight_decay: float = 1e-4
-    workers: int = Field(4, description="data loading processes")
+    workers: int = Field(4, ge=0, description="data loading processes")
     seed: int = 0
 
 
@@ -132,10 +132,10 @@ class ClassifierConfig(Values):
 
     resolution: int = 256
     width: int = 32
-    steps: int = 5000
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    workers: int = Field(4, description="data loading processes")
+    steps: int = Field(5000, ge=1)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    workers: int = Field(4, ge=0, description="data loading processes")
     seed: int = 0
 
 
@@ -174,36 +174,48 @@ class LossesConfig(Values):
 class StageConfig(Values):
     """One training stage of the inpainting model; the defaults are the specification's section 6."""
 
-    resolution: int = 512
-    epochs: int = 60
-    max_steps: int | None = Field(None, description="stop after this many optimizer steps, whatever the epochs say")
-    batch_size: int = 4
-    gradient_accumulation_steps: int = 4
-    learning_rate: float = Field(1e-4, description="new layers: LoRA, IP-Adapter, style projection")
-    learning_rate_deep: float = Field(1e-5, description="UNet blocks named in finetune_blocks")
+    resolution: int = Field(512, ge=32, description="pixels")
+    epochs: int = Field(60, ge=1)
+    max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps, whatever the epochs say")
+    batch_size: int = Field(4, ge=1, description="samples per micro-batch")
+    gradient_accumulation_steps: int = Field(
+        4,
+        ge=1,
+        description="micro-batches per optimizer step, of all processes: effective batch = this x batch_size",
+    )
+    learning_rate: float = Field(1e-4, gt=0, description="new layers: LoRA, IP-Adapter, style projection")
+    learning_rate_deep: float = Field(1e-5, gt=0, description="UNet blocks named in finetune_blocks")
     finetune_blocks: tuple[str, ...] = Field((), description="UNet parameter name prefixes trained in full")
-    weight_decay: float = 0.01
-    warmup_fraction: float = 0.05
+    weight_decay: float = Field(0.01, ge=0)
+    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="share of the steps with rising learning rate")
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     gradient_checkpointing: bool = True
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     compile: bool = False
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.9995
-    drop_style: float = Field(0.075, description="probability that only the style is dropped")
-    drop_identity: float = Field(0.075, description="probability that only the identity is dropped")
-    drop_both: float = 0.05
+    max_grad_norm: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.9995, ge=0, lt=1)
+    drop_style: float = Field(0.075, ge=0, le=1, description="probability that only the style is dropped")
+    drop_identity: float = Field(0.075, ge=0, le=1, description="probability that only the identity is dropped")
+    drop_both: float = Field(0.05, ge=0, le=1)
     mask_variants: int = Field(4, ge=1, description="differently grown masks cached per image (Stage 2)")
     patch_fraction: float = Field(0.5, ge=0, le=1, description="share of patch batches among Stage 1 batches")
     patch_resolution: int = Field(128, ge=32, description="side at which patches are trained (Stage 1), pixels")
-    checkpoint_every: int = Field(500, description="optimizer steps between checkpoints")
-    keep_checkpoints: int = 3
-    validate_every: int = Field(500, description="optimizer steps between validations")
+    checkpoint_every: int = Field(500, ge=1, description="optimizer steps between checkpoints")
+    keep_checkpoints: int = Field(3, ge=1)
+    validate_every: int | None = Field(
+        None, ge=1, description="optimizer steps between validations; left out: one per epoch"
+    )
     validation_images: int = Field(64, ge=1, description="at most this many held-out images per validation")
     gradient_norm_every: int = Field(50, ge=0, description="log each loss's gradient norm so often; 0: never")
-    workers: int = Field(4, description="data loading processes")
+    workers: int = Field(4, ge=0, description="data loading processes")
     seed: int = 0
     losses: LossesConfig = LossesConfig()
+
+    @model_validator(mode="after")
+    def _check_dropout(self) -> StageConfig:
+        if self.drop_style + self.drop_identity + self.drop_both > 1:
+            raise ValueError("drop_style + drop_identity + drop_both is more than 1")
+        return self
 
 
 class EvaluationConfig(Values):

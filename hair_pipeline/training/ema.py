@@ -55,8 +55,8 @@ class Ema:
     def applied(self) -> Iterator[None]:
         """Within the context the source tensors hold the average; afterwards their own values again, bit by bit."""
         kept = {name: tensor.detach().clone() for name, tensor in self._source.items()}
-        self.copy_to_source()
         try:
+            self.copy_to_source()
             yield
         finally:
             with torch.no_grad():

@@ -12,17 +12,17 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.files import atomic_path, hash_bytes, write_json
+from hair_pipeline.files import atomic_path
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.fingerprints import asset_versions, catalog_version, weights_version
-from hair_pipeline.training.runs import TrainResult, current, environment, fresh_folder, run_id
+from hair_pipeline.training.runs import RunPlan, TrainResult, current, fresh_folder
 
 if TYPE_CHECKING:
     from hair_pipeline.training.context import Finished
@@ -42,62 +42,69 @@ class Trainer:
     Attributes:
         module: below `hair_pipeline.training.trainers`.
         sections: profile sections that identify a run.
-        data: content version of everything it reads.
+        data: content versions of everything it reads, by name.
         publishes: names in the final folder that are copied to `settings.base_dir`.
     """
 
     module: str
     sections: tuple[str, ...]
-    data: Callable[[Settings, Profile], str]
+    data: Callable[[Settings, Profile], dict[str, str]]
     publishes: tuple[str, ...] = ()
 
 
-def _catalog(settings: Settings, profile: Profile) -> str:
+def _catalog(settings: Settings, profile: Profile) -> dict[str, str]:
     del profile
-    return catalog_version(read_catalog(settings.catalog_path))
+    return {"catalog": catalog_version(read_catalog(settings.catalog_path))}
 
 
-def _identities(settings: Settings, profile: Profile) -> str:
-    return hash_bytes(_catalog(settings, profile), asset_versions(settings, "identity_embeddings"))
+def _identities(settings: Settings, profile: Profile) -> dict[str, str]:
+    return _catalog(settings, profile) | _assets(settings, "identity_embeddings")
 
 
-def _patches(settings: Settings, profile: Profile) -> str:
-    return hash_bytes(_catalog(settings, profile), asset_versions(settings, "hair_patches"))
+def _patches(settings: Settings, profile: Profile) -> dict[str, str]:
+    return _catalog(settings, profile) | _assets(settings, "hair_patches")
 
 
-def _stage1(settings: Settings, profile: Profile) -> str:
+def _stage1(settings: Settings, profile: Profile) -> dict[str, str]:
     from hair_pipeline.models.base import base_reference
 
-    assets = [asset_versions(settings, name) for name in ("latents", "style_vectors")]
-    base = weights_version(base_reference(settings, profile))
-    return hash_bytes(_catalog(settings, profile), *assets, base, *_judges(settings, profile, "stage1"))
-
-
-def _stage2(settings: Settings, profile: Profile) -> str:
-    return hash_bytes(
-        _stage1(settings, profile),
-        asset_versions(settings, "identity_embeddings"),
-        current("stage1", settings).version,
-        *_judges(settings, profile, "stage2"),
+    return (
+        _catalog(settings, profile)
+        | _assets(settings, "latents", "style_vectors")
+        | {"base": weights_version(base_reference(settings, profile))}
+        | _judges(settings, profile, "stage1")
     )
 
 
-def _judges(settings: Settings, profile: Profile, stage: str) -> list[str]:
+def _stage2(settings: Settings, profile: Profile) -> dict[str, str]:
+    return (
+        _stage1(settings, profile)
+        | _assets(settings, "identity_embeddings")
+        | {"stage1": current("stage1", settings).version}
+        | _judges(settings, profile, "stage2")
+    )
+
+
+def _assets(settings: Settings, *names: str) -> dict[str, str]:
+    return {name: asset_versions(settings, name) for name in names}
+
+
+def _judges(settings: Settings, profile: Profile, stage: str) -> dict[str, str]:
     """Versions of the networks behind the losses that are switched on."""
     from hair_pipeline.models.recogniser import recogniser_path
     from hair_pipeline.models.weights import STAND_IN_PERCEPTUAL, find_weight
 
     losses = (profile.stage1 if stage == "stage1" else profile.stage2).losses
-    versions = []
+    versions = {}
     if losses.identity.weight > 0:
         path = recogniser_path(settings, profile)
-        versions.append("none" if path is None else weights_version(path))
+        versions["recogniser"] = "none" if path is None else weights_version(path)
     if losses.lpips.weight > 0 or losses.gram.weight > 0:
         kind = profile.models.perceptual
         name = STAND_IN_PERCEPTUAL if kind == "stand_in" else f"lpips_{kind}.safetensors"
-        versions.append(weights_version(find_weight(name, settings)))
+        versions["perceptual"] = weights_version(find_weight(name, settings))
     if losses.style.weight > 0:
-        versions.append(current("style-classifier", settings).version)
+        versions["style_classifier"] = current("style-classifier", settings).version
     return versions
 
 
@@ -119,69 +126,112 @@ _TRAINERS: dict[str, Trainer] = {
 TRAINERS = tuple(_TRAINERS)
 
 
-def train(name: str, settings: Settings, profile: Profile, *, resume: bool = True) -> TrainResult:
+def train(
+    name: str, settings: Settings, profile: Profile, *, resume: bool | None = None, force: bool = False
+) -> TrainResult:
     """Train a network, or return the finished run of the same configuration on the same data.
 
     An unfinished run of the same id goes on where it was stopped. On success the run's result is written and becomes
-    the current one.
+    the current one. Started by torchrun, every process calls this; only the first one writes.
 
     Args:
         name: one of `TRAINERS`.
-        resume: False starts over, also when the run is finished.
+        resume: None: when configuration or data changed since the unfinished run, a new run is begun beside it.
+            True: that is refused, and the difference shown. False: start over, also when the run is finished.
+        force: with `resume=True`, go on from the unfinished run all the same, with the new values and data.
 
     Raises:
-        PipelineError: unknown name, missing inputs or weights, a run that diverges, or a disk fault.
+        PipelineError: unknown name, missing inputs or weights, a changed configuration (see `resume`), a run that
+            diverges, too little memory, or a disk fault.
     """
     if "torch" not in sys.modules:  # threads that spin while they wait are ruinous where several processes share cores
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     trainer = _TRAINERS.get(name)
     if trainer is None:
         raise PipelineError(f"there is no trainer {name!r}", remedy=f"choose one of {', '.join(TRAINERS)}")
-    sections: dict[str, Any] = {key: _plain(getattr(profile, key)) for key in trainer.sections} | {
-        "revision": _REVISION
-    }
-    data_version = trainer.data(settings, profile)[:16]
-    identity = run_id(name, sections, data_version)
-    run_dir = settings.runs / name / identity
-    result_path = run_dir / "result.json"
-    if resume and result_path.exists():
-        result = replace(TrainResult.load(result_path, settings.training_root), reused=True)
-        if result.final_dir.is_dir():
-            log.info("%s: run %s is finished, nothing to do", name, identity)
-            _publish(trainer, result.final_dir, settings)
-            result.save(settings.runs / name / "current.json", settings.training_root)
-            return result
-    if not resume:
-        shutil.rmtree(run_dir, ignore_errors=True)
-    write_json(run_dir / "config.json", {"trainer": name, "profile": profile.name} | sections)
-    write_json(run_dir / "environment.json", environment() | {"data_version": data_version})
+    if force and not resume:
+        raise PipelineError("--force only has a meaning with --resume", remedy="add --resume, or leave --force out")
+    _refuse_empty_split(settings)
+
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    from hair_pipeline.training import processes
+
+    plan = RunPlan.make(name, trainer.sections, settings, profile, trainer.data(settings, profile), _REVISION)
+    processes.connect()
+    # under torchrun, the message of the process that failed first becomes the run's
+    run = record(_train) if "TORCHELASTIC_ERROR_FILE" in os.environ else _train
+    result = run(trainer, plan, settings, profile, resume, force)
+    assert result is not None
+    return result
+
+
+def _train(
+    trainer: Trainer, plan: RunPlan, settings: Settings, profile: Profile, resume: bool | None, force: bool
+) -> TrainResult:
+    from hair_pipeline.training import processes
+
+    main = processes.is_main()
+    done = plan.finished() if resume is not False else None
+    if done is not None:
+        log.info("%s: run %s is finished, nothing to do", plan.name, plan.run_id)
+        if main:
+            _publish(trainer, done.final_dir, settings)
+            done.save(settings.runs / plan.name / "current.json", settings.training_root)
+        processes.barrier()
+        return done
+    adopted = ""
+    if main:
+        if resume is False:
+            shutil.rmtree(plan.run_dir, ignore_errors=True)
+        adopted = plan.begin(resume=bool(resume), force=force, hardware=processes.hardware())
+    processes.barrier()
+
+    finished = _run(trainer, plan, settings, profile, resume is not False)
+    if main:
+        final = plan.run_dir / "final"
+        with fresh_folder(final) as folder:
+            finished.save(folder)
+        notes = finished.notes | ({"resumed": adopted} if adopted else {})
+        trained = plan.finish(weights_version(final), finished.metrics, finished.pictures, notes)
+        _publish(trainer, final, settings)
+        trained.save(plan.run_dir / "result.json", settings.training_root)
+        trained.save(settings.runs / plan.name / "current.json", settings.training_root)
+        plan.forget_unfinished()
+    processes.barrier()
+    return trained if main else TrainResult.load(plan.run_dir / "result.json", settings.training_root)
+
+
+def _run(trainer: Trainer, plan: RunPlan, settings: Settings, profile: Profile, resume: bool) -> Finished:
+    import torch
 
     from hair_pipeline.training.context import Context
 
     module = importlib.import_module(f"hair_pipeline.training.trainers.{trainer.module}")
-    finished: Finished = module.run(Context(settings, profile, run_dir, resume))
-    final = run_dir / "final"
-    with fresh_folder(final) as folder:
-        finished.save(folder)
-    result = TrainResult(
-        name=name,
-        run_id=identity,
-        run_dir=run_dir,
-        final_dir=final,
-        version=weights_version(final),
-        data_version=data_version,
-        metrics=finished.metrics,
-        pictures=finished.pictures,
-        notes=finished.notes,
-    )
-    _publish(trainer, final, settings)
-    result.save(result_path, settings.training_root)
-    result.save(settings.runs / name / "current.json", settings.training_root)
-    return result
+    try:
+        finished: Finished = module.run(Context(settings, profile, plan.run_dir, resume))
+    except torch.OutOfMemoryError as error:
+        raise PipelineError(
+            f"{plan.name}: out of memory ({str(error).splitlines()[0]})",
+            file=plan.run_dir,
+            remedy="lower the batch size or the resolution in the profile, and free the GPU of other programs; "
+            "the last checkpoint is kept",
+        ) from error
+    return finished
 
 
-def _plain(section: Any) -> Any:
-    return None if section is None else section.model_dump(mode="json")
+def _refuse_empty_split(settings: Settings) -> None:
+    """Refuse before anything is loaded when there is no image to train on."""
+    catalog = read_catalog(settings.catalog_path)
+    accepted = catalog[catalog.accepted]
+    if (accepted.split == "train").any():
+        return
+    if len(accepted):
+        what = f"none of the {len(accepted)} accepted images is in the train split (all are held out)"
+        remedy = "lower inputs.validation_fraction, or add people"
+    else:
+        what, remedy = f"none of the {len(catalog)} images is accepted", "see the column reason of the catalog"
+    raise PipelineError(f"there is nothing to train on: {what}", file=settings.catalog_path, remedy=remedy)
 
 
 def _publish(trainer: Trainer, final: Path, settings: Settings) -> None:

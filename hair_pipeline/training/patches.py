@@ -15,13 +15,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import decode_image
 from hair_pipeline.training.images import shrink
 from hair_pipeline.training.photos import augment
-from hair_pipeline.training.sampler import Draw, generator
+from hair_pipeline.training.sampler import Batches, Draw, generator
 from hair_pipeline.training.task import Batch
 from hair_pipeline.vocabulary import CURL_CLASSES
 
@@ -139,8 +139,8 @@ def patch_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
 
 
-class BalancedBatches(Sampler[list[Draw]]):
-    """Endless batches of P people x K patches: people balanced over the curl classes, patches over a person's images.
+class BalancedBatches(Batches):
+    """Batches of P people x K patches: people balanced over the curl classes, patches over a person's images.
 
     Batch n is a function of the seed and n alone. With fewer people or patches than asked for, what there is repeats.
 
@@ -148,23 +148,10 @@ class BalancedBatches(Sampler[list[Draw]]):
         data: the patches.
         people, patches: P and K.
         seed: of the choice.
-        start: batches already used.
-        rank, world: processes take every world-th batch.
     """
 
-    def __init__(
-        self,
-        data: PatchDataset,
-        people: int,
-        patches: int,
-        seed: int,
-        *,
-        start: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
+    def __init__(self, data: PatchDataset, people: int, patches: int, seed: int) -> None:
         self.people, self.patches, self.seed = people, patches, seed
-        self.start, self.rank, self.world = start, rank, world
         frame = pd.DataFrame({"person": data.people.numpy(), "image": data.images.numpy(), "curl": data.curls.numpy()})
         self._images: dict[int, list[np.ndarray]] = {
             int(str(person)): [group.index.to_numpy() for _, group in rows.groupby("image")]
@@ -173,13 +160,7 @@ class BalancedBatches(Sampler[list[Draw]]):
         curl_of = frame.groupby("person").curl.max()
         self._classes = [sorted(map(int, group.index)) for _, group in curl_of.groupby(curl_of)]
 
-    def __iter__(self) -> Iterator[list[Draw]]:
-        number = self.start * self.world + self.rank
-        while True:
-            yield self._batch(number)
-            number += self.world
-
-    def _batch(self, number: int) -> list[Draw]:
+    def __getitem__(self, number: int) -> list[Draw]:
         chance = np.random.default_rng([self.seed, 3, number])
         orders = [list(chance.permutation(people)) for people in self._classes]
         order = [int(person) for turn in _round_robin(orders) for person in turn]

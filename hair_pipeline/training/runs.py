@@ -6,22 +6,26 @@ Belongs here: the files of `runs/<trainer>/<run id>/` other than checkpoints. Do
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import hash_bytes, read_json, write_json
+from hair_pipeline.profile import Profile
 from hair_pipeline.settings import PROJECT_ROOT, Settings
 
-_PACKAGES = ("hair-pipeline", "torch", "diffusers", "peft", "accelerate", "numpy", "opencv-python")
+log = logging.getLogger(__name__)
+
+_PACKAGES = ("hair-pipeline", "torch", "diffusers", "peft", "accelerate", "numpy", "opencv-python", "bitsandbytes")
 
 
 @dataclass(frozen=True)
@@ -93,9 +97,208 @@ class TrainResult:
             raise PipelineError("is not a training result", file=path, remedy="delete it and train again") from error
 
 
+WITHOUT_EFFECT = frozenset(
+    {
+        "workers",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "validate_every",
+        "validation_images",
+        "gradient_norm_every",
+    }
+)
+"""Values that change how a run is made or watched, but not what it gives: they are no part of its identity."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run that is about to be made: what identifies it, and where it stands.
+
+    Attributes:
+        name: the trainer.
+        config: the profile's sections that identify it, as plain values, and the code's revision.
+        data: content versions of everything it reads, by name.
+        data_version: hash over `data`.
+        run_id: 12 hex digits over name, configuration and data.
+    """
+
+    name: str
+    profile: str
+    config: dict[str, Any]
+    data: dict[str, str]
+    data_version: str
+    run_id: str
+    root: Path
+    folder: Path
+
+    @classmethod
+    def make(
+        cls,
+        name: str,
+        sections: Sequence[str],
+        settings: Settings,
+        profile: Profile,
+        data: dict[str, str],
+        revision: str,
+    ) -> RunPlan:
+        """The plan of a trainer's run with the profile's present values and the present data."""
+        config = {section: _plain(getattr(profile, section)) for section in sections} | {"revision": revision}
+        data_version = hash_bytes(json.dumps(data, sort_keys=True))[:16]
+        decisive = _without(config, WITHOUT_EFFECT)
+        identity = run_id(name, decisive, data_version)
+        return cls(
+            name, profile.name, config, data, data_version, identity, settings.training_root, settings.runs / name
+        )
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return self.folder / self.run_id
+
+    @property
+    def _pointer(self) -> Path:
+        return self.folder / "unfinished.json"
+
+    def finished(self) -> TrainResult | None:
+        """The result, when this run has been finished before."""
+        path = self.run_dir / "result.json"
+        result = replace(TrainResult.load(path, self.root), reused=True) if path.exists() else None
+        return result if result is not None and result.final_dir.is_dir() else None
+
+    def begin(self, *, resume: bool, force: bool, hardware: dict[str, Any]) -> str:
+        """Write configuration, versions and git state into the run's folder.
+
+        Args:
+            resume: an unfinished run with another configuration or other data is refused instead of left aside.
+            force: such a run's checkpoints are taken over.
+            hardware: saved with the environment.
+
+        Returns:
+            What was taken over, in words; empty otherwise.
+
+        Raises:
+            PipelineError: the configuration or the data changed since the unfinished run.
+        """
+        adopted = ""
+        previous = self._unfinished()
+        if previous is not None and not any(self.run_dir.glob("*/checkpoints/step_*")):
+            changes = self._changes(previous)
+            if resume and not force:
+                raise PipelineError(
+                    f"{self.name}: configuration or data changed since the unfinished run:\n{_as_lines(changes)}",
+                    file=previous,
+                    remedy="put the old values back; or --resume --force to go on from it with the new ones; or leave "
+                    "--resume out to begin a new run",
+                )
+            if force:
+                _take_over(previous, self.run_dir)
+                adopted = f"went on from run {previous.name} in spite of: {'; '.join(changes)}"
+                log.warning(
+                    "%s: going on from run %s with other values:\n%s", self.name, previous.name, _as_lines(changes)
+                )
+            else:
+                log.warning(
+                    "%s: this is a new run; run %s is unfinished and is left aside, since these differ:\n%s",
+                    self.name, previous.name, _as_lines(changes),
+                )  # fmt: skip
+        self._warn_of_other_packages()
+        document = {"trainer": self.name, "profile": self.profile} | self.config | {"data": self.data}
+        write_json(self.run_dir / "config.json", document)
+        write_json(self.run_dir / "environment.json", environment() | hardware | {"data_version": self.data_version})
+        write_json(self._pointer, {"run_id": self.run_id})
+        return adopted
+
+    def finish(
+        self, version: str, metrics: dict[str, float], pictures: list[Path], notes: dict[str, str]
+    ) -> TrainResult:
+        """The result of the run, not yet written."""
+        return TrainResult(
+            name=self.name,
+            run_id=self.run_id,
+            run_dir=self.run_dir,
+            final_dir=self.run_dir / "final",
+            version=version,
+            data_version=self.data_version,
+            metrics=metrics,
+            pictures=pictures,
+            notes=notes,
+        )
+
+    def forget_unfinished(self) -> None:
+        """The run is finished."""
+        self._pointer.unlink(missing_ok=True)
+
+    def _unfinished(self) -> Path | None:
+        """The folder of another run of this trainer that was begun, has a checkpoint, and was not finished."""
+        if not self._pointer.exists():
+            return None
+        folder = self.folder / Path(str(read_json(self._pointer).get("run_id"))).name
+        if folder == self.run_dir or (folder / "result.json").exists() or not (folder / "config.json").exists():
+            return None
+        return folder if any(folder.glob("*/checkpoints/step_*")) else None
+
+    def _changes(self, previous: Path) -> list[str]:
+        old = read_json(previous / "config.json")
+        return differences(old, {"trainer": self.name, "profile": self.profile} | self.config | {"data": self.data})
+
+    def _warn_of_other_packages(self) -> None:
+        path = self.run_dir / "environment.json"
+        if path.exists() and (changes := differences(read_json(path).get("packages", {}), environment()["packages"])):
+            log.warning("%s: goes on with other packages than it began with:\n%s", self.name, _as_lines(changes))
+
+
 def run_id(name: str, config: Any, data_version: str) -> str:
     """12 hex digits over the trainer's name, its configuration (plain values) and its data's version."""
     return hash_bytes(name, json.dumps(config, sort_keys=True), data_version)[:12]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two nested dictionaries, one `dotted.name: old -> new` each; decisive values only."""
+    before, after = dict(_flat(old)), dict(_flat(new))
+    return [
+        f"{name}: {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
+        for name in sorted(before.keys() | after.keys())
+        if name.rpartition(".")[2] not in WITHOUT_EFFECT and before.get(name, "absent") != after.get(name, "absent")
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _without(values: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    return {
+        name: _without(value, names) if isinstance(value, Mapping) else value
+        for name, value in values.items()
+        if name not in names
+    }
+
+
+def _as_lines(changes: Sequence[str]) -> str:
+    return "\n".join(f"  {change}" for change in changes)
+
+
+def _take_over(previous: Path, run_dir: Path) -> None:
+    """Give a run another one's checkpoints and logs, as hard links where possible: no file is changed in place."""
+    for folder in (path.parent for path in previous.glob("*/checkpoints")):
+        goal = run_dir / folder.name
+        shutil.rmtree(goal, ignore_errors=True)
+        shutil.copytree(folder, goal, copy_function=_link)
+
+
+def _link(source: str, goal: str) -> None:
+    try:
+        os.link(source, goal)
+    except OSError:
+        shutil.copy2(source, goal)
+
+
+def _plain(section: Any) -> Any:
+    return None if section is None else section.model_dump(mode="json")
 
 
 def environment() -> dict[str, Any]:

@@ -5,6 +5,8 @@ Belongs here: the order of samples and each sample's random numbers. Does not be
 
 from __future__ import annotations
 
+import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -51,35 +53,34 @@ class EpochStream:
         return self._order[offset]
 
 
-class StreamBatches(Sampler[list[Draw]]):
-    """Endless batches from an `EpochStream`; a batch may span two epochs, so batches larger than the data work.
+class Batches(ABC):
+    """The endless sequence of a training's micro-batches: number n holds the same draws whoever asks, and when."""
+
+    @abstractmethod
+    def __getitem__(self, number: int) -> list[Draw]:
+        """Micro-batch `number`, from 0."""
+
+
+class StreamBatches(Batches):
+    """Batches from an `EpochStream`; a batch may span two epochs, so batches larger than the data work.
 
     Args:
         size: number of samples.
-        batch_size: samples per batch of one process.
+        batch_size: samples per batch.
         seed: seed of the order.
-        start: number of batches already used (resume).
-        rank, world: this process takes positions `rank, rank + world, ...` of every global batch.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, *, start: int = 0, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, size: int, batch_size: int, seed: int) -> None:
         self.stream = EpochStream(size, seed)
         self.batch_size = batch_size
-        self.start = start
-        self.rank = rank
-        self.world = world
 
-    def __iter__(self) -> Iterator[list[Draw]]:
-        batch = self.start
-        while True:
-            first = batch * self.batch_size * self.world + self.rank
-            positions = range(first, first + self.batch_size * self.world, self.world)
-            yield [Draw(self.stream[position], position) for position in positions]
-            batch += 1
+    def __getitem__(self, number: int) -> list[Draw]:
+        positions = range(number * self.batch_size, (number + 1) * self.batch_size)
+        return [Draw(self.stream[position], position) for position in positions]
 
 
-class MixedBatches(Sampler[list[Draw]]):
-    """Endless batches, each wholly of the first kind or wholly of the second, in a fixed proportion.
+class MixedBatches(Batches):
+    """Batches that are wholly of the first kind or wholly of the second, in a fixed proportion.
 
     Indices of the second kind are offset by `first_size`. The n-th batch is of the second kind when
     floor((n + 1) f) > floor(n f), which spreads them evenly. An empty kind leaves all batches to the other.
@@ -87,43 +88,53 @@ class MixedBatches(Sampler[list[Draw]]):
     Args:
         first_size, second_size: number of samples of each kind; at least one must be positive.
         fraction: share f of batches of the second kind, in [0, 1].
-        batch_size, seed, start, rank, world: as in `StreamBatches`.
+        batch_size, seed: as in `StreamBatches`.
     """
 
-    def __init__(
-        self,
-        first_size: int,
-        second_size: int,
-        fraction: float,
-        batch_size: int,
-        seed: int,
-        *,
-        start: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
+    def __init__(self, first_size: int, second_size: int, fraction: float, batch_size: int, seed: int) -> None:
         self.fraction = 0.0 if second_size == 0 else 1.0 if first_size == 0 else fraction
         self.streams = [
             EpochStream(size, seed + kind) if size else None for kind, size in enumerate((first_size, second_size))
         ]
         self.offset = first_size
         self.batch_size = batch_size
+
+    def __getitem__(self, number: int) -> list[Draw]:
+        second_before = int(number * self.fraction)
+        second = int((number + 1) * self.fraction) > second_before
+        own_number = second_before if second else number - second_before
+        stream = self.streams[second]
+        assert stream is not None
+        return [
+            Draw(stream[own_number * self.batch_size + i] + second * self.offset, number * self.batch_size + i)
+            for i in range(self.batch_size)
+        ]
+
+
+def share(accumulation: int, rank: int, world: int) -> range:
+    """Which micro-batches of a window of `accumulation` a process takes: an unbroken run, as even as can be."""
+    return range(rank * accumulation // world, (rank + 1) * accumulation // world)
+
+
+class WindowSampler(Sampler[list[Draw]]):
+    """One process's micro-batches from optimizer step `start` on, window after window.
+
+    Whatever the number of processes, a window holds the same micro-batches; they only are dealt out differently.
+
+    Args:
+        batches: the sequence.
+        accumulation: micro-batches per optimizer step, of all processes together.
+        start: optimizer steps already done.
+        rank, world: number of this process, and how many there are.
+    """
+
+    def __init__(self, batches: Batches, accumulation: int, *, start: int = 0, rank: int = 0, world: int = 1) -> None:
+        self.batches = batches
+        self.accumulation = accumulation
         self.start = start
-        self.rank = rank
-        self.world = world
+        self.own = share(accumulation, rank, world)
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        batch = self.start
-        while True:
-            second_before = int(batch * self.fraction)
-            second = int((batch + 1) * self.fraction) > second_before
-            number = second_before if second else batch - second_before
-            stream = self.streams[second]
-            assert stream is not None
-            batch_positions = range(self.rank, self.batch_size * self.world, self.world)
-            width = self.batch_size * self.world
-            yield [
-                Draw(stream[number * width + place] + second * self.offset, batch * width + place)
-                for place in batch_positions
-            ]
-            batch += 1
+        for step in itertools.count(self.start):
+            for place in self.own:
+                yield self.batches[step * self.accumulation + place]

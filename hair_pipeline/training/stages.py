@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler
 from torch import Tensor
-from torch.utils.data import Sampler
 
 from hair_pipeline.losses.anchor import anchor
 from hair_pipeline.losses.gram import patch_gram_loss
@@ -30,9 +29,10 @@ from hair_pipeline.models.recogniser import FaceRecogniser
 from hair_pipeline.models.style_classifier import StyleClassifier
 from hair_pipeline.profile import StageConfig
 from hair_pipeline.training.data import StageDataset
-from hair_pipeline.training.sampler import Draw, MixedBatches
+from hair_pipeline.training.pictures import picture_grid, write_picture
+from hair_pipeline.training.sampler import Batches, MixedBatches
 from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
-from hair_pipeline.training.validation import face_lock, hair_l2, sampled_pictures
+from hair_pipeline.training.validation import Sampled, face_lock, hair_l2, sample_held_out
 
 PIXEL_TERMS = ("identity", "lpips", "gram", "style")
 
@@ -88,21 +88,14 @@ class StageTask(Task):
         self.images = images
         self.held_out = held_out
         self.judges = judges
+        self.sampled: Sampled | None = None
         if config.gradient_checkpointing:
             model.unet.enable_gradient_checkpointing()
             vae.enable_gradient_checkpointing()
 
-    def batches(self, config: LoopConfig, start: int, rank: int, world: int) -> Sampler[list[Draw]]:
-        return MixedBatches(
-            self.images,
-            len(self.data) - self.images,
-            self.config.patch_fraction,
-            config.batch_size,
-            config.seed,
-            start=start,
-            rank=rank,
-            world=world,
-        )
+    def batches(self, config: LoopConfig) -> Batches:
+        patches = len(self.data) - self.images
+        return MixedBatches(self.images, patches, self.config.patch_fraction, config.batch_size, config.seed)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return self.model.parameter_groups(self.config.learning_rate, self.config.learning_rate_deep)
@@ -206,10 +199,19 @@ class StageTask(Task):
         return {name: value for name, value in found.items() if value is not None}
 
     def validate(self, step: int) -> dict[str, float]:
+        """`hair_l2`: the prediction's error in the hair; `hair_lpips`: of sampled images, with the loss's trunk."""
         del step
-        value = hair_l2(self.predict, self.held_out, self.scheduler, self.device)
-        return {} if value is None else {"hair_l2": value}
+        if not len(self.held_out):
+            return {}
+        error = hair_l2(self.predict, self.held_out, self.scheduler, self.device)
+        self.sampled = sample_held_out(
+            self.predict, self.held_out, self.scheduler, self.vae, self.judges.perceptual, self.device
+        )
+        numbers = {"hair_l2": error, "hair_lpips": self.sampled.hair_lpips}
+        return {name: value for name, value in numbers.items() if value is not None}
 
     def pictures(self, folder: Path) -> list[Path]:
-        path = folder / "held_out.jpg"
-        return sampled_pictures(self.predict, self.held_out, self.scheduler, self.vae, self.device, path)
+        """Held-out images: original, bald image, what `validate` sampled."""
+        if self.sampled is None:
+            return []
+        return [write_picture(folder / "held_out.jpg", picture_grid(self.sampled.rows, 112))]

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from hair_pipeline.profile import StageConfig
-from hair_pipeline.training.sampler import Draw
+from hair_pipeline.training.sampler import Batches
 
 Batch = dict[str, Any]
 
@@ -49,8 +49,8 @@ class LoopConfig:
 
     Attributes:
         steps: optimizer steps in all.
-        batch_size: samples per micro-batch and process.
-        accumulation: micro-batches per optimizer step.
+        batch_size: samples per micro-batch.
+        accumulation: micro-batches per optimizer step, of all processes together: each takes its share of them.
         warmup_fraction: share of the steps with linearly rising learning rate, before the cosine.
         gradient_norm_every: log each term's gradient norm every so many steps (0: never).
     """
@@ -74,7 +74,7 @@ class LoopConfig:
 
     @classmethod
     def of_stage(cls, config: StageConfig, samples: int) -> LoopConfig:
-        """The values of a stage; epochs become steps by the number of samples per epoch."""
+        """The values of a stage; epochs become steps by the number of samples per epoch, also between validations."""
         per_step = config.batch_size * config.gradient_accumulation_steps
         steps = max(1, -(-config.epochs * samples // per_step))
         if config.max_steps is not None:
@@ -92,7 +92,7 @@ class LoopConfig:
             compile=config.compile,
             checkpoint_every=config.checkpoint_every,
             keep_checkpoints=config.keep_checkpoints,
-            validate_every=config.validate_every,
+            validate_every=config.validate_every or max(1, samples // per_step),
             gradient_norm_every=config.gradient_norm_every,
             workers=config.workers,
             seed=config.seed,
@@ -118,8 +118,8 @@ class Task(ABC):
         self.device = torch.device("cpu")
 
     @abstractmethod
-    def batches(self, config: LoopConfig, start: int, rank: int, world: int) -> Sampler[list[Draw]]:
-        """The batch sampler from micro-batch number `start` on."""
+    def batches(self, config: LoopConfig) -> Batches:
+        """Which samples each micro-batch holds."""
 
     @abstractmethod
     def losses(self, batch: Batch, step: int) -> StepLosses:
@@ -135,7 +135,7 @@ class Task(ABC):
         return {}
 
     def pictures(self, folder: Path) -> list[Path]:
-        """Small JPEGs that show what was learnt, under the averaged weights; called once at the end."""
+        """Small JPEGs that show what was learnt, under the averaged weights; called after each `validate`."""
         del folder
         return []
 

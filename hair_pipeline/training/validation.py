@@ -1,4 +1,4 @@
-"""Validation of the stages: the same noise and timesteps every time, and a few sampled pictures.
+"""Validation of the stages: the same noise and timesteps every time, for the loss and for sampled images.
 
 Belongs here: numbers and pictures of held-out people during training. Does not belong here: the evaluation report.
 """
@@ -6,7 +6,7 @@ Belongs here: numbers and pictures of held-out people during training. Does not 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,10 +17,10 @@ from torch.utils.data import default_collate
 from hair_pipeline.losses.mask_l2 import mask_l2
 from hair_pipeline.losses.predictions import add_noise, target
 from hair_pipeline.models.base import decode
+from hair_pipeline.models.perceptual import PerceptualNet
 from hair_pipeline.training.data import StageDataset
 from hair_pipeline.training.images import to_image
-from hair_pipeline.training.pictures import picture_grid, write_picture
-from hair_pipeline.training.sampler import Draw, generator
+from hair_pipeline.training.sampler import Draw
 from hair_pipeline.training.task import Batch
 
 Predict = Callable[[Tensor, Tensor, Batch], Tensor]
@@ -28,6 +28,7 @@ Predict = Callable[[Tensor, Tensor, Batch], Tensor]
 
 TIMESTEPS_PER_IMAGE = 4
 _BATCH = 16
+_SAMPLED_BATCH = 8
 _PICTURES = 5
 _SAMPLER_STEPS = 10
 
@@ -59,26 +60,53 @@ def fixed_batches(data: StageDataset, repeats: int) -> Iterator[Batch]:
         yield default_collate([data[draw] for draw in draws[start : start + _BATCH]])
 
 
-def sampled_pictures(
-    predict: Predict, data: StageDataset, scheduler: DDPMScheduler, vae: AutoencoderKL, device: torch.device, path: Path
-) -> list[Path]:
-    """A grid of held-out images: original, bald image, sampled result (DDIM, face latents kept). Empty without data."""
-    if not len(data):
-        return []
-    places = np.linspace(0, len(data) - 1, min(_PICTURES, len(data))).astype(int)
-    batch = default_collate([data[Draw(int(i), int(i))] for i in places])
-    batch = {name: value.to(device) for name, value in batch.items()}
-    result = sample(predict, batch, scheduler)
-    columns = [decode(vae, latents) for latents in (batch["latents"], batch["masked_latents"], result)]
-    rows = [[to_image(column[i]) for column in columns] for i in range(len(places))]
-    return [write_picture(path, picture_grid(rows, 112))]
+@dataclass(frozen=True)
+class Sampled:
+    """What the network made of the held-out images.
+
+    Attributes:
+        hair_lpips: mean perceptual distance to the original inside the hair mask, over the images with enough hair;
+            None where there is none, or no perceptual network.
+        rows: for a few images: original, bald image and result, RGB uint8.
+    """
+
+    hair_lpips: float | None
+    rows: list[list[np.ndarray]]
+
+
+def sample_held_out(
+    predict: Predict,
+    data: StageDataset,
+    scheduler: DDPMScheduler,
+    vae: AutoencoderKL,
+    perceptual: PerceptualNet | None,
+    device: torch.device,
+) -> Sampled:
+    """Sample every held-out image from its own noise, the same every time (DDIM, face latents kept)."""
+    shown = set(np.linspace(0, len(data) - 1, min(_PICTURES, len(data))).astype(int).tolist())
+    rows: list[list[np.ndarray]] = []
+    distances: list[Tensor] = []
+    for start in range(0, len(data), _SAMPLED_BATCH):
+        places = range(start, min(start + _SAMPLED_BATCH, len(data)))
+        batch = default_collate([data[Draw(i, i)] for i in places])
+        batch = {name: value.to(device) for name, value in batch.items()}
+        result = decode(vae, sample(predict, batch, scheduler)).float().clamp(-1, 1)
+        original = decode(vae, batch["latents"]).float().clamp(-1, 1)
+        if perceptual is not None:
+            distances.append(perceptual.distance(result, original, batch["hair_pixels"]).cpu())
+        for i in (place - start for place in places if place in shown):
+            bald = decode(vae, batch["masked_latents"][i : i + 1])[0]
+            rows.append([to_image(original[i]), to_image(bald), to_image(result[i])])
+    known = torch.cat(distances) if distances else torch.zeros(0)
+    known = known[~known.isnan()]  # NaN: too little hair to compare
+    return Sampled(float(known.mean()) if len(known) else None, rows)
 
 
 def sample(predict: Predict, batch: Batch, scheduler: DDPMScheduler) -> Tensor:
-    """DDIM sampling of a batch's latents; whole face cells outside the repaint mask follow the original."""
+    """DDIM sampling from the batch's noise; whole face cells outside the repaint mask follow the original."""
     ddim = DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing", clip_sample=False)
     ddim.set_timesteps(_SAMPLER_STEPS, device=batch["latents"].device)
-    noise = torch.randn(batch["latents"].shape, generator=generator(0, 6)).to(batch["latents"].device)
+    noise = batch["noise"]
     locked = face_lock(batch)
     x = noise * ddim.init_noise_sigma
     for t in ddim.timesteps:

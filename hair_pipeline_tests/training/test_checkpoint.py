@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -84,23 +88,111 @@ def test_a_damaged_one_is_skipped(tmp_path: Path, name: str, damage: str, caplog
 
 def test_half_written_folders_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".tmp-step_00000009").mkdir()
+    loaded = checkpoint.load_newest(tmp_path)
+    assert loaded is None
     checkpoint.save(tmp_path, state(1), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+
+
+def test_a_damaged_later_one_does_not_crowd_out_a_good_one(tmp_path: Path) -> None:
+    """Gone on from step 1 since step 9 is damaged: the new step 2 stays, and the damaged one goes."""
+    checkpoint.save(tmp_path, state(1), keep=1)
+    (checkpoint.save(tmp_path / "later", state(9), keep=1)).rename(tmp_path / "step_00000009")
+    (tmp_path / "step_00000009" / "ema.safetensors").unlink()
+    checkpoint.save(tmp_path, state(2), keep=1)
+    assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_00000002"]
+
+
+@pytest.mark.parametrize("call", range(7))
+def test_a_disk_full_at_any_write_keeps_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """Four tensor files, a document, two folders: each of their syncs fails in turn, as it does on a full disk."""
+    checkpoint.save(tmp_path, state(1), keep=1)
+    calls, real = 0, os.fsync
+
+    def full(handle: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > call:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PipelineError, match=r"cannot be saved(.|\n)*free some disk space"):
+        checkpoint.save(tmp_path, state(2), keep=1)
+    monkeypatch.undo()
     loaded = checkpoint.load_newest(tmp_path)
     assert loaded is not None
+    assert loaded.step == (1 if call < 6 else 2)  # the last sync comes after the rename: it is there already
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_older_checkpoints_give_way_when_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, state(step), keep=3)
+    real = os.fsync
+
+    def room_for_two(handle: int) -> None:
+        if len(list(tmp_path.glob("step_*"))) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", room_for_two)
+    checkpoint.save(tmp_path, state(4), keep=3)
+    assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_00000003", "step_00000004"]
+    assert "give way" in caplog.text
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_really_full_disk_loses_nothing(small_disk: Path) -> None:
+    first = state(1)
+    checkpoint.save(small_disk, first, keep=2)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(b"x" * 200_000)
+    large = state(2)
+    large.weights = {"w": torch.zeros(40_000)}
+    with pytest.raises(PipelineError, match="No space left"):
+        checkpoint.save(small_disk, large, keep=2)
+    loaded = checkpoint.load_newest(small_disk)
+    assert loaded is not None
     assert loaded.step == 1
-    assert not (tmp_path / ".tmp-step_00000009").exists()
+    assert torch.equal(loaded.weights["w"], first.weights["w"])
+    ballast.unlink()
+    checkpoint.save(small_disk, large, keep=1)
+    assert sorted(path.name for path in small_disk.iterdir()) == ["step_00000002"]
 
 
-def test_a_full_disk_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint.save(tmp_path, state(1), keep=1)
-
-    def full(path: Path, data: bytes) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "write_bytes", full)
-    with pytest.raises(PipelineError, match="cannot be saved"):
-        checkpoint.save(tmp_path, state(2), keep=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+def test_nested_optimizer_state_survives(tmp_path: Path) -> None:
+    """bitsandbytes keeps its quantisation state in a dictionary of its own."""
+    saved = state(1)
+    saved.optimizer = {
+        "state": {0: {"step": 3, "quantised": {"state1": torch.arange(4, dtype=torch.uint8), "blocks": 2}}},
+        "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999), "params": [0]}],
+    }
+    checkpoint.save(tmp_path, saved, keep=1)
+    loaded = checkpoint.load_newest(tmp_path)
+    assert loaded is not None
+    values = loaded.optimizer["state"][0]
+    assert values["step"] == 3
+    assert values["quantised"]["blocks"] == 2
+    assert torch.equal(values["quantised"]["state1"], torch.arange(4, dtype=torch.uint8))
+    assert loaded.optimizer["param_groups"] == saved.optimizer["param_groups"]
 
 
 def test_nothing_saved_is_none(tmp_path: Path) -> None:

@@ -2,78 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from torch.utils.data import Dataset, Sampler
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.training import checkpoint, loop
-from hair_pipeline.training.sampler import Draw, StreamBatches, generator
-from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
-from hair_pipeline_tests.training import tiny_stage
-
-
-class Points(Dataset[Batch]):
-    def __getitem__(self, draw: Draw) -> Batch:
-        x = torch.randn(3, generator=generator(0, draw.position))
-        return {"x": x, "y": x.sum()[None], "position": torch.tensor(draw.position)}
-
-
-class Line(Task):
-    """Regress a sum; `bad` names micro-batches with a NaN loss, `stop_at` the step at which SIGTERM comes."""
-
-    def __init__(self, bad: tuple[int, ...] = (), stop_at: int | None = None) -> None:
-        torch.manual_seed(0)
-        super().__init__("line", nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.1), nn.Linear(8, 1)), Points())
-        self.bad, self.stop_at = bad, stop_at
-
-    def batches(self, config: LoopConfig, start: int, rank: int, world: int) -> Sampler[list[Draw]]:
-        return StreamBatches(50, config.batch_size, config.seed, start=start, rank=rank, world=world)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [{"params": list(self.network.parameters()), "lr": 0.01}]
-
-    def losses(self, batch: Batch, step: int) -> StepLosses:
-        if step == self.stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        loss = (self.prepared(batch["x"]) - batch["y"]).square().mean()
-        if int(batch["position"][0]) // 4 in self.bad:
-            loss = loss * torch.nan
-        return StepLosses({"l2": loss}, {"l2": 1.0})
-
-    def validate(self, step: int) -> dict[str, float]:
-        x = torch.randn(64, 3, generator=generator(1))
-        return {"l2": float((self.network(x) - x.sum(1, keepdim=True)).square().mean())}
-
-
-CONFIG = LoopConfig(steps=12, batch_size=4, accumulation=2, checkpoint_every=3, validate_every=6, ema_decay=0.9)
-
-
-def everything(folder: Path) -> dict[str, Any]:
-    saved = checkpoint.load_newest(folder / "checkpoints")
-    assert saved is not None
-    return {"weights": saved.weights, "ema": saved.ema, "optimizer": saved.optimizer["state"], "rng": saved.rng}
-
-
-def assert_same(a: Any, b: Any) -> None:
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
+from hair_pipeline.training.task import LoopConfig
+from hair_pipeline_tests.training import children
+from hair_pipeline_tests.training.tiny_tasks import CONFIG, Line, assert_same, everything, train_line
 
 
 def test_it_learns_and_reports(tmp_path: Path) -> None:
@@ -130,42 +76,106 @@ def test_many_bad_batches_stop_and_keep_the_last_checkpoint(tmp_path: Path) -> N
     assert all(torch.isfinite(tensor).all() for tensor in saved.weights.values())
 
 
-def test_eight_bit_adam_without_bitsandbytes_says_so() -> None:
-    pytest.importorskip("torch")
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        config = LoopConfig(steps=1, batch_size=1, optimizer="adamw8bit")
-        with pytest.raises(PipelineError, match="bitsandbytes"):
-            loop.make_optimizer(Line().parameter_groups(), config, fused=False)
-    else:
-        pytest.skip("bitsandbytes is installed here")
-
-
-def test_a_stage_killed_at_any_moment_resumes_bit_by_bit(tmp_path: Path) -> None:
-    tiny_stage.write_processed(tmp_path / "data")
-    threads = torch.get_num_threads()
-    try:
-        tiny_stage.train(tmp_path / "data", tmp_path / "whole")
-        command = [sys.executable, "-m", tiny_stage.__name__, str(tmp_path / "data"), str(tmp_path / "parts")]
-        for kill_after in (3,):
-            _run_until(command, tmp_path / "parts", kill_after)
-        assert not list((tmp_path / "parts" / "checkpoints").glob("step_00000008"))
-        tiny_stage.train(tmp_path / "data", tmp_path / "parts")
-    finally:
-        torch.set_num_threads(threads)
+@pytest.mark.parametrize("step", [0, 6, 12])
+def test_sigterm_in_a_validation_stops_at_once_and_loses_nothing(tmp_path: Path, step: int) -> None:
+    loop.run(Line(), CONFIG, tmp_path / "whole")
+    with pytest.raises(loop.Interrupted, match=f"during the validation after step {step}"):
+        loop.run(Line(stop_in_validation=step), CONFIG, tmp_path / "parts")
+    result = loop.run(Line(), CONFIG, tmp_path / "parts")
+    assert set(result.start) == set(result.end) == {"l2"}
     assert_same(everything(tmp_path / "whole"), everything(tmp_path / "parts"))
-    assert (tmp_path / "whole" / "losses.jsonl").read_text() == (tmp_path / "parts" / "losses.jsonl").read_text()
+    logs = [(tmp_path / name / "losses.jsonl").read_text() for name in ("whole", "parts")]
+    assert logs[0] == logs[1]
 
 
-def _run_until(command: list[str], folder: Path, step: int) -> None:
-    """Run until `losses.jsonl` shows a step, then SIGKILL."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    path = folder / "losses.jsonl"
-    for _ in range(6000):
-        done = path.read_text().splitlines() if path.exists() else []
-        if process.poll() is not None or (done and done[-1].endswith("}") and json.loads(done[-1])["step"] >= step):
-            break
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
+def test_a_step_stopped_by_sigterm_ends_well_within_thirty_seconds(tmp_path: Path) -> None:
+    """A real signal to a real process, in the middle of a run that would go on for hours."""
+    config = dataclasses.replace(CONFIG, steps=1_000_000)
+    child = children.start(train_line, tmp_path, config)
+    losses = tmp_path / "losses.jsonl"
+    while child.is_alive() and not (losses.exists() and losses.read_text().count("\n") > 5):
+        time.sleep(0.02)
+    child.terminate()
+    child.join(30)
+    assert child.exitcode == 0
+    saved = checkpoint.load_newest(tmp_path / "checkpoints")
+    assert saved is not None
+    assert saved.step == losses.read_text().count("\n")
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    loop.run(Line(), CONFIG, tmp_path)
+    other = Line()
+    other.network = other.prepared = torch.nn.Linear(3, 1)
+    with pytest.raises(PipelineError, match=r"of another network: 0\.bias"):
+        loop.run(other, CONFIG, tmp_path)
+
+
+def test_a_disk_full_while_saving_loses_no_more_than_the_time_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.run(Line(), CONFIG, tmp_path / "whole")
+    real = checkpoint._write_tensors
+
+    def full(path: Path, tensors: Any) -> str:
+        if "00000009" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, tensors)
+
+    monkeypatch.setattr(checkpoint, "_write_tensors", full)
+    with pytest.raises(PipelineError, match="No space left"):
+        loop.run(Line(), CONFIG, tmp_path / "parts")
+    monkeypatch.undo()
+    loop.run(Line(), CONFIG, tmp_path / "parts")
+    assert_same(everything(tmp_path / "whole"), everything(tmp_path / "parts"))
+
+
+def test_changed_learning_rates_take_effect_on_resume(tmp_path: Path) -> None:
+    """What the configuration says now counts, not what it said when the checkpoint was saved."""
+    with pytest.raises(loop.Interrupted):
+        loop.run(Line(stop_at=5), CONFIG, tmp_path)
+    faster = Line()
+    faster.parameter_groups = lambda: [{"params": list(faster.network.parameters()), "lr": 0.05}]  # type: ignore[method-assign]
+    loop.run(faster, CONFIG, tmp_path)
+    rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
+    assert rates[5] < 0.01 < rates[6]
+
+
+def test_losses_of_a_window_are_averaged(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, steps=1)
+    loop.run(Line(dropout=0), dataclasses.replace(config, batch_size=8, accumulation=1), tmp_path / "one")
+    loop.run(Line(dropout=0), config, tmp_path / "two")
+    first, second = (json.loads((tmp_path / name / "losses.jsonl").read_text()) for name in ("one", "two"))
+    assert second == pytest.approx(first, rel=1e-5)
+
+
+def test_where_the_time_goes_is_measured(tmp_path: Path) -> None:
+    shares = loop.run(Line(), CONFIG, tmp_path).shares
+    assert 0 < shares["data_share"] < shares["other_share"] < 1
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert {"time/data_share", "time/other_share", "validation/l2", "loss/l2"} <= set(events.Tags()["scalars"])
+    assert "time" not in (tmp_path / "losses.jsonl").read_text()
+
+
+def test_eight_bit_adam_needs_a_gpu_and_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = LoopConfig(steps=1, batch_size=1, optimizer="adamw8bit")
+    groups = Line().parameter_groups()
+    with pytest.raises(PipelineError, match="needs an NVIDIA GPU"):
+        loop.make_optimizer(groups, config, torch.device("cpu"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(PipelineError, match=r"not installed\n(.*)adam8bit"):
+        loop.make_optimizer(groups, config, torch.device("cuda"))
+
+
+def test_eight_bit_adam_gets_groups_rates_and_decay(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    class AdamW8bit:
+        def __init__(self, groups: list[dict[str, Any]], weight_decay: float) -> None:
+            asked.update(rates=[group["lr"] for group in groups], weight_decay=weight_decay)
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=SimpleNamespace(AdamW8bit=AdamW8bit)))
+    config = LoopConfig(steps=1, batch_size=1, optimizer="adamw8bit", weight_decay=0.02)
+    loop.make_optimizer(Line().parameter_groups(), config, torch.device("cuda"))
+    assert asked == {"rates": [0.01], "weight_decay": 0.02}

@@ -139,8 +139,8 @@ def test_validation_is_the_same_every_time(data: Path) -> None:
 
 def test_stage1_sees_no_face_and_mixes_patches_in(data: Path) -> None:
     task = tiny_stage(data, stage_config(), "stage1")
-    sampler = iter(task.batches(LoopConfig.of_stage(stage_config(), 12), 0, 0, 1))
-    batches = [default_collate([task.data[draw] for draw in next(sampler)]) for _ in range(4)]
+    sequence = task.batches(LoopConfig.of_stage(stage_config(), 12))
+    batches = [default_collate([task.data[draw] for draw in sequence[number]]) for number in range(4)]
     assert all(not batch["identity_present"].any() and not batch["face"].any() for batch in batches)
     assert {bool((batch["mask"] == 1).all()) for batch in batches} == {True, False}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,74 +12,17 @@ import pytest
 import torch
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.inputs.catalog import build_catalog
 from hair_pipeline.models.base import load_base
 from hair_pipeline.models.inpainter import HairInpainter
 from hair_pipeline.models.patch_encoder import PatchEncoder
 from hair_pipeline.models.perceptual import load_perceptual
 from hair_pipeline.models.style_classifier import StyleClassifier
-from hair_pipeline.processing import shards
-from hair_pipeline.profile import Profile, load_profile
-from hair_pipeline.settings import Settings
 from hair_pipeline.training.data import read_style_vectors
-from hair_pipeline.training.entry import TRAINERS, current, train
+from hair_pipeline.training.entry import current, train
 from hair_pipeline.training.latents import encode_shard
-from hair_pipeline.training.runs import TrainResult
 from hair_pipeline.training.style_vectors import embed_shard
 from hair_pipeline_tests.inputs.tiny_inputs import write_tiny_inputs
-
-
-def tiny_profile() -> Profile:
-    """The sample profile with two or three steps everywhere."""
-    sample = load_profile("sample")
-    values = sample.model_dump()
-    values["base_training"] |= {
-        "resolution": 64, "vae_steps": 3, "unet_steps": 3, "recogniser_steps": 3, "perceptual_steps": 2
-    }  # fmt: skip
-    values["patch_encoder"] |= {"steps": 3, "width": 8, "embedding_dim": 16, "input_size": 32}
-    values["classifier"] |= {"steps": 3, "width": 4, "resolution": 64}
-    for stage in ("stage1", "stage2"):
-        values[stage] |= {"resolution": 64, "max_steps": 4, "batch_size": 4, "validate_every": 2, "checkpoint_every": 2}
-        values[stage]["losses"] |= {"pixel_every": 1, "pixel_max_t": 1.0}
-    return Profile.model_validate(values)
-
-
-def process(settings: Settings, profile: Profile) -> list[str]:
-    """Everything before training."""
-    frame = build_catalog(settings, profile).frame
-    names = sorted(frame[frame.accepted].shard.unique())
-    for shard in names:
-        shards.gather_identity_embeddings(shard, settings, profile)
-        shards.make_bald_images(shard, settings, profile)
-        shards.make_hair_only_images(shard, settings, profile)
-        shards.cut_hair_patches(shard, settings, profile)
-    return names
-
-
-@dataclass(frozen=True)
-class Trained:
-    settings: Settings
-    profile: Profile
-    shards: list[str]
-    results: dict[str, TrainResult]
-
-
-def train_all(settings: Settings, profile: Profile) -> Trained:
-    names = process(settings, profile)
-    results = {}
-    for name in TRAINERS:
-        if name == "stage1":
-            for shard in names:
-                encode_shard(shard, settings, profile)
-                embed_shard(shard, settings, profile)
-        results[name] = train(name, settings, profile)
-    return Trained(settings, profile, names, results)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    inputs = write_tiny_inputs(tmp_path_factory.mktemp("inputs"), 4, 2, back_view=False)
-    return train_all(inputs.settings(), tiny_profile())
+from hair_pipeline_tests.training.tiny_training import Trained, tiny_profile, train_all
 
 
 def test_every_trainer_leaves_a_result_that_is_current(trained: Trained) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from pathlib import Path
 
@@ -20,12 +19,10 @@ from hair_pipeline.models.perceptual import PerceptualNet
 from hair_pipeline.models.recogniser import FaceRecogniser, SmallFaceNet
 from hair_pipeline.models.style_classifier import StyleClassifier
 from hair_pipeline.profile import LossesConfig, LossTerm, ModelsConfig, StageConfig
-from hair_pipeline.training import loop
 from hair_pipeline.training.context import seed_everything
 from hair_pipeline.training.data import StageSources, read_reliable_identities, read_style_vectors
 from hair_pipeline.training.latent_store import LatentStore
 from hair_pipeline.training.stages import Judges, StageTask
-from hair_pipeline.training.task import LoopConfig
 from hair_pipeline.training.trainers.stage import stage_task
 
 SIDE, CELLS, STYLE_DIM = 64, 8, 16
@@ -150,16 +147,3 @@ def tiny_stage(folder: Path, config: StageConfig, name: str = "stage2", judges: 
     )
     kinds = ("photo",) if name == "stage2" else ("hair_only", "patch")
     return stage_task(name, base, model, config, sources, kinds, STYLE_DIM, judges or Judges())
-
-
-def train(data: Path, run: Path) -> StageTask:
-    """Train a tiny Stage 2 with the LPIPS and mask losses."""
-    torch.set_num_threads(1)
-    config = stage_config(losses=only("mask_l2", "lpips", pixel_every=2))
-    task = tiny_stage(data, config, judges=random_judges())
-    loop.run(task, LoopConfig.of_stage(config, len(task.data)), run)
-    return task
-
-
-if __name__ == "__main__":
-    train(Path(sys.argv[1]), Path(sys.argv[2]))

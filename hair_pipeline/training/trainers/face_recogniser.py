@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import write_json
@@ -25,7 +25,7 @@ from hair_pipeline.training.context import Context, Finished, seed_everything
 from hair_pipeline.training.data import IDENTITY_DIM, VectorTable, read_reliable_identities
 from hair_pipeline.training.images import to_image, to_tensor
 from hair_pipeline.training.photos import PhotoStore, augment, split_rows
-from hair_pipeline.training.sampler import Draw, StreamBatches, generator
+from hair_pipeline.training.sampler import Batches, Draw, StreamBatches, generator
 from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
 
 _LEARNING_RATE = 2e-3
@@ -171,8 +171,8 @@ class RecogniserTask(Task):
         self.train_data = train
         self.held_out = held_out
 
-    def batches(self, config: LoopConfig, start: int, rank: int, world: int) -> Sampler[list[Draw]]:
-        return StreamBatches(len(self.train_data), config.batch_size, config.seed, start=start, rank=rank, world=world)
+    def batches(self, config: LoopConfig) -> Batches:
+        return StreamBatches(len(self.train_data), config.batch_size, config.seed)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.network.parameters()), "lr": _LEARNING_RATE}]

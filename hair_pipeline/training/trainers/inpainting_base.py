@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
 from hair_pipeline.errors import PipelineError
@@ -32,7 +32,7 @@ from hair_pipeline.training.images import BACKGROUND, to_image, to_tensor
 from hair_pipeline.training.loop import LoopResult
 from hair_pipeline.training.photos import PhotoStore, hair_only, in_batches, split_rows
 from hair_pipeline.training.pictures import picture_grid, write_picture
-from hair_pipeline.training.sampler import Draw, StreamBatches, generator
+from hair_pipeline.training.sampler import Batches, Draw, StreamBatches, generator
 from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
 from hair_pipeline.training.vae_start import single_group, start_from_averages
 
@@ -171,8 +171,8 @@ class VaeTask(Task):
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.channels = int(vae.config.latent_channels)
 
-    def batches(self, config: LoopConfig, start: int, rank: int, world: int) -> Sampler[list[Draw]]:
-        return StreamBatches(len(self.data), config.batch_size, config.seed, start=start, rank=rank, world=world)
+    def batches(self, config: LoopConfig) -> Batches:
+        return StreamBatches(len(self.data), config.batch_size, config.seed)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.network.parameters()), "lr": VAE_LEARNING_RATE}]
@@ -303,8 +303,8 @@ class UnetTask(Task):
         self.alphas = base.noise_scheduler.alphas_cumprod
         self.kind: str = base.noise_scheduler.config.prediction_type
 
-    def batches(self, config: LoopConfig, start: int, rank: int, world: int) -> Sampler[list[Draw]]:
-        return StreamBatches(len(self.data), config.batch_size, config.seed, start=start, rank=rank, world=world)
+    def batches(self, config: LoopConfig) -> Batches:
+        return StreamBatches(len(self.data), config.batch_size, config.seed)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.network.parameters()), "lr": UNET_LEARNING_RATE}]

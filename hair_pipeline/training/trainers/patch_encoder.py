@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pytorch_metric_learning.losses import SupConLoss
 from torch import Tensor
-from torch.utils.data import Sampler, default_collate
+from torch.utils.data import default_collate
 
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.models.patch_encoder import PatchEncoder
@@ -22,7 +22,7 @@ from hair_pipeline.training.context import Context, Finished, seed_everything
 from hair_pipeline.training.patches import UNKNOWN, BalancedBatches, PatchDataset, PatchStore
 from hair_pipeline.training.photos import in_batches
 from hair_pipeline.training.pictures import picture_grid, write_picture
-from hair_pipeline.training.sampler import Draw
+from hair_pipeline.training.sampler import Batches
 from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
 
 FILE = "style_patch_encoder.pt"
@@ -88,16 +88,9 @@ class PatchTask(Task):
         self.queries = PatchDataset(store, _spread(labelled, MAX_QUERIES), config.input_size, None)
         self.gallery = PatchDataset(store, _spread(gallery, MAX_GALLERY), config.input_size, None)
 
-    def batches(self, config: LoopConfig, start: int, rank: int, world: int) -> Sampler[list[Draw]]:
-        return BalancedBatches(
-            self.train_data,
-            self.config.people_per_batch,
-            self.config.patches_per_person,
-            config.seed,
-            start=start,
-            rank=rank,
-            world=world,
-        )
+    def batches(self, config: LoopConfig) -> Batches:
+        people, patches = self.config.people_per_batch, self.config.patches_per_person
+        return BalancedBatches(self.train_data, people, patches, config.seed)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.network.parameters()), "lr": self.config.learning_rate}]

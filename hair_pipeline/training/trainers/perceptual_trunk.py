@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler, default_collate
+from torch.utils.data import default_collate
 from torchvision.models import alexnet
 
 from hair_pipeline.errors import PipelineError
@@ -28,7 +28,7 @@ from hair_pipeline.training.photos import (
     masked_cross_entropy,
     split_rows,
 )
-from hair_pipeline.training.sampler import Draw, StreamBatches
+from hair_pipeline.training.sampler import Batches, StreamBatches
 from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
 from hair_pipeline.vocabulary import BANGS_CLASSES, CURL_CLASSES
 
@@ -103,8 +103,8 @@ class TrunkTask(Task):
         super().__init__("trunk", network, self.images)
         self.held_out = None if held_out is None else LabelledImages(held_out, seed, train=False)
 
-    def batches(self, config: LoopConfig, start: int, rank: int, world: int) -> Sampler[list[Draw]]:
-        return StreamBatches(len(self.images), config.batch_size, config.seed, start=start, rank=rank, world=world)
+    def batches(self, config: LoopConfig) -> Batches:
+        return StreamBatches(len(self.images), config.batch_size, config.seed)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.network.parameters()), "lr": _LEARNING_RATE}]

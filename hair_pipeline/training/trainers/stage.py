@@ -67,6 +67,12 @@ def run_stage(
 
     metrics = {"train_samples": float(len(task.data)), "validation_images": float(len(task.held_out))}
     metrics |= {"steps": float(result.steps), "skipped_steps": float(result.bad_steps), "seconds": result.seconds}
+    metrics |= {f"time_{name}": share for name, share in result.shares.items()}
+    metrics |= {
+        f"val_hair_lpips_{when}": numbers["hair_lpips"]
+        for when, numbers in (("start", result.start), ("end", result.end))
+        if "hair_lpips" in numbers
+    }
     if "hair_l2" in result.start and "hair_l2" in result.end:
         start, end = result.start["hair_l2"], result.end["hair_l2"]
         metrics |= {"val_hair_l2_start": start, "val_hair_l2_end": end, "val_hair_l2_drop": 1 - end / start}
@@ -139,10 +145,14 @@ def open_judges(context: Context, config: StageConfig, notes: dict[str, str], *,
             )
         else:
             judges.recogniser = load_recogniser(path)
-    if losses.lpips.weight > 0 or losses.gram.weight > 0:
+    try:  # validation reports the distance in the hair also where no loss uses it
         judges.perceptual = load_perceptual(profile.models.perceptual, settings)
         if judges.perceptual.is_stand_in:
-            notes["perceptual"] = "lpips and gram losses use a stand-in trunk trained from the inputs"
+            notes["perceptual"] = "lpips, gram and val_hair_lpips use a stand-in trunk trained from the inputs"
+    except PipelineError as error:
+        if losses.lpips.weight > 0 or losses.gram.weight > 0:
+            raise
+        notes["val_hair_lpips"] = f"not measured: {error.what}"
     if losses.style.weight > 0:
         judges.classifier = StyleClassifier.load(current("style-classifier", settings).final_dir / "loss")
         judges.classifier.requires_grad_(False)

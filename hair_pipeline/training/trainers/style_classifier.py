@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
 
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.models.style_classifier import HEADS, StyleClassifier
 from hair_pipeline.training.context import Context, Finished, seed_everything
 from hair_pipeline.training.photos import LabelledImages, PhotoStore, in_batches, masked_cross_entropy, split_rows
-from hair_pipeline.training.sampler import Draw, StreamBatches
+from hair_pipeline.training.sampler import Batches, StreamBatches
 from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
 
 VARIANTS = ("loss", "evaluation")
@@ -83,8 +82,8 @@ class ClassifierTask(Task):
         self.learning_rate = learning_rate
         self.weights = {head: self.images.class_weights(head, classes) for head, classes in HEADS.items()}
 
-    def batches(self, config: LoopConfig, start: int, rank: int, world: int) -> Sampler[list[Draw]]:
-        return StreamBatches(len(self.images), config.batch_size, config.seed, start=start, rank=rank, world=world)
+    def batches(self, config: LoopConfig) -> Batches:
+        return StreamBatches(len(self.images), config.batch_size, config.seed)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.network.parameters()), "lr": self.learning_rate}]
