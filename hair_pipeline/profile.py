@@ -150,6 +150,12 @@ class LossTerm(Values):
 
     weight: float = Field(0.0, ge=0)
     ramp_steps: int = Field(0, ge=0, description="the weight grows linearly from 0 over this many optimizer steps")
+    max_t: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="only where t < max_t * T; left out: pixel_max_t for losses on pixels, everywhere for the others",
+    )
 
 
 class LossesConfig(Values):
@@ -169,6 +175,12 @@ class LossesConfig(Values):
     pixel_max_t: float = Field(0.35, gt=0, le=1, description="pixel losses only where t < pixel_max_t * T")
     pixel_every: int = Field(2, ge=1, description="pixel losses every so many optimizer steps")
     pixel_batch: int = Field(2, ge=1, description="at most this many samples of a micro-batch are decoded")
+    pixel_crop: float = Field(
+        0.625,
+        gt=0,
+        le=1,
+        description="side of the largest decoded window of hair, as share of the image's",
+    )
 
 
 class StageConfig(Values):
@@ -255,6 +267,7 @@ class Profile(Values):
     """All values of one profile."""
 
     name: str
+    gpu_memory_gib: float = Field(24.0, gt=0, description="memory of the card it is meant for, for plan-memory")
     inputs: InputsConfig = InputsConfig()
     processing: ProcessingConfig = ProcessingConfig()
     models: ModelsConfig = ModelsConfig()

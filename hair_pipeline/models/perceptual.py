@@ -53,9 +53,8 @@ def read_perceptual(
     path: Path, trunk: Literal["vgg", "alex"], name: str, *, is_stand_in: bool = False
 ) -> PerceptualNet:
     """A complete state dict of `lpips.LPIPS(net=trunk)` (the duplicate `lins.*` keys may be left out)."""
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchvision: "pretrained" is deprecated
-        network = LPIPS(pretrained=False, net=trunk, pnet_rand=True, verbose=False)
+    with torch.device("meta"):
+        network = untrained_lpips(trunk)
     try:
         missing, unexpected = network.load_state_dict(SCALING | load_file(path), strict=False, assign=True)
     except RuntimeError as error:  # other shapes
@@ -71,6 +70,13 @@ def read_perceptual(
             f"is not a state dict of LPIPS {trunk}: {(missing + unexpected)[0]}", file=path, remedy="fetch it again"
         )
     return PerceptualNet(network, name, is_stand_in)
+
+
+def untrained_lpips(trunk: Literal["vgg", "alex"]) -> LPIPS:
+    """LPIPS without a download: its weights are random, or absent under `torch.device("meta")`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision: "pretrained" is deprecated
+        return LPIPS(pretrained=False, net=trunk, pnet_rand=True, verbose=False)
 
 
 def save_stand_in(alexnet_features: dict[str, Tensor], path: Path) -> None:

@@ -29,8 +29,10 @@ from hair_pipeline.training.data import (
     read_style_vectors,
 )
 from hair_pipeline.training.latent_store import LatentStore
+from hair_pipeline.training.memory_plan import refuse_what_cannot_fit
+from hair_pipeline.training.pixel_losses import Judges
 from hair_pipeline.training.runs import current
-from hair_pipeline.training.stages import Judges, StageTask
+from hair_pipeline.training.stages import StageTask
 from hair_pipeline.training.task import LoopConfig
 
 
@@ -51,6 +53,8 @@ def run_stage(
         PipelineError: there is no sample to train on, or a network it needs is missing.
     """
     settings, profile = context.settings, context.profile
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    refuse_what_cannot_fit(profile, "stage1" if name == "stage1" else "stage2", settings, device)
     seed_everything(config.seed)
     sources = open_sources(context)
     base = load_base(base_reference(settings, profile), settings.models_dir)
