@@ -425,10 +425,13 @@ class _Step:
             output = decode(vae, window).float()
             if judges.perceptual is not None:
                 mask, original = torch.empty(1, 1, side * factor, side * factor), torch.empty_like(output)
+                with torch.no_grad():
+                    known = judges.perceptual.masked_features(original, mask)
+                maps = judges.perceptual.masked_features(output, mask)
                 if terms.lpips.weight > 0:
-                    looked_at.append(judges.perceptual.distance(output, original, mask).sum())
+                    looked_at.append(judges.perceptual.distance(output, original, mask, (maps, known)).sum())
                 if terms.gram.weight > 0:
-                    looked_at += [gram.sum() for gram, _ in local_grams(judges.perceptual, output, mask, 4)]
+                    looked_at += [gram.sum() for gram, _ in local_grams(maps, mask, 4)]
             if judges.classifier is not None:
                 whole = torch.empty(1, 3, cells * factor, cells * factor)
                 if image == images - 1:  # the decoded original is the same size every time, and not kept

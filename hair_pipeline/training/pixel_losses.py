@@ -6,11 +6,12 @@ the diffusion loss (`stages`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
+from torch.nn import functional as F
 
 from hair_pipeline.losses.gram import patch_gram_loss
 from hair_pipeline.losses.identity import identity_loss
@@ -24,7 +25,7 @@ from hair_pipeline.models.style_classifier import StyleClassifier
 from hair_pipeline.profile import LossesConfig
 from hair_pipeline.training.task import Batch
 from hair_pipeline.training.validation import face_lock
-from hair_pipeline.training.windows import face_window, hair_window
+from hair_pipeline.training.windows import Window, face_window, hair_window
 
 PIXEL_TERMS = ("identity", "lpips", "gram", "style")
 
@@ -55,8 +56,9 @@ class PixelLosses:
     identity loss looks at the estimate without that: after it, the face would be the original's anyway.
 
     Decoding costs several times what the UNet costs. So identity is computed on a window around the face, LPIPS and
-    Gram on one around the hair, and the style classifier sees that window pasted into the decoded original. The
-    original in a window is decoded from the same window, so that what a decoder does at a border is on both sides.
+    Gram on one around the hair (from the same feature maps), and the style classifier sees that window in its place in
+    the original. The original in a window is decoded from the same window, so that what a decoder does at a border is
+    on both sides.
 
     Args:
         vae: frozen.
@@ -134,21 +136,37 @@ class PixelLosses:
             assert judges.perceptual is not None
             with torch.no_grad():
                 original = self._decode(window.cells(sample["latents"])).clamp(-1, 1)
+                original_maps = judges.perceptual.masked_features(original, hair)
+            maps = (judges.perceptual.masked_features(output, hair), original_maps)
             if "lpips" in gate:
-                values["lpips"] = masked_lpips(judges.perceptual, output, original, hair, gate["lpips"])
+                values["lpips"] = masked_lpips(judges.perceptual, output, original, hair, gate["lpips"], maps)
             if "gram" in gate:
                 values["gram"] = patch_gram_loss(
-                    judges.perceptual, output, hair, original, hair, sample_weight=gate["gram"]
+                    judges.perceptual, output, hair, original, hair, sample_weight=gate["gram"], maps=maps
                 )
         if "style" in gate and labelled:
             assert judges.classifier is not None
-            whole = output
-            if output.shape[-2:] != sample["hair_pixels"].shape[-2:]:
-                with torch.no_grad():
-                    whole = self._decode(sample["latents"]).clamp(-1, 1)
-                whole = window.paste(output, whole, factor)
+            whole = self._in_its_photo(output, window, sample["latents"])
             values["style"] = style_loss(judges.classifier, whole, sample["curl"], sample["bangs"], gate["style"])
         return values
+
+    def _in_its_photo(self, output: Tensor, window: Window, latents: Tensor) -> Tensor:
+        """The decoded window in the rest of the original, which carries no gradient: what the classifier looks at.
+
+        The rest is decoded no finer than the classifier sees it: shrunk latents decode to a shrunk photo, near enough
+        for surroundings.
+        """
+        assert self.judges.classifier is not None
+        factor, cells = latent_factor(self.vae), latents.shape[-1]
+        if (window.height, window.width) == tuple(latents.shape[-2:]):
+            return output
+        shrink = max(1, cells * factor // int(self.judges.classifier.config["resolution"]))
+        while cells % shrink or any(value % shrink for value in astuple(window)):
+            shrink -= 1
+        with torch.no_grad():
+            rest = self._decode(F.avg_pool2d(latents, shrink) if shrink > 1 else latents).clamp(-1, 1)
+        small = F.avg_pool2d(output, shrink) if shrink > 1 else output
+        return Window(*(value // shrink for value in astuple(window))).paste(small, rest, factor)
 
     def _decode(self, latents: Tensor) -> Tensor:
         return decode(self.vae, latents).float()

@@ -22,6 +22,7 @@ from hair_pipeline.training.context import Context, Finished, seed_everything
 from hair_pipeline.training.patches import UNKNOWN, BalancedBatches, PatchDataset, PatchStore
 from hair_pipeline.training.photos import in_batches
 from hair_pipeline.training.pictures import picture_grid, write_picture
+from hair_pipeline.training.probes import linear_probe, person_probe
 from hair_pipeline.training.sampler import Draw
 from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
 
@@ -50,7 +51,16 @@ def run(context: Context) -> Finished:
         return Finished(save, {"train_patches": 0.0, "held_out_patches": float(len(held_out_rows))}, {"encoder": note})
 
     task = PatchTask(encoder, store, train_rows, held_out_rows, config)
-    loop = LoopConfig(
+    result = context.loop(task, loop_config(config))
+    notes = {} if result.end else {"retrieval": "no held-out patch with a curl label, or none to compare it with"}
+    metrics = result.end | {f"{name}_start": value for name, value in result.start.items()} | task.probes()
+    metrics |= {"train_patches": float(len(train_rows)), "held_out_patches": float(len(held_out_rows))}
+    return Finished(save, metrics, notes, result.pictures)
+
+
+def loop_config(config: PatchEncoderConfig) -> LoopConfig:
+    """The loop's values for a profile's."""
+    return LoopConfig(
         steps=config.steps,
         batch_size=config.people_per_batch * config.patches_per_person,
         checkpoint_every=max(100, config.steps // 20),
@@ -60,11 +70,6 @@ def run(context: Context) -> Finished:
         workers=config.workers,
         seed=config.seed,
     )
-    result = context.loop(task, loop)
-    notes = {} if result.end else {"retrieval": "no held-out patch with a curl label, or none to compare it with"}
-    metrics = result.end | {f"{name}_start": value for name, value in result.start.items()}
-    metrics |= {"train_patches": float(len(train_rows)), "held_out_patches": float(len(held_out_rows))}
-    return Finished(save, metrics, notes, result.pictures)
 
 
 class PatchTask(Task):
@@ -120,6 +125,17 @@ class PatchTask(Task):
             return {}
         queries, gallery = self._embed(self.queries), self._embed(self.gallery)
         return curl_retrieval(queries, self.queries, gallery, self.gallery)
+
+    @torch.no_grad()
+    def probes(self) -> dict[str, float]:
+        """What the trained vectors hold: curl by a linear probe on held-out people, and the person; see `probes`."""
+        if not len(self.queries) or not len(self.gallery):
+            return {}
+        queries, gallery = self._embed(self.queries), self._embed(self.gallery)
+        others = ~torch.isin(self.gallery.people, self.queries.people)
+        curl = linear_probe(gallery[others], self.gallery.curls[others], queries, self.queries.curls)
+        found = {} if curl is None else {"curl_linear_probe": curl}
+        return found | person_probe(gallery[others], self.gallery.people[others], self.gallery.images[others])
 
     def _embed(self, data: PatchDataset) -> Tensor:
         parts = [
