@@ -25,6 +25,10 @@ _SMALLEST_LIMIT = 16
 """Windows of so many cells are always allowed: below, decoding costs little and texture is hard to see."""
 
 
+_TURNS = (0.7548776662466927, 0.5698402909980532)
+"""Multiples of these two, modulo 1, cover the unit square evenly (the R2 sequence, Roberts 2018)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """Rows `top` to `top + height` and columns `left` to `left + width` of the latents, in cells."""
@@ -74,7 +78,7 @@ def hair_window(hair: Tensor, largest: float, choice: int) -> Window | None:
         return None
     low, high = found.amin(0).tolist(), found.amax(0).tolist()
     spans = [
-        _span(low[axis], high[axis] + 1, size, largest_side(size, largest), choice // (1 if axis == 0 else 97))
+        _span(low[axis], high[axis] + 1, size, largest_side(size, largest), choice * _TURNS[axis] % 1)
         for axis, size in enumerate(hair.shape)
     ]
     return Window(spans[0][0], spans[1][0], spans[0][1], spans[1][1])
@@ -93,7 +97,7 @@ def face_window(box: Tensor, size: Sequence[int], factor: int) -> Window:
     for centre, cells in ((centre_y, size[0]), (centre_x, size[1])):
         low = min(max(math.floor((centre - side / 2) / factor), 0), cells - 1)
         high = max(min(math.ceil((centre + side / 2) / factor), cells), low + 1)
-        spans.append(_span(low, high, cells, cells, 0))
+        spans.append(_span(low, high, cells, cells, 0.0))
     return Window(spans[0][0], spans[1][0], spans[0][1], spans[1][1])
 
 
@@ -103,13 +107,13 @@ def largest_side(size: int, largest: float) -> int:
     return min(size, max(limit - limit % _MULTIPLE, _SMALLEST_LIMIT)) if largest < 1 else size
 
 
-def _span(low: int, high: int, size: int, limit: int, choice: int) -> tuple[int, int]:
+def _span(low: int, high: int, size: int, limit: int, share: float) -> tuple[int, int]:
     """(start, length) of a window over the cells [low, high) with margin, inside [0, size)."""
     wanted = high - low + 2 * _MARGIN
     length = min(-(-wanted // _MULTIPLE) * _MULTIPLE, limit, size)
     if wanted > length:  # does not fit: start anywhere from the first cell to the last that leaves the window covered
         places = max(1, high - low - length + 2 * _MARGIN + 1)
-        start = low - _MARGIN + choice % places
+        start = low - _MARGIN + int(share * places)
     else:
         start = low - _MARGIN - (length - wanted) // 2
     return min(max(start, 0), size - length), length
