@@ -106,7 +106,7 @@ class StageTask(Task):
             batch["masked_latents"],
             batch["style"],
             batch["identity"],
-            batch["face"],
+            batch["face"] if self.config.mask_identity else torch.ones_like(batch["face"]),
             style_present=batch["style_present"],
             identity_present=batch["identity_present"],
         )
