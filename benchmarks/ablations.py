@@ -92,7 +92,7 @@ def run(variant: str, seed: int, source: Settings, profile: Profile, out: Path) 
     for stage in BOTH:
         train(stage, settings, profile)
     result = evaluate(settings, profile)
-    metrics = {name: float(value) for name, value in result.metrics.items() if isinstance(value, int | float)}
+    metrics = {name: value for name, value in result.numbers.items() if value is not None}
     write_json(path, metrics)
     return metrics
 
