@@ -6,8 +6,9 @@ batches (`patches`).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Sampler, default_collate
 
 from hair_pipeline.inputs.catalog import read_catalog
-from hair_pipeline.models.patch_encoder import PatchEncoder
+from hair_pipeline.models.patch_encoder import PatchEncoder, pool_style
 from hair_pipeline.profile import PatchEncoderConfig
 from hair_pipeline.training.context import Context, Finished, seed_everything
 from hair_pipeline.training.patches import UNKNOWN, BalancedBatches, PatchDataset, PatchStore
@@ -124,7 +125,9 @@ class PatchTask(Task):
         if not len(self.queries) or not len(self.gallery):
             return {}
         queries, gallery = self._embed(self.queries), self._embed(self.gallery)
-        return curl_retrieval(queries, self.queries, gallery, self.gallery)
+        patches = curl_retrieval(queries, self.queries, gallery, self.gallery)
+        images = curl_retrieval(*pooled(queries, self.queries), *pooled(gallery, self.gallery))
+        return patches | {f"style_vector_{name}": value for name, value in images.items()}
 
     @torch.no_grad()
     def probes(self) -> dict[str, float]:
@@ -180,8 +183,34 @@ def pair_masks(person: Tensor, image: Tensor, curl: Tensor) -> dict[str, tuple[T
     return {"person": (person_positives, person_negatives), "curl": (same_curl & ~same_person, other_hair)}
 
 
-def curl_retrieval(queries: Tensor, query_data: PatchDataset, gallery: Tensor, data: PatchDataset) -> dict[str, float]:
-    """Curl R@1 and kNN accuracy of held-out patches among patches of other people; empty where there are none.
+class Labels(Protocol):
+    """Person, image and curl class of each vector, (N,) int64."""
+
+    people: Tensor
+    images: Tensor
+    curls: Tensor
+
+
+@dataclass(frozen=True)
+class ImageLabels:
+    """The labels of one vector per image."""
+
+    people: Tensor
+    images: Tensor
+    curls: Tensor
+
+
+def pooled(vectors: Tensor, data: Labels) -> tuple[Tensor, ImageLabels]:
+    """The style vectors that patch vectors (N, E) give, one per image, with the images' labels."""
+    images = data.images.unique()
+    rows = [torch.nonzero(data.images == image).flatten() for image in images]
+    firsts = torch.stack([row[0] for row in rows])
+    styles = torch.stack([pool_style(vectors[row]) for row in rows])
+    return styles, ImageLabels(data.people[firsts], images, data.curls[firsts])
+
+
+def curl_retrieval(queries: Tensor, query_data: Labels, gallery: Tensor, data: Labels) -> dict[str, float]:
+    """Curl R@1 and kNN accuracy of held-out vectors among those of other people; empty where there are none.
 
     `curl_chance` is the accuracy of always answering the gallery's most frequent class.
     """
