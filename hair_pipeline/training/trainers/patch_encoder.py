@@ -191,7 +191,7 @@ class Labels(Protocol):
     curls: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class ImageLabels:
     """The labels of one vector per image."""
 
