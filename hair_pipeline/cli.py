@@ -259,6 +259,35 @@ def try_on(
     typer.echo(f"written: {written}")
 
 
+@app.command(name="plan-memory")
+def plan_memory(
+    profile: Annotated[
+        str, typer.Option(help="sample, rtx24gb, h100 or a profile file (YAML); the configured one if left out.")
+    ] = "",
+    vram: Annotated[
+        float | None, typer.Option(help="Memory of the card in GiB; the profile's gpu_memory_gib if left out.", min=0.1)
+    ] = None,
+) -> None:
+    """Predict the peak GPU memory of training, part by part, without a GPU and without weights.
+
+    Traces one step of the real configuration on tensors that have shapes but no memory (a minute at most). Says
+    whether it fits, the largest micro-batch that would, and which switch to turn. Exit status 1 if it does not fit.
+    """
+    settings = load_settings()
+    values = load_profile(profile) if profile else settings.profile_values
+    with console.status("loading ...") as status:
+        from hair_pipeline.training.memory_plan import plan_stage, stages_to_plan
+
+        plans = [
+            plan_stage(values, stage, settings, capacity_gib=vram, progress=status.update)
+            for stage in stages_to_plan(values)
+        ]
+    for plan in sorted(plans, key=lambda plan: plan.peak_gib):  # the last line is the larger peak
+        typer.echo("\n".join(plan.lines()))
+    if not all(plan.fits for plan in plans):
+        raise typer.Exit(1)
+
+
 @app.command()
 def doctor() -> None:
     """Check inputs, weights, GPU, disk and versions, and say what to do. Exit status 1 if something must be mended."""

@@ -150,6 +150,12 @@ class LossTerm(Values):
 
     weight: float = Field(0.0, ge=0)
     ramp_steps: int = Field(0, ge=0, description="the weight grows linearly from 0 over this many optimizer steps")
+    max_t: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="only where t < max_t * T; left out: pixel_max_t for losses on pixels, everywhere for the others",
+    )
 
 
 class LossesConfig(Values):
@@ -167,8 +173,14 @@ class LossesConfig(Values):
     )
     min_snr_gamma: float | None = Field(None, description="per-sample min-SNR weighting of mask_l2")
     pixel_max_t: float = Field(0.35, gt=0, le=1, description="pixel losses only where t < pixel_max_t * T")
-    pixel_every: int = Field(2, ge=1, description="pixel losses every so many optimizer steps")
-    pixel_batch: int = Field(2, ge=1, description="at most this many samples of a micro-batch are decoded")
+    pixel_every: int = Field(4, ge=1, description="pixel losses every so many optimizer steps")
+    pixel_batch: int = Field(1, ge=1, description="at most this many samples of a micro-batch are decoded")
+    pixel_crop: float = Field(
+        0.625,
+        gt=0,
+        le=1,
+        description="side of the largest decoded window of hair, as share of the image's",
+    )
 
 
 class StageConfig(Values):
@@ -197,6 +209,7 @@ class StageConfig(Values):
     drop_style: float = Field(0.075, ge=0, le=1, description="probability that only the style is dropped")
     drop_identity: float = Field(0.075, ge=0, le=1, description="probability that only the identity is dropped")
     drop_both: float = Field(0.05, ge=0, le=1)
+    mask_identity: bool = Field(True, description="the identity acts in the face only; false is for ablations")
     mask_variants: int = Field(4, ge=1, description="differently grown masks cached per image (Stage 2)")
     patch_fraction: float = Field(0.5, ge=0, le=1, description="share of patch batches among Stage 1 batches")
     patch_resolution: int = Field(128, ge=32, description="side at which patches are trained (Stage 1), pixels")
@@ -267,6 +280,7 @@ class Profile(Values):
     """All values of one profile."""
 
     name: str
+    gpu_memory_gib: float = Field(24.0, gt=0, description="memory of the card it is meant for, for plan-memory")
     inputs: InputsConfig = InputsConfig()
     processing: ProcessingConfig = ProcessingConfig()
     models: ModelsConfig = ModelsConfig()

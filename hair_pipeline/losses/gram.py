@@ -28,6 +28,7 @@ def patch_gram_loss(
     reference_mask: Tensor,
     grid: int = 4,
     sample_weight: Tensor | None = None,
+    maps: tuple[list[Tensor], list[Tensor]] | None = None,
 ) -> Tensor | None:
     """Every local Gram matrix of the output against the reference's nearest one, per layer.
 
@@ -43,6 +44,7 @@ def patch_gram_loss(
         reference_mask: (B, 1, H', W'), all ones for a patch.
         grid: windows along one side of the output; the reference is cut into windows of about the same pixel size.
         sample_weight: (B,).
+        maps: `net.masked_features` of output and reference, where another loss has them already.
 
     Returns:
         Scalar, or None when no sample has hair enough in both images.
@@ -51,13 +53,18 @@ def patch_gram_loss(
     if len(valid) == 0:
         return None
     reference_grid = max(1, round(grid * reference.shape[-1] / output.shape[-1]))
-    ours = local_grams(net, output[valid], mask[valid], grid)
+    if maps is None:
+        with torch.no_grad():
+            reference_maps = net.masked_features(reference, reference_mask)
+        maps = (net.masked_features(output, mask), reference_maps)
+    ours = local_grams([layer[valid] for layer in maps[0]], mask[valid], grid)
     with torch.no_grad():
-        theirs = local_grams(net, reference[valid], reference_mask[valid], reference_grid)
+        reference_grams = local_grams([layer[valid] for layer in maps[1]], reference_mask[valid], reference_grid)
     terms, rows = [], []
     for sample in range(len(valid)):
         distances = [
-            _nearest(a[sample], u[sample], b[sample], w[sample]) for (a, u), (b, w) in zip(ours, theirs, strict=True)
+            _nearest(a[sample], u[sample], b[sample], w[sample])
+            for (a, u), (b, w) in zip(ours, reference_grams, strict=True)
         ]
         found = [distance for distance in distances if distance is not None]
         if found:
@@ -68,13 +75,12 @@ def patch_gram_loss(
     return weighted_mean(torch.stack(terms), None if sample_weight is None else sample_weight[torch.stack(rows)])
 
 
-def local_grams(net: PerceptualNet, images: Tensor, mask: Tensor, grid: int) -> list[tuple[Tensor, Tensor]]:
+def local_grams(maps: list[Tensor], mask: Tensor, grid: int) -> list[tuple[Tensor, Tensor]]:
     """Per layer: Gram matrices (B, grid^2, C, C) and the share of each window inside the eroded mask (B, grid^2).
 
-    A layer whose map is smaller than the grid takes a coarser one. Pixels outside the mask are set to mid-gray
-    before the network, and features there have weight 0.
+    A layer whose map is smaller than the grid takes a coarser one. Features outside the mask have weight 0; `maps` are
+    those of `PerceptualNet.masked_features`, for which pixels there have no influence either.
     """
-    maps = net.features(images * mask.to(images.dtype))
     weight = erode(mask.float(), erosion(mask))
     grams = []
     for layer in LAYERS:
@@ -105,7 +111,7 @@ def _nearest(grams: Tensor, shares: Tensor, reference: Tensor, reference_shares:
     if len(grams) == 0 or len(reference) == 0:
         return None
     with torch.no_grad():
-        nearest = torch.cdist(grams, reference).argmin(1)
+        nearest = torch.cdist(grams, reference, compute_mode="use_mm_for_euclid_dist").argmin(1)
     return (grams - reference[nearest]).square().sum(1).mean()
 
 

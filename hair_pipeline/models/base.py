@@ -66,7 +66,7 @@ def load_base(reference: str | Path, models_dir: Path | None = None) -> Base:
     Raises:
         PipelineError: not found, incomplete, or the UNet fits neither text-to-image nor inpainting.
     """
-    source, local = _locate(str(reference), models_dir)
+    source, local = base_source(str(reference), models_dir)
     options: dict[str, Any] = {"local_files_only": local, "use_safetensors": True}
     try:
         vae = AutoencoderKL.from_pretrained(source, subfolder="vae", **options)
@@ -84,8 +84,12 @@ def load_base(reference: str | Path, models_dir: Path | None = None) -> Base:
     return Base(vae.eval(), widen(unet, vae.config.latent_channels), scheduler, null_tokens)
 
 
-def _locate(reference: str, models_dir: Path | None) -> tuple[str, bool]:
-    """(folder or hub id, whether it is local)."""
+def base_source(reference: str, models_dir: Path | None) -> tuple[str, bool]:
+    """Where a base is: (its folder, True) if `reference` or a folder in `models_dir` has it, else (hub id, False).
+
+    Raises:
+        PipelineError: there is no such folder, and it cannot be a hub id.
+    """
     candidates = [Path(reference)]
     if models_dir is not None:
         candidates += [models_dir / reference, models_dir / Path(reference).name]

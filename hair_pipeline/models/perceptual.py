@@ -53,9 +53,8 @@ def read_perceptual(
     path: Path, trunk: Literal["vgg", "alex"], name: str, *, is_stand_in: bool = False
 ) -> PerceptualNet:
     """A complete state dict of `lpips.LPIPS(net=trunk)` (the duplicate `lins.*` keys may be left out)."""
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchvision: "pretrained" is deprecated
-        network = LPIPS(pretrained=False, net=trunk, pnet_rand=True, verbose=False)
+    with torch.device("meta"):
+        network = untrained_lpips(trunk)
     try:
         missing, unexpected = network.load_state_dict(SCALING | load_file(path), strict=False, assign=True)
     except RuntimeError as error:  # other shapes
@@ -71,6 +70,13 @@ def read_perceptual(
             f"is not a state dict of LPIPS {trunk}: {(missing + unexpected)[0]}", file=path, remedy="fetch it again"
         )
     return PerceptualNet(network, name, is_stand_in)
+
+
+def untrained_lpips(trunk: Literal["vgg", "alex"]) -> LPIPS:
+    """LPIPS without a download: its weights are random, or absent under `torch.device("meta")`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision: "pretrained" is deprecated
+        return LPIPS(pretrained=False, net=trunk, pnet_rand=True, verbose=False)
 
 
 def save_stand_in(alexnet_features: dict[str, Tensor], path: Path) -> None:
@@ -115,7 +121,17 @@ class PerceptualNet(nn.Module):
         """Images (B, 3, H, W) in [-1, 1] -> the five ReLU feature maps, each (B, C_l, h_l, w_l)."""
         return list(self.network.net(self.network.scaling_layer(images.float())))
 
-    def distance(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+    def masked_features(self, images: Tensor, mask: Tensor) -> list[Tensor]:
+        """`features` of the images with everything outside the mask (B, 1, H, W) at mid-gray."""
+        return self.features(images * mask.to(images.dtype))
+
+    def distance(
+        self,
+        x: Tensor,
+        y: Tensor,
+        mask: Tensor | None = None,
+        maps: tuple[list[Tensor], list[Tensor]] | None = None,
+    ) -> Tensor:
         """LPIPS distance, within a mask if one is given.
 
         Pixels outside the mask have no influence: they are set to mid-gray in both images, and the feature
@@ -124,15 +140,17 @@ class PerceptualNet(nn.Module):
         Args:
             x, y: (B, 3, H, W) in [-1, 1].
             mask: (B, 1, H, W), bool or {0, 1}.
+            maps: `masked_features` of x and y, where they have been computed already.
 
         Returns:
             (B,); NaN for a sample whose eroded mask covers less than MIN_MASK_SHARE of the image (no gradient).
         """
         if mask is not None:
-            x, y = x * mask.to(x.dtype), y * mask.to(y.dtype)
+            maps = maps or (self.masked_features(x, mask), self.masked_features(y, mask))
             weight = erode(mask.float(), erosion(mask))
+        maps = maps or (self.features(x), self.features(y))
         total = x.new_zeros(len(x))
-        for head, a, b in zip(self.network.lins, self.features(x), self.features(y), strict=True):
+        for head, a, b in zip(self.network.lins, *maps, strict=True):
             difference = head((_unit(a) - _unit(b)) ** 2)
             if mask is None:
                 total = total + difference.mean((1, 2, 3))

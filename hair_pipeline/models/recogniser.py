@@ -36,6 +36,10 @@ mouth in a RetinaFace or SCRFD box (0.40 and 0.77 of its height).
 """
 
 
+TEMPLATE = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
+"""The ArcFace template (insightface `arcface_dst`): eyes, nose, mouth corners; x, y in pixels of a 112 x 112 crop."""
+
+
 def recogniser_path(settings: Settings, profile: Profile, which: Literal["loss", "evaluation"] = "loss") -> Path | None:
     """The ONNX file a profile asks for.
 
@@ -96,17 +100,19 @@ class FaceRecogniser(nn.Module):
         """Stays in evaluation mode: batch statistics must not change the embedding."""
         return super().train(False)
 
-    def embed(self, images: Tensor, boxes: Tensor) -> Tensor:
+    def embed(self, images: Tensor, boxes: Tensor, landmarks: Tensor | None = None) -> Tensor:
         """Unit embeddings of the faces in the boxes.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
             boxes: (B, 4), x1, y1, x2, y2 in pixels of these images.
+            landmarks: (B, 5, 2) pixels as in `align_landmarks`, where there are any: they align better than a box.
 
         Returns:
             (B, D).
         """
-        return self.embed_aligned(align(images, boxes))
+        crops = align(images, boxes) if landmarks is None else align_landmarks(images, landmarks)
+        return self.embed_aligned(crops)
 
     def embed_aligned(self, crops: Tensor) -> Tensor:
         """Unit embeddings (B, D) of aligned crops (B, 3, 112, 112) in [-1, 1]."""
@@ -125,17 +131,53 @@ def align(images: Tensor, boxes: Tensor, size: int = CROP) -> Tensor:
         (B, 3, size, size). The scale follows the box's height: its width changes with the head's yaw.
     """
     height, width = images.shape[-2:]
-    x1, y1, x2, y2 = BOX_IN_TEMPLATE
-    boxes = boxes.to(images.dtype)
-    pixels = (boxes[:, 3] - boxes[:, 1]) / (y2 - y1)  # image pixels per template pixel
-    centre_x = (boxes[:, 0] + boxes[:, 2]) / 2 + (CROP / 2 - (x1 + x2) / 2) * pixels
-    centre_y = (boxes[:, 1] + boxes[:, 3]) / 2 + (CROP / 2 - (y1 + y2) / 2) * pixels
-    side = CROP * pixels
+    centre_x, centre_y, side = crop_square(boxes.to(images.dtype)).unbind(-1)
     theta = images.new_zeros(len(images), 2, 3)
     theta[:, 0, 0] = side / width
     theta[:, 1, 1] = side / height
     theta[:, 0, 2] = 2 * centre_x / width - 1
     theta[:, 1, 2] = 2 * centre_y / height - 1
+    grid = F.affine_grid(theta, [len(images), 3, size, size], align_corners=False)
+    return F.grid_sample(images + 1, grid, mode="bilinear", padding_mode="zeros", align_corners=False) - 1
+
+
+def crop_square(boxes: Tensor) -> Tensor:
+    """The square that `align` cuts out for each box: (B, 4) -> (B, 3), centre x, centre y and side in pixels."""
+    x1, y1, x2, y2 = BOX_IN_TEMPLATE
+    pixels = (boxes[:, 3] - boxes[:, 1]) / (y2 - y1)  # image pixels per template pixel
+    centre_x = (boxes[:, 0] + boxes[:, 2]) / 2 + (CROP / 2 - (x1 + x2) / 2) * pixels
+    centre_y = (boxes[:, 1] + boxes[:, 3]) / 2 + (CROP / 2 - (y1 + y2) / 2) * pixels
+    return torch.stack([centre_x, centre_y, CROP * pixels], 1)
+
+
+def align_landmarks(images: Tensor, landmarks: Tensor, size: int = CROP) -> Tensor:
+    """Cut the faces out by five landmarks, differentiably in the images; outside the image is black.
+
+    The transform is the similarity (rotation, scale, shift) that brings the landmarks closest to `TEMPLATE` in the
+    least-squares sense (Umeyama 1991), as insightface's `norm_crop` does.
+
+    Args:
+        images: (B, 3, H, W) in [-1, 1].
+        landmarks: (B, 5, 2), pixels: left eye, right eye, nose, left and right mouth corner, left as seen.
+        size: side of the crops.
+
+    Returns:
+        (B, 3, size, size).
+    """
+    height, width = images.shape[-2:]
+    template = images.new_tensor(TEMPLATE)
+    points = landmarks.to(images.dtype)
+    centre, goal = points.mean(1, keepdim=True), template.mean(0)
+    from_template, to_points = template - goal, points - centre
+    # A similarity of the plane is a multiplication by one complex number: the least-squares one, template -> image.
+    norm = from_template.square().sum()
+    real = (from_template * to_points).sum((1, 2)) / norm
+    turned = torch.stack([-from_template[:, 1], from_template[:, 0]], 1)
+    imaginary = (turned * to_points).sum((1, 2)) / norm
+    matrix = torch.stack([torch.stack([real, -imaginary], 1), torch.stack([imaginary, real], 1)], 1)  # (B, 2, 2)
+    middle = centre[:, 0] + (matrix @ (images.new_tensor([CROP / 2, CROP / 2]) - 0.5 - goal)) + 0.5
+    scale = images.new_tensor([2 / width, 2 / height])
+    theta = torch.cat([matrix * (CROP / 2) * scale[:, None], (middle * scale - 1)[..., None]], 2)
     grid = F.affine_grid(theta, [len(images), 3, size, size], align_corners=False)
     return F.grid_sample(images + 1, grid, mode="bilinear", padding_mode="zeros", align_corners=False) - 1
 
@@ -167,6 +209,50 @@ class SmallFaceNet(nn.Module):
     def forward(self, crops: Tensor) -> Tensor:
         embeddings: Tensor = self.layers(crops)
         return embeddings
+
+
+class IResNet50(nn.Sequential):
+    """The layout of ArcFace's ResNet-50 (`w600k_r50.onnx`), for reckoning with it where the file is not at hand.
+
+    Crops (B, 3, 112, 112) -> embeddings (B, 512). Layout after insightface `iresnet50` (Deng et al. 2019).
+    """
+
+    def __init__(self) -> None:
+        layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.PReLU(64)]
+        inputs = 64
+        for channels, blocks in ((64, 3), (128, 4), (256, 14), (512, 3)):
+            for index in range(blocks):
+                layers.append(_PreActivated(inputs, channels, 2 if index == 0 else 1))
+                inputs = channels
+        super().__init__(
+            *layers,
+            nn.BatchNorm2d(512),
+            nn.Flatten(),
+            nn.Linear(512 * (CROP // 16) ** 2, 512),
+            nn.BatchNorm1d(512),
+        )
+
+
+class _PreActivated(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.BatchNorm2d(inputs),
+            nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.PReLU(outputs),
+            nn.Conv2d(outputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        same = stride == 1 and inputs == outputs
+        self.shortcut: nn.Module = (
+            nn.Identity()
+            if same
+            else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.layers(x)
 
 
 class _Residual(nn.Module):

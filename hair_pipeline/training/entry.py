@@ -31,7 +31,7 @@ __all__ = ["TRAINERS", "TrainResult", "current", "train"]
 
 log = logging.getLogger(__name__)
 
-_REVISION = "3"
+_REVISION = "4"
 """Raised when a trainer's code changes what the same configuration gives."""
 
 

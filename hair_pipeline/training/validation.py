@@ -27,7 +27,8 @@ Predict = Callable[[Tensor, Tensor, Batch], Tensor]
 """(noisy latents, timesteps, batch) -> the network's prediction."""
 
 TIMESTEPS_PER_IMAGE = 4
-_BATCH = 16
+IMAGES_AT_ONCE = 16
+"""Batch of the validation's forward passes."""
 _SAMPLED_BATCH = 8
 _PICTURES = 5
 _SAMPLER_STEPS = 10
@@ -56,8 +57,8 @@ def hair_l2(predict: Predict, data: StageDataset, scheduler: DDPMScheduler, devi
 def fixed_batches(data: StageDataset, repeats: int) -> Iterator[Batch]:
     """Every sample `repeats` times with different, always equal noise and timesteps."""
     draws = [Draw(i, repeat * len(data) + i) for repeat in range(repeats) for i in range(len(data))]
-    for start in range(0, len(draws), _BATCH):
-        yield default_collate([data[draw] for draw in draws[start : start + _BATCH]])
+    for start in range(0, len(draws), IMAGES_AT_ONCE):
+        yield default_collate([data[draw] for draw in draws[start : start + IMAGES_AT_ONCE]])
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import insightface
@@ -15,9 +16,11 @@ from hair_pipeline.errors import PipelineError
 from hair_pipeline.models.recogniser import (
     BOX_IN_TEMPLATE,
     CROP,
+    TEMPLATE,
     FaceRecogniser,
     SmallFaceNet,
     align,
+    align_landmarks,
     export_onnx,
     load_recogniser,
 )
@@ -128,3 +131,34 @@ def test_damaged_recogniser_is_named(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(PipelineError, match=r"face\.onnx"):
         load_recogniser(path)
+
+
+@pytest.mark.parametrize(("angle", "scale"), [(0.0, 1.0), (0.3, 0.7), (-0.5, 1.6)])
+def test_landmarks_are_brought_onto_the_template(angle: float, scale: float) -> None:
+    """On an image whose pixels are their own coordinates, the crop at the template's points shows the landmarks."""
+    rows, columns = torch.meshgrid(torch.arange(320) + 0.0, torch.arange(320) + 0.0, indexing="ij")
+    image = torch.stack([columns, rows, torch.ones_like(rows)])[None] / 100
+    template = torch.tensor(TEMPLATE)
+    turn = scale * torch.tensor(
+        [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=torch.float32
+    )
+    landmarks = (template - 56) @ turn.T + torch.tensor([160.0, 150.0])
+    crop = align_landmarks(image, landmarks[None])[0] * 100
+    for (u, v), (x, y) in zip(template.round().long().tolist(), landmarks.tolist(), strict=True):
+        assert abs(crop[0, v, u].item() - x) < 1.2 * scale
+        assert abs(crop[1, v, u].item() - y) < 1.2 * scale
+    centre = (torch.tensor([56.0, 56.0]) - 56) @ turn.T + torch.tensor([160.0, 150.0])
+    assert abs(crop[0, 56, 56].item() - centre[0].item()) < 0.05
+    assert abs(crop[1, 56, 56].item() - centre[1].item()) < 0.05
+
+
+def test_landmarks_take_the_place_of_the_box(small_onnx: Path) -> None:
+    recogniser = load_recogniser(small_onnx)
+    image = torch.rand(1, 3, 160, 160, requires_grad=True)
+    landmarks = torch.tensor(TEMPLATE)[None] + 20
+    nothing = torch.zeros(1, 4)
+    embedding = recogniser.embed(image, nothing, landmarks)
+    assert torch.allclose(embedding, recogniser.embed_aligned(image[..., 20:132, 20:132]), atol=1e-4)
+    embedding.sum().backward()
+    assert image.grad is not None
+    assert bool((image.grad[..., :18, :] == 0).all())

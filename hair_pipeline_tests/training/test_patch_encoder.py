@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hair_pipeline.training.patches import UNKNOWN, BalancedBatches, equalise
 from hair_pipeline.training.photos import NO_LABEL, augment, masked_cross_entropy
 from hair_pipeline.training.sampler import generator
-from hair_pipeline.training.trainers.patch_encoder import curl_retrieval, pair_masks
+from hair_pipeline.training.trainers.patch_encoder import curl_retrieval, pair_masks, pooled
 
 Rows = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(-1, 2)), min_size=2, max_size=24)
 
@@ -81,6 +81,13 @@ def test_retrieval_excludes_the_same_person() -> None:
     numbers = curl_retrieval(vectors[:1], patches_of([0], [0], [0]), vectors, data)
     assert numbers["curl_r_at_1"] == 1  # the nearest of another person, not the person's own second patch
     assert curl_retrieval(vectors[:1], patches_of([0], [0], [0]), vectors[:2], patches_of([0, 0], [0, 0], [0, 1])) == {}
+
+
+def test_patches_are_pooled_to_their_images_style_vectors() -> None:
+    vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    styles, labels = pooled(vectors, patches_of([4, 5, 5], [7, 9, 9], [0, 2, 2]))
+    assert torch.equal(styles, torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    assert (labels.people.tolist(), labels.images.tolist(), labels.curls.tolist()) == ([4, 5], [7, 9], [0, 2])
 
 
 def test_missing_labels_do_not_count() -> None:

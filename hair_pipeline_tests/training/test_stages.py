@@ -12,8 +12,9 @@ from torch.utils.data import default_collate
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.training import loop
 from hair_pipeline.training.latent_store import LatentStore
+from hair_pipeline.training.pixel_losses import Judges
 from hair_pipeline.training.sampler import Draw
-from hair_pipeline.training.stages import Judges, StageTask
+from hair_pipeline.training.stages import StageTask
 from hair_pipeline.training.task import Batch, LoopConfig
 from hair_pipeline.training.validation import fixed_batches, hair_l2
 from hair_pipeline_tests.training.tiny_stage import (

@@ -22,7 +22,8 @@ from hair_pipeline.profile import LossesConfig, LossTerm, ModelsConfig, StageCon
 from hair_pipeline.training.context import seed_everything
 from hair_pipeline.training.data import StageSources, read_reliable_identities, read_style_vectors
 from hair_pipeline.training.latent_store import LatentStore
-from hair_pipeline.training.stages import Judges, StageTask
+from hair_pipeline.training.pixel_losses import Judges
+from hair_pipeline.training.stages import StageTask
 from hair_pipeline.training.trainers.stage import stage_task
 
 SIDE, CELLS, STYLE_DIM = 64, 8, 16

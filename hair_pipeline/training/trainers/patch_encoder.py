@@ -6,8 +6,9 @@ batches (`patches`).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,12 +17,13 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from hair_pipeline.inputs.catalog import read_catalog
-from hair_pipeline.models.patch_encoder import PatchEncoder
+from hair_pipeline.models.patch_encoder import PatchEncoder, pool_style
 from hair_pipeline.profile import PatchEncoderConfig
 from hair_pipeline.training.context import Context, Finished, seed_everything
 from hair_pipeline.training.patches import UNKNOWN, BalancedBatches, PatchDataset, PatchStore
 from hair_pipeline.training.photos import in_batches
 from hair_pipeline.training.pictures import picture_grid, write_picture
+from hair_pipeline.training.probes import linear_probe, person_probe
 from hair_pipeline.training.sampler import Batches
 from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
 
@@ -50,7 +52,16 @@ def run(context: Context) -> Finished:
         return Finished(save, {"train_patches": 0.0, "held_out_patches": float(len(held_out_rows))}, {"encoder": note})
 
     task = PatchTask(encoder, store, train_rows, held_out_rows, config)
-    loop = LoopConfig(
+    result = context.loop(task, loop_config(config))
+    notes = {} if result.end else {"retrieval": "no held-out patch with a curl label, or none to compare it with"}
+    metrics = result.end | {f"{name}_start": value for name, value in result.start.items()} | task.probes()
+    metrics |= {"train_patches": float(len(train_rows)), "held_out_patches": float(len(held_out_rows))}
+    return Finished(save, metrics, notes, result.pictures)
+
+
+def loop_config(config: PatchEncoderConfig) -> LoopConfig:
+    """The loop's values for a profile's."""
+    return LoopConfig(
         steps=config.steps,
         batch_size=config.people_per_batch * config.patches_per_person,
         checkpoint_every=max(100, config.steps // 20),
@@ -60,11 +71,6 @@ def run(context: Context) -> Finished:
         workers=config.workers,
         seed=config.seed,
     )
-    result = context.loop(task, loop)
-    notes = {} if result.end else {"retrieval": "no held-out patch with a curl label, or none to compare it with"}
-    metrics = result.end | {f"{name}_start": value for name, value in result.start.items()}
-    metrics |= {"train_patches": float(len(train_rows)), "held_out_patches": float(len(held_out_rows))}
-    return Finished(save, metrics, notes, result.pictures)
 
 
 class PatchTask(Task):
@@ -112,7 +118,20 @@ class PatchTask(Task):
         if not len(self.queries) or not len(self.gallery):
             return {}
         queries, gallery = self._embed(self.queries), self._embed(self.gallery)
-        return curl_retrieval(queries, self.queries, gallery, self.gallery)
+        patches = curl_retrieval(queries, self.queries, gallery, self.gallery)
+        images = curl_retrieval(*pooled(queries, self.queries), *pooled(gallery, self.gallery))
+        return patches | {f"style_vector_{name}": value for name, value in images.items()}
+
+    @torch.no_grad()
+    def probes(self) -> dict[str, float]:
+        """What the trained vectors hold: curl by a linear probe on held-out people, and the person; see `probes`."""
+        if not len(self.queries) or not len(self.gallery):
+            return {}
+        queries, gallery = self._embed(self.queries), self._embed(self.gallery)
+        others = ~torch.isin(self.gallery.people, self.queries.people)
+        curl = linear_probe(gallery[others], self.gallery.curls[others], queries, self.queries.curls)
+        found = {} if curl is None else {"curl_linear_probe": curl}
+        return found | person_probe(gallery[others], self.gallery.people[others], self.gallery.images[others])
 
     def _embed(self, data: PatchDataset) -> Tensor:
         parts = [
@@ -157,8 +176,34 @@ def pair_masks(person: Tensor, image: Tensor, curl: Tensor) -> dict[str, tuple[T
     return {"person": (person_positives, person_negatives), "curl": (same_curl & ~same_person, other_hair)}
 
 
-def curl_retrieval(queries: Tensor, query_data: PatchDataset, gallery: Tensor, data: PatchDataset) -> dict[str, float]:
-    """Curl R@1 and kNN accuracy of held-out patches among patches of other people; empty where there are none.
+class Labels(Protocol):
+    """Person, image and curl class of each vector, (N,) int64."""
+
+    people: Tensor
+    images: Tensor
+    curls: Tensor
+
+
+@dataclass
+class ImageLabels:
+    """The labels of one vector per image."""
+
+    people: Tensor
+    images: Tensor
+    curls: Tensor
+
+
+def pooled(vectors: Tensor, data: Labels) -> tuple[Tensor, ImageLabels]:
+    """The style vectors that patch vectors (N, E) give, one per image, with the images' labels."""
+    images = data.images.unique()
+    rows = [torch.nonzero(data.images == image).flatten() for image in images]
+    firsts = torch.stack([row[0] for row in rows])
+    styles = torch.stack([pool_style(vectors[row]) for row in rows])
+    return styles, ImageLabels(data.people[firsts], images, data.curls[firsts])
+
+
+def curl_retrieval(queries: Tensor, query_data: Labels, gallery: Tensor, data: Labels) -> dict[str, float]:
+    """Curl R@1 and kNN accuracy of held-out vectors among those of other people; empty where there are none.
 
     `curl_chance` is the accuracy of always answering the gallery's most frequent class.
     """

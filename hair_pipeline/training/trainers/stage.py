@@ -29,8 +29,10 @@ from hair_pipeline.training.data import (
     read_style_vectors,
 )
 from hair_pipeline.training.latent_store import LatentStore
+from hair_pipeline.training.memory_plan import out_of_memory, refuse_what_cannot_fit
+from hair_pipeline.training.pixel_losses import Judges
 from hair_pipeline.training.runs import current
-from hair_pipeline.training.stages import Judges, StageTask
+from hair_pipeline.training.stages import StageTask
 from hair_pipeline.training.task import LoopConfig
 
 
@@ -51,6 +53,8 @@ def run_stage(
         PipelineError: there is no sample to train on, or a network it needs is missing.
     """
     settings, profile = context.settings, context.profile
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    refuse_what_cannot_fit(profile, "stage1" if name == "stage1" else "stage2", settings, device)
     seed_everything(config.seed)
     sources = open_sources(context)
     base = load_base(base_reference(settings, profile), settings.models_dir)
@@ -63,7 +67,10 @@ def run_stage(
     judges = open_judges(context, config, notes, identities=len(sources.identities.ids) if "photo" in kinds else 0)
     task = stage_task(name, base, model, config, sources, kinds, style_dim, judges)
     loop = LoopConfig.of_stage(config, len(task.data))
-    result = context.loop(task, loop)
+    try:
+        result = context.loop(task, loop)
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(error, config) from error
 
     metrics = {"train_samples": float(len(task.data)), "validation_images": float(len(task.held_out))}
     metrics |= {"steps": float(result.steps), "skipped_steps": float(result.bad_steps), "seconds": result.seconds}

@@ -1,0 +1,311 @@
+"""The Stage 2 step beside a straightforward diffusers-style loop: same networks, same batch, same losses.
+
+    uv run python benchmarks/train_step.py [--rounds 8]
+
+On a CPU: a small base, CPU time of one thread, variants taking turns, so that load from elsewhere cancels out.
+On a GPU: the Stable Diffusion 1.5 inpainting architecture with random weights, samples per second and share of the
+chip's bf16 peak; the specification's 4 x 4 with checkpointing beside 16 x 1 without.
+
+The straightforward loop is what public training scripts do: encode photo and bald image at every step, fp32 weights
+under autocast, AdamW without fused kernels, for the five losses decode every image whole at every step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hair_pipeline.losses.gram import patch_gram_loss
+from hair_pipeline.losses.identity import identity_loss
+from hair_pipeline.losses.lpips import masked_lpips
+from hair_pipeline.losses.predictions import add_noise, target, to_clean
+from hair_pipeline.losses.style import style_loss
+from hair_pipeline.models.architectures import SD15_INPAINTING
+from hair_pipeline.models.base import Base, decode, encode, latent_factor, tiny_base
+from hair_pipeline.models.inpainter import HairInpainter
+from hair_pipeline.models.perceptual import PerceptualNet, untrained_lpips
+from hair_pipeline.models.recogniser import FaceRecogniser, SmallFaceNet
+from hair_pipeline.models.style_classifier import StyleClassifier
+from hair_pipeline.profile import LossesConfig, LossTerm, ModelsConfig, StageConfig
+from hair_pipeline.training.ema import Ema
+from hair_pipeline.training.loop import make_optimizer
+from hair_pipeline.training.pixel_losses import Judges
+from hair_pipeline.training.stages import StageTask
+from hair_pipeline.training.task import Batch, LoopConfig
+
+STYLE_DIM = 128
+OFF = LossTerm(weight=0.0)
+BASE_ONLY = LossesConfig(identity=OFF, lpips=OFF, gram=OFF, style=OFF)
+PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "4090": 165.0, "3090": 71.0, "A5000": 111.0}
+"""Dense bf16 peaks, from the makers' data sheets."""
+LORA_STEP_TFLOP = {True: 2.37, False: 1.77}
+"""Forward and backward of the UNet per image at 64 x 64 latents, with and without checkpointing."""
+
+
+def random_judges() -> Judges:
+    """Untrained networks of the sizes the sample profile uses."""
+    trunk = untrained_lpips("alex")
+    for head in trunk.lins:
+        nn.init.constant_(head.model[-1].weight, 0.2)
+    classifier = StyleClassifier("loss", 16, 128).eval().requires_grad_(False)
+    return Judges(FaceRecogniser(SmallFaceNet(), 512, "random"), PerceptualNet(trunk, "random", True), classifier)
+
+
+def random_batch(base: Base, size: int, resolution: int, seed: int) -> Batch:
+    """A batch as `StageDataset` gives it, with hair on the upper half of a head-and-shoulders photo."""
+    chance = torch.Generator().manual_seed(seed)
+    cells = resolution // latent_factor(base.vae)
+    hair, face, pixels = torch.zeros(size, 1, cells, cells), torch.zeros(size, 1, cells, cells), torch.zeros(0)
+    hair[:, :, cells // 8 : cells * 5 // 8, cells // 4 : cells * 3 // 4] = 1
+    face[:, :, cells * 3 // 8 : cells * 3 // 4, cells * 3 // 8 : cells * 5 // 8] = 1
+    hair = hair * (1 - face)
+    pixels = F.interpolate(hair, scale_factor=float(latent_factor(base.vae)))
+    box = torch.tensor([0.375, 0.375, 0.625, 0.75]) * resolution
+    shape = (size, 4, cells, cells)
+    return {
+        "latents": torch.randn(shape, generator=chance),
+        "masked_latents": torch.randn(shape, generator=chance),
+        "mask": hair,
+        "hair": hair,
+        "face": face,
+        "hair_pixels": pixels,
+        "box": box.expand(size, 4).contiguous(),
+        "style": F.normalize(torch.randn(size, STYLE_DIM, generator=chance), dim=1),
+        "style_present": torch.ones(size, dtype=torch.bool),
+        "identity": F.normalize(torch.randn(size, 512, generator=chance), dim=1),
+        "identity_present": torch.ones(size, dtype=torch.bool),
+        "reliable": torch.ones(size, dtype=torch.bool),
+        "curl": torch.arange(size) % 3,
+        "bangs": torch.arange(size) % 2,
+        "noise": torch.randn(shape, generator=chance),
+        "t": torch.randint(0, 1000, (size,), generator=chance),
+        "photo": torch.rand(size, 3, resolution, resolution, generator=chance) * 2 - 1,
+        "bald": torch.rand(size, 3, resolution, resolution, generator=chance) * 2 - 1,
+    }
+
+
+class Ours:
+    """The step of `training.stages` and `training.loop`: cached latents, fused optimizer, average of the weights."""
+
+    def __init__(self, base: Base, judges: Judges, config: StageConfig, device: torch.device) -> None:
+        half = device.type == "cuda" and config.precision == "bf16"
+        if half:
+            base.unet.to(torch.bfloat16)
+        model = HairInpainter.build(base, ModelsConfig(lora_rank=64 if half else 16), STYLE_DIM)
+        self.task = StageTask("stage2", model, base.vae, base.noise_scheduler, config, _Empty(), 0, _Empty(), judges)  # type: ignore[arg-type]
+        self.task.move(device)
+        self.config = LoopConfig.of_stage(config, 1000)
+        self.optimizer = make_optimizer(self.task.parameter_groups(), self.config, fused=True)
+        self.average = Ema(self.task.state(), config.ema_decay)
+        if config.compile:
+            model.compile()
+        self.dtype = torch.bfloat16 if half else None
+        self.device = device
+        self.steps = 0
+
+    def step(self, batches: list[Batch]) -> None:
+        """One optimizer step over the micro-batches."""
+        for batch in batches:
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                total = self.task.losses(batch, self.steps).total()
+            assert total is not None
+            (total / len(batches)).backward()
+        nn.utils.clip_grad_norm_([p for p in self.task.model.parameters() if p.requires_grad], 1.0)
+        self.optimizer.step()
+        self.average.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+
+
+class Straightforward:
+    """What public scripts do; see the module's docstring."""
+
+    def __init__(
+        self, base: Base, judges: Judges, config: StageConfig, device: torch.device, *, pixel_losses: bool
+    ) -> None:
+        self.model = HairInpainter.build(base, ModelsConfig(lora_rank=64 if device.type == "cuda" else 16), STYLE_DIM)
+        self.model.to(device)
+        self.vae = base.vae.requires_grad_(False).to(device)
+        self.judges, self.pixel_losses, self.device = judges, pixel_losses, device
+        for judge in judges.modules():
+            judge.to(device)
+        self.alphas, self.kind = (
+            base.noise_scheduler.alphas_cumprod.to(device),
+            base.noise_scheduler.config.prediction_type,
+        )
+        if config.gradient_checkpointing:
+            self.model.unet.enable_gradient_checkpointing()
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.trained = trained
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-4, foreach=False, fused=False)
+        self.average = Ema({str(i): p for i, p in enumerate(trained)}, 0.999)
+
+    def step(self, batches: list[Batch]) -> None:
+        """One optimizer step over the micro-batches."""
+        for batch in batches:
+            with torch.autocast(self.device.type, torch.bfloat16):
+                total = self._loss(batch)
+            (total / len(batches)).backward()
+        nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        self.average.update()
+        self.optimizer.zero_grad()
+
+    def _loss(self, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            clean, masked = encode(self.vae, batch["photo"]).float(), encode(self.vae, batch["bald"]).float()
+        t, noise = batch["t"], batch["noise"]
+        noisy = add_noise(clean, noise, t, self.alphas)
+        prediction = self.model(
+            noisy,
+            t,
+            batch["mask"],
+            masked,
+            batch["style"],
+            batch["identity"],
+            batch["face"],
+            style_present=batch["style_present"],
+            identity_present=batch["identity_present"],
+        ).float()
+        wanted = target(self.kind, clean, noise, t, self.alphas)
+        loss = ((prediction - wanted).square() * batch["mask"]).mean()
+        if not self.pixel_losses:
+            return loss
+        judges = self.judges
+        output = decode(self.vae, to_clean(self.kind, prediction, noisy, t, self.alphas)).float()
+        original, hair = batch["photo"], batch["hair_pixels"]
+        assert judges.recogniser is not None
+        assert judges.perceptual is not None
+        assert judges.classifier is not None
+        with torch.no_grad():
+            reference = judges.recogniser.embed(original, batch["box"])
+        terms = (
+            identity_loss(judges.recogniser, output, reference, batch["box"], batch["reliable"]),
+            masked_lpips(judges.perceptual, output, original, hair),
+            patch_gram_loss(judges.perceptual, output, hair, original, hair),
+            style_loss(judges.classifier, output, batch["curl"], batch["bangs"]),
+        )
+        return loss + 0.1 * sum(term for term in terms if term is not None)
+
+
+class _Empty:
+    def __len__(self) -> int:
+        return 0
+
+
+def measure(
+    variants: dict[str, Any], batches: list[Batch], rounds: int, per_step: int, device: torch.device
+) -> dict[str, float]:
+    """Median seconds per optimizer step; the variants take turns, every round over the same batches."""
+    clock: Callable[[], float] = time.process_time if device.type == "cpu" else time.perf_counter
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, variant in variants.items():
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            began = clock()
+            for place in range(0, len(batches), per_step):
+                variant.step(batches[place : place + per_step])
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[name].append((clock() - began) / (len(batches) // per_step))
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def on_cpu(rounds: int, size: int, resolution: int, *, ours_only: bool) -> None:
+    """The table of ratios."""
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    config = StageConfig(precision="fp32", gradient_checkpointing=False, losses=BASE_ONLY, resolution=resolution)
+    all_losses = config.model_copy(update={"losses": LossesConfig()})
+    variants: dict[str, Any] = {
+        "ours, base loss": Ours(tiny_base(), Judges(), config, device),
+        "ours, five losses": Ours(tiny_base(), random_judges(), all_losses, device),
+    }
+    if not ours_only:
+        variants |= {
+            f"straightforward, {losses}": Straightforward(tiny_base(), judges, config, device, pixel_losses=every)
+            for losses, judges, every in (("base loss", Judges(), False), ("five losses", random_judges(), True))
+        }
+    base = tiny_base()
+    batches = [random_batch(base, size, resolution, seed) for seed in range(16)]
+    seconds = measure(variants, batches, rounds, 1, device)
+    print(
+        f"CPU, one thread, CPU time; small base, {resolution}x{resolution}, batch {size}, {rounds} rounds of 16 steps\n"
+    )
+    print("| step | ms per step | samples/s | against ours, base loss |\n|---|---|---|---|")
+    reference = seconds["ours, base loss"]
+    for name, value in seconds.items():
+        print(f"| {name} | {value * 1000:.0f} | {size / value:.1f} | {value / reference:.2f} x the time |")
+    slower = seconds["ours, five losses"] / reference
+    print(f"\nfive losses: {slower:.2f} x the time of the base loss alone (goal: at most 1.6)")
+    if not ours_only:
+        faster = seconds["straightforward, base loss"] / reference
+        print(f"base loss: {faster:.2f} x the samples/s of the straightforward loop (goal: at least 1.4)")
+
+
+def on_gpu(rounds: int) -> None:
+    """Samples per second of the real architecture; see the module's docstring."""
+    device = torch.device("cuda")
+    name = torch.cuda.get_device_name()
+    peak = next((value for key, value in PEAK_TFLOPS.items() if key in name), None)
+    print(f"{name}, Stable Diffusion 1.5 inpainting architecture, random weights, 512x512, effective batch 16\n")
+    print("| step | samples/s | share of bf16 peak | peak memory |\n|---|---|---|---|")
+    rows: list[tuple[str, int, bool, bool, bool]] = [
+        ("ours, 4 x 4 checkpointed", 4, True, False, True),
+        ("ours, 16 x 1", 16, False, False, True),
+        ("ours, 16 x 1 compiled", 16, False, True, True),
+        ("straightforward, 4 x 4 checkpointed", 4, True, False, False),
+        ("straightforward, 16 x 1", 16, False, False, False),
+    ]
+    for title, size, checkpointed, compiled, ours in rows:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        torch.manual_seed(0)
+        base = SD15_INPAINTING.build()
+        config = StageConfig(gradient_checkpointing=checkpointed, compile=compiled, losses=BASE_ONLY, batch_size=size)
+        variant: Any = (
+            Ours(base, Judges(), config, device)
+            if ours
+            else Straightforward(base, Judges(), config, device, pixel_losses=False)
+        )
+        cpu_batches = [random_batch(base, size, 512, seed) for seed in range(16 // size)]
+        batches = [{key: value.to(device) for key, value in batch.items()} for batch in cpu_batches]
+        seconds = measure({title: variant}, batches, rounds, len(batches), device)[title]
+        rate = 16 / seconds
+        share = "" if peak is None else f"{rate * LORA_STEP_TFLOP[checkpointed] / peak:.1%}"
+        memory = torch.cuda.max_memory_allocated() / 2**30
+        print(f"| {title} | {rate:.1f} | {share} | {memory:.1f} GiB |", flush=True)
+        del variant, base, batches
+
+
+def main() -> None:
+    """Measure on the GPU where there is one, else on the CPU."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=4, help="CPU only")
+    parser.add_argument("--resolution", type=int, default=256, help="CPU only")
+    parser.add_argument("--cpu", action="store_true", help="measure on the CPU also where there is a GPU")
+    parser.add_argument("--ours-only", action="store_true", help="CPU only: leave the straightforward loop out")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    if torch.cuda.is_available() and not arguments.cpu:
+        on_gpu(arguments.rounds)
+    else:
+        on_cpu(arguments.rounds, arguments.batch, arguments.resolution, ours_only=arguments.ours_only)
+
+
+if __name__ == "__main__":
+    main()

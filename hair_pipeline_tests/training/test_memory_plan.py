@@ -1,0 +1,126 @@
+"""The memory plan: known peaks are found again, allocations are counted, the advice follows from the numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from hair_pipeline.cli import app
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.models.architectures import SD15_INPAINTING
+from hair_pipeline.profile import LossesConfig, LossTerm, Profile, StageConfig, load_profile
+from hair_pipeline.training import memory_plan
+from hair_pipeline.training.memory_plan import out_of_memory, plan_stage, refuse_what_cannot_fit, stages_to_plan
+from hair_pipeline.training.memory_trace import fake_gpu
+
+OFF = LossTerm(weight=0.0)
+NO_PIXELS = LossesConfig(identity=OFF, lpips=OFF, gram=OFF, style=OFF)
+ALL_OF_THE_UNET = ("conv_in", "time_embedding", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
+
+
+def unet_peak_gb(batch: int, checkpointed: bool, finetune: tuple[str, ...] = ()) -> float:
+    """Peak of the UNet's step alone, in 10^9 bytes: no VAE, no average, no context."""
+    config = StageConfig(gradient_accumulation_steps=1, losses=NO_PIXELS, finetune_blocks=finetune)
+    step = memory_plan._Step(load_profile("rtx24gb"), "stage2", config, SD15_INPAINTING)
+    trace = step.trace(batch, checkpointed, pixels=False)
+    return (trace.unet_peak - trace.judges - trace.average) / 1e9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("batch", "checkpointed", "finetune", "known"),
+    [
+        (4, False, (), 7.0),
+        (4, True, (), 3.2),
+        (16, False, (), 21.5),
+        (4, False, ALL_OF_THE_UNET, 17.2),
+    ],
+)
+def test_known_peaks_of_stable_diffusion(
+    batch: int, checkpointed: bool, finetune: tuple[str, ...], known: float
+) -> None:
+    assert unet_peak_gb(batch, checkpointed, finetune) == pytest.approx(known, rel=0.1)
+
+
+def test_allocations_are_counted_and_freed() -> None:
+    with fake_gpu() as tracker:
+        first = torch.empty(1024)
+        view = first[:10]
+        assert tracker.now == 4096
+        second = first + 1
+        assert tracker.now == tracker.peak == 8192
+        del second
+        assert (tracker.now, tracker.peak) == (4096, 8192)
+        del first
+        assert tracker.now == 4096  # the view still holds it
+        del view
+        assert tracker.now == 0
+        small = torch.empty(1)
+        assert tracker.now == 512
+        del small
+
+
+def small(losses: LossesConfig = NO_PIXELS, **stage: object) -> Profile:
+    values = {"batch_size": 8, "resolution": 128, "precision": "fp32", "gradient_checkpointing": False}
+    return Profile(name="small", stage2=StageConfig(losses=losses, **(values | stage)))  # type: ignore[arg-type]
+
+
+def test_parts_add_up_and_pixel_losses_cost() -> None:
+    plan = plan_stage(small(LossesConfig(pixel_batch=1)), "stage2")
+    assert all(value >= 0 for value in plan.parts.values())
+    assert plan.parts["pixel-loss decode"] > 0
+    assert plan.peak_gib == pytest.approx(sum(plan.parts.values()))
+    assert plan.lines()[-1] == f"peak: {plan.peak_gib:.1f} GiB of 24.0 GiB: fits"
+
+
+def test_small_card_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = plan_stage(small(), "stage2")
+    assert plain.parts["pixel-loss decode"] == 0
+
+    memory = SimpleNamespace(total_memory=int((plain.peak_gib - 0.1 * plain.parts["activations"]) * 2**30))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    assert refuse_what_cannot_fit(small(), "stage2", None, torch.device("cpu")) is None
+    with pytest.raises(PipelineError, match="does not fit: ") as error:
+        refuse_what_cannot_fit(small(), "stage2", None, torch.device("cuda"))
+    assert "gradient_checkpointing: true" in error.value.remedy
+    assert "batch_size: " in error.value.remedy
+    assert "adamw8bit" in error.value.remedy
+
+
+def test_out_of_memory_names_the_switches_that_are_left() -> None:
+    error = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+    message = out_of_memory(error, StageConfig(batch_size=4, gradient_checkpointing=False)).message
+    assert "Tried to allocate 2.00 GiB." in message
+    assert "batch_size: 2 with gradient_accumulation_steps: 8" in message
+    assert "gradient_checkpointing: true" in message
+    turned = StageConfig(batch_size=1, optimizer="adamw8bit", losses=LossesConfig(pixel_batch=1, pixel_crop=0.4))
+    assert "lora_rank" in out_of_memory(error, turned).message
+
+
+def test_stage1_is_planned_where_it_differs() -> None:
+    profile = load_profile("rtx24gb")
+    assert stages_to_plan(profile) == ("stage2",)
+    wider = profile.stage1.model_copy(update={"batch_size": 8})
+    assert stages_to_plan(profile.model_copy(update={"stage1": wider})) == ("stage1", "stage2")
+
+
+def test_a_plan_that_does_not_fit_is_exit_status_1(tmp_path: Path) -> None:
+    profile = tmp_path / "small.yaml"
+    profile.write_text(yaml.safe_dump(small().model_dump(mode="json")))
+    result = CliRunner().invoke(app, ["plan-memory", "--profile", str(profile), "--vram", "1.1"])
+    assert result.exit_code == 1, result.output
+    assert " GiB of 1.1 GiB: does not fit: " in result.output.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_command_on_the_24_gb_profile() -> None:
+    result = CliRunner().invoke(app, ["plan-memory", "--profile", "rtx24gb"])
+    assert result.exit_code == 0, result.output
+    last = result.output.strip().splitlines()[-1]
+    assert last.endswith("GiB of 24.0 GiB: fits")
+    assert float(last.split()[1]) <= 21
