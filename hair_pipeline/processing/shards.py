@@ -32,7 +32,7 @@ from hair_pipeline.processing.work import PATCH_SCHEMA, ROW_COLUMNS, Made, Outco
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 """Raised when the code makes other pixels from the same inputs and settings, so that shards are done again."""
 IMAGE_PARTS = ("bald_images", "hair_only_images", "hair_patches")
 """Assets made of one image at a time, all of them while it is in memory."""
@@ -124,8 +124,10 @@ def make_image_parts(
         _make(missing, profile)
         for job in missing:
             _refuse_nothing(job)
+        shown: dict[str, Picture] = {}
         for job in missing:
-            reports[job.asset] = _finish_table(job, profile) if job.images is None else _finish_images(job, profile)
+            finish = _finish_table if job.images is None else _finish_images
+            reports[job.asset] = finish(job, profile, shown)
     return {asset: reports[asset] for asset in assets}
 
 
@@ -268,7 +270,7 @@ def _refuse_nothing(job: _Job) -> None:
     raise PipelineError(what, file=job.settings.k_hairstyle_root, remedy=remedy)
 
 
-def _finish_images(job: _Job, profile: Profile) -> ShardReport:
+def _finish_images(job: _Job, profile: Profile, shown: dict[str, Picture]) -> ShardReport:
     assert job.images is not None
     ordered = _ordered(job)
     files = [made.file for made in ordered if made.file is not None]
@@ -276,11 +278,11 @@ def _finish_images(job: _Job, profile: Profile) -> ShardReport:
     sync_files(job.images / name for name, _, _ in files)
     version = hash_bytes(*(part for name, digest, _ in files for part in (name, digest)))
     numbers = {name: round(value / max(1, len(files)), 4) for name, value in _sums(ordered).items()}
-    _draw(job, profile)
+    _draw(job, profile, shown)
     return _finish(job, len(files), version, {}, numbers)
 
 
-def _finish_table(job: _Job, profile: Profile) -> ShardReport:
+def _finish_table(job: _Job, profile: Profile, shown: dict[str, Picture]) -> ShardReport:
     ordered = _ordered(job)
     records = {record.facts["image_id"]: record for record in journal.read(job.journal)}
     with atomic_path(job.table) as path, pq.ParquetWriter(path, PATCH_SCHEMA, compression=_COMPRESSION) as writer:
@@ -295,7 +297,7 @@ def _finish_table(job: _Job, profile: Profile) -> ShardReport:
             left_out.setdefault(reason, []).append(made.image_id)
     sums = _sums(ordered)
     written = int(sum(value for name, value in sums.items() if name.startswith("patches_")))
-    _draw(job, profile)
+    _draw(job, profile, shown)
     return _finish(job, written, hash_file(job.table), left_out, sums)
 
 
@@ -322,17 +324,20 @@ def _remove_others(folder: Path, keep: set[str]) -> None:
             path.unlink()
 
 
-def _draw(job: _Job, profile: Profile) -> None:
-    """Write the contact sheet, and the steps of one image."""
+def _draw(job: _Job, profile: Profile, shown: dict[str, Picture]) -> None:
+    """Write the contact sheet, and the steps of one image; `shown` keeps what was decoded for the next asset's."""
     roots = InputRoots(job.settings.k_hairstyle_root, job.settings.training_face_root)
     ids = job.rows.image_id.tolist()
     usable = [place for place, image_id in enumerate(ids) if image_id in job.made]
     columns = {name: job.rows[name].to_numpy() for name in ROW_COLUMNS}
     chosen = usable[:: -(-len(usable) // shard_pictures.IMAGES)]
-    pictures = [Picture(namespace(columns, place), roots, profile.processing.size) for place in chosen]
-    shown = next((number for number, place in enumerate(chosen) if bool(columns["stage2"][place])), 0)
+    for place in chosen:
+        if ids[place] not in shown:
+            shown[ids[place]] = Picture(namespace(columns, place), roots, profile.processing.size)
+    pictures = [shown[ids[place]] for place in chosen]
+    with_face = next((number for number, place in enumerate(chosen) if bool(columns["stage2"][place])), 0)
     files = [job.folder / job.shard / made.file[0] for place in chosen if (made := job.made[ids[place]]).file]
-    sheet, steps = shard_pictures.draw(job.asset, pictures, files, shown, profile.processing)
+    sheet, steps = shard_pictures.draw(job.asset, pictures, files, with_face, profile.processing)
     for path, picture in ((_preview_path(job), sheet), (_steps_path(job), steps)):
         if picture is not None:
             write_bytes(path, encode_preview(picture))
