@@ -60,7 +60,7 @@ def test_every_step_carries_its_accelerator_mark_and_pool():
     for assets in repository.assets_defs_by_key.values():
         if not assets.is_executable or not assets.is_materializable:
             continue
-        name = assets.key.to_user_string()
+        name = min(key.to_user_string() for key in assets.keys)
         mark = GPU if name in ON_GPU else CPU
         assert assets.op.pool == mark["pool"], name
         assert assets.op.tags["hair_pipeline/accelerator"] == mark["pool"], name
