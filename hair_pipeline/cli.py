@@ -20,7 +20,7 @@ from hair_pipeline import __version__
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import refuse_if_full
 from hair_pipeline.profile import load_profile
-from hair_pipeline.settings import SAMPLE_ROOT, Settings, load_settings
+from hair_pipeline.settings import SAMPLE_MODELS_ROOT, SAMPLE_MODELS_WORK, SAMPLE_ROOT, Settings, load_settings
 
 if TYPE_CHECKING:
     from hair_pipeline.orchestration.launch import Outcome
@@ -54,9 +54,9 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def demo() -> None:
     """Run the whole lineage on an embedded sample: rendered people in both real input formats.
 
-    Renders the inputs once (data/sample), trains small stand-in networks from them, and materialises every asset
-    through Dagster, each step in its own process. Afterwards `uv run dagster dev` shows all of it. A second call only
-    does again what changed.
+    Renders the inputs once (data/sample), starts from the small networks of data/sample_models, and materialises every
+    asset through Dagster, each step in its own process. Afterwards `uv run dagster dev` shows all of it. A second call
+    only does again what changed.
     """
     from hair_pipeline.sample.write import write_sample
 
@@ -138,10 +138,30 @@ def sample(
     typer.echo(f"sample inputs: {out}")
 
 
+@app.command(name="sample-models")
+def sample_models(
+    out: Annotated[Path, typer.Option(help="Folder of the bundle; replaced.")] = SAMPLE_MODELS_ROOT,
+    work: Annotated[Path, typer.Option(help="Folder for rendered inputs and training runs.")] = SAMPLE_MODELS_WORK,
+) -> None:
+    """Train the small networks of data/sample_models anew: base, recogniser, perceptual trunk, classifiers.
+
+    Renders its own people, takes one to three hours on two CPU cores (a GPU is used if there is one), and goes on
+    where it stopped when called again. Nothing else needs this command: the bundle is part of the checkout.
+    """
+    from hair_pipeline.sample.recipe import recipe_profile
+    from hair_pipeline.training.sample_models import train_sample_models
+
+    card = train_sample_models(out.absolute(), work.absolute(), recipe_profile())
+    for name, values in card["quality"].items():
+        typer.echo(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
+    typer.echo(f"{card['bytes'] / 1e6:.1f} MB: {out}")
+
+
 class TrainerName(StrEnum):
     """What can be trained; the same names as `training.entry.TRAINERS`."""
 
-    INPAINTING_BASE = "inpainting-base"
+    INPAINTING_VAE = "inpainting-vae"
+    INPAINTING_UNET = "inpainting-unet"
     FACE_RECOGNISER = "face-recogniser"
     PERCEPTUAL_TRUNK = "perceptual-trunk"
     PATCH_ENCODER = "patch-encoder"
@@ -225,6 +245,21 @@ def ab_test(
         typer.echo(f"- {reason}")
     typer.echo(f"verdict: {result.verdict}\nreport: {result.report_path}")
     typer.echo(f"blind review: {result.folder / 'blind' / 'review.html'} (keep {result.folder / 'blind_key.json'})")
+
+
+@app.command(name="style-grid")
+def style_grid_command(
+    out: Annotated[Path, typer.Option(help="Where to write the picture (.jpg).")],
+    model: Annotated[str, typer.Option(help="As for `ab-test`: `current`, `production`, a version, ...")] = "current",
+    people: Annotated[int, typer.Option(min=1, help="Rows: held-out people.")] = 8,
+    styles: Annotated[int, typer.Option(min=1, help="Columns: styles of other held-out people.")] = 4,
+) -> None:
+    """Draw held-out people with the hairstyles of others: a picture to look at."""
+    from hair_pipeline.evaluation.style_grid import style_grid
+
+    settings = load_settings()
+    rows, columns = style_grid(model, settings, settings.profile_values, out, people=people, styles=styles)
+    typer.echo(f"{rows} people x {columns} styles: {out}")
 
 
 @app.command(name="try-on")

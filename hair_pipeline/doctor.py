@@ -123,7 +123,7 @@ def _weights(settings: Settings, profile: Profile) -> Iterator[Finding]:
     }
     for role, name in names.items():
         if name == "stand_in":
-            yield Finding("ok", f"weights for {role}: a small stand-in, trained in the asset group `base`")
+            yield Finding("ok", f"weights for {role}: a small stand-in of data/sample_models")
             continue
         try:
             yield Finding("ok", f"weights for {role}: {find_weight(name, settings)}")

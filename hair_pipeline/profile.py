@@ -84,7 +84,7 @@ class ProcessingConfig(Values):
 
 
 class ModelsConfig(Values):
-    """Which networks are used. `stand_in` is the small network trained in the `base` group from the inputs."""
+    """Which networks are used. `stand_in` is the small network of data/sample_models."""
 
     base: str = Field("stand_in", description="stand_in, a diffusers folder or a hub id")
     recogniser: str = Field("stand_in", description="stand_in, or an ONNX file name in the models folder")
@@ -97,15 +97,24 @@ class ModelsConfig(Values):
     lora_rank: int = Field(64, ge=1)
 
 
-class BaseTrainingConfig(Values):
-    """Training of the stand-in networks (sample profile only)."""
+class NetworkTraining(Values):
+    """One network's training."""
 
-    resolution: int = 128
-    vae_steps: int = 400
-    unet_steps: int = 360
-    recogniser_steps: int = 200
-    perceptual_steps: int = 200
+    steps: int = Field(ge=1, description="optimizer steps")
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0, description="peak; 5% warm-up, then cosine")
+    ema_decay: float = Field(0.998, ge=0, lt=1)
+
+
+class BaseTrainingConfig(Values):
+    """Training of the networks of data/sample_models, by `hair_pipeline/sample/recipe.yaml`."""
+
+    resolution: int = Field(128, description="side of the images they are trained on, pixels")
     seed: int = 0
+    vae: NetworkTraining
+    unet: NetworkTraining
+    recogniser: NetworkTraining
+    perceptual: NetworkTraining
 
 
 class PatchEncoderConfig(Values):
@@ -130,6 +139,7 @@ class PatchEncoderConfig(Values):
 class ClassifierConfig(Values):
     """The style classifiers (curl class and bangs): one for the loss, another, differently built, for evaluation."""
 
+    start: Literal["random", "stand_in"] = Field("random", description="stand_in: from those of data/sample_models")
     resolution: int = 256
     width: int = 32
     steps: int = Field(5000, ge=1)
@@ -142,7 +152,9 @@ class ClassifierConfig(Values):
 class StyleVectorConfig(Values):
     """Where style vectors come from."""
 
-    source: Literal["patch_encoder", "classifier", "clip"] = "patch_encoder"
+    source: Literal["patch_encoder", "classifier", "combined", "clip"] = Field(
+        "patch_encoder", description="combined: the patch encoder's texture beside the classifier's view of the whole"
+    )
 
 
 class LossTerm(Values):
@@ -284,7 +296,7 @@ class Profile(Values):
     inputs: InputsConfig = InputsConfig()
     processing: ProcessingConfig = ProcessingConfig()
     models: ModelsConfig = ModelsConfig()
-    base_training: BaseTrainingConfig | None = Field(None, description="set: the stand-ins are trained in group base")
+    base_training: BaseTrainingConfig | None = Field(None, description="only in the recipe of the sample models")
     patch_encoder: PatchEncoderConfig = PatchEncoderConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     style_vectors: StyleVectorConfig = StyleVectorConfig()

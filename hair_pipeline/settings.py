@@ -24,6 +24,8 @@ def _project_root() -> Path:
 
 PROJECT_ROOT = _project_root()
 SAMPLE_ROOT = PROJECT_ROOT / "data" / "sample"
+SAMPLE_MODELS_ROOT = PROJECT_ROOT / "data" / "sample_models"
+SAMPLE_MODELS_WORK = PROJECT_ROOT / "data" / "sample_models_work"
 
 
 class Settings(BaseSettings):
@@ -43,10 +45,19 @@ class Settings(BaseSettings):
     models_dir: Path = Field(
         default=PROJECT_ROOT / "data" / "models", description="local weights, looked in before the hub"
     )
+    sample_models_dir: Path = Field(
+        default=SAMPLE_MODELS_ROOT, description="the small networks that stand in for downloads"
+    )
     executor: Literal["local", "ray", "k8s"] = "local"
 
     @field_validator(
-        "k_hairstyle_root", "training_face_root", "training_root", "customers_root", "models_dir", mode="after"
+        "k_hairstyle_root",
+        "training_face_root",
+        "training_root",
+        "customers_root",
+        "models_dir",
+        "sample_models_dir",
+        mode="after",
     )
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
@@ -81,11 +92,6 @@ class Settings(BaseSettings):
     @property
     def catalog_path(self) -> Path:
         return self.processed / "catalog.parquet"
-
-    @property
-    def base_dir(self) -> Path:
-        """Where the stand-in networks of the sample profile are trained to."""
-        return self.training_root / "base"
 
     @property
     def checkpoints(self) -> Path:

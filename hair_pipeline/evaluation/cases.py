@@ -16,6 +16,7 @@ import pandas as pd
 from hair_pipeline.files import UnreadableImage, hash_bytes
 from hair_pipeline.inputs.samples import Sample, load_sample
 from hair_pipeline.processing.bald import make_bald
+from hair_pipeline.processing.fringe import with_forehead
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.data import VectorTable
@@ -70,8 +71,14 @@ def make_case(
     *,
     own_curl: int | None = None,
 ) -> Case:
-    """Remove the sample's hair and fix its seed, which depends on photo, reference and profile alone."""
-    bald, repaint = make_bald(sample.image, sample.hair_mask, sample.face_mask, profile.processing.bald)
+    """Remove the sample's hair and fix its seed, which depends on photo, reference and profile alone.
+
+    For another person's style the forehead is repainted too: a fringe may come or go.
+    """
+    masks = sample.hair_mask, sample.face_mask
+    if reference.person != sample.person:
+        masks = with_forehead(*masks, sample.box)
+    bald, repaint = make_bald(sample.image, *masks, profile.processing.bald)
     seed = int(hash_bytes(sample.image_id, reference.image_id, str(profile.evaluation.seed))[:8], 16)
     return Case(sample, reference, identity, *classes, bald, repaint, seed, own_curl)
 

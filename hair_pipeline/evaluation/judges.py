@@ -79,7 +79,7 @@ def load_judges(settings: Settings, profile: Profile, *, sets: bool = True) -> J
 
 def judges_version(settings: Settings, profile: Profile) -> str:
     """Changes whenever a judge does: the stand-ins' cards, the trained classifier, the weights the profile names."""
-    cards = sorted(path for path in settings.base_dir.glob("*.json") if path.is_file())
+    cards = sorted(path for path in settings.sample_models_dir.glob("*.json") if path.is_file())
     classifier = settings.runs / "style-classifier" / "current.json"
     texts = [path.read_bytes() for path in [*cards, classifier] if path.exists()]
     return hash_bytes(profile.models.model_dump_json(), *texts)
@@ -119,7 +119,7 @@ def _second_recogniser(settings: Settings, profile: Profile, device: torch.devic
 
 def _recogniser_judge(path: Path, settings: Settings, device: torch.device, note: str) -> Judge[Any]:
     path = recogniser_of_pack(path) if path.is_dir() else path
-    stand_in = path.is_relative_to(settings.base_dir)
+    stand_in = path.is_relative_to(settings.sample_models_dir)
     name = f"stand-in {path.stem}" if stand_in else path.stem
     return Judge(load_recogniser(path).to(device).eval(), name, stand_in, note=note)
 

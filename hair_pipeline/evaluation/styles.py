@@ -27,7 +27,7 @@ from hair_pipeline.training.data import VectorTable
 from hair_pipeline.training.patches import patch_tensor
 from hair_pipeline.training.photos import hair_only
 from hair_pipeline.training.runs import current
-from hair_pipeline.training.style_vectors import ClipSource
+from hair_pipeline.training.style_vectors import ClipSource, combine
 
 ENCODER_FILE = "style_patch_encoder.pt"
 CLASSIFIER_FILE = "style_classifier.safetensors"
@@ -82,6 +82,21 @@ class WholeHairStyles:
         return vector
 
 
+class CombinedStyles:
+    """The patch encoder's vector beside the classifier's, as `training.style_vectors.CombinedSource` gives them."""
+
+    def __init__(self, texture: PatchStyles, whole: WholeHairStyles) -> None:
+        self.texture, self.whole = texture, whole
+
+    def vector(self, sample: Sample) -> np.ndarray | None:
+        whole, texture = self.whole.vector(sample), self.texture.vector(sample)
+        if whole is None:
+            return None
+        parts = None if texture is None else torch.from_numpy(texture), torch.from_numpy(whole)
+        vector: np.ndarray = combine(*parts, self.texture.encoder.embedding_dim).numpy()
+        return vector
+
+
 class TableStyles:
     """The vectors of processed images, from the shards; others are embedded by `fallback`."""
 
@@ -102,18 +117,27 @@ def current_styles(settings: Settings, profile: Profile) -> StyleSource:
     if profile.style_vectors.source == "clip":
         clip = ClipSource(settings, profile)
         return WholeHairStyles(clip, clip.side)
-    if profile.style_vectors.source == "classifier":
-        classifier = StyleClassifier.load(current("style-classifier", settings).final_dir / "loss").to(_device())
-        return WholeHairStyles(classifier, int(classifier.config["resolution"]))
-    encoder = PatchEncoder.load(current("patch-encoder", settings).final_dir / ENCODER_FILE)
-    return PatchStyles(encoder, profile.processing.patches)
+    trained = current("patch-encoder", settings).final_dir / ENCODER_FILE
+    classifier = current("style-classifier", settings).final_dir / "loss"
+    return _open(profile.style_vectors.source, trained, classifier, profile.processing.patches)
+
+
+def _open(source: str, encoder: Path, classifier: Path, patches: PatchConfig) -> StyleSource:
+    """The styles of a source other than clip; only the files it needs are read."""
+    if source == "patch_encoder":
+        return PatchStyles(PatchEncoder.load(encoder), patches)
+    network = StyleClassifier.load(classifier).to(_device())
+    whole = WholeHairStyles(network, int(network.config["resolution"]))
+    if source == "classifier":
+        return whole
+    return CombinedStyles(PatchStyles(PatchEncoder.load(encoder), patches), whole)
 
 
 def export_styles(folder: Path, settings: Settings, profile: Profile) -> None:
     """Copy the style encoder into an exported version, and always the patch encoder; style_source.json says which."""
     shutil.copyfile(current("patch-encoder", settings).final_dir / ENCODER_FILE, folder / ENCODER_FILE)
     source = profile.style_vectors.source
-    if source == "classifier":
+    if source in ("classifier", "combined"):
         trained = current("style-classifier", settings).final_dir / "loss"
         StyleClassifier.load(trained).save(folder / CLASSIFIER_FILE)
     elif source == "clip":
@@ -128,11 +152,9 @@ def exported_styles(folder: Path, settings: Settings, profile: Profile) -> Style
         PipelineError: a file is missing or damaged.
     """
     card = files.read_json(folder / CARD)
-    if card["source"] == "patch_encoder":
-        return PatchStyles(PatchEncoder.load(folder / ENCODER_FILE), PatchConfig.model_validate(card["patches"]))
-    if card["source"] == "classifier":
-        classifier = StyleClassifier.load(folder / CLASSIFIER_FILE).to(_device())
-        return WholeHairStyles(classifier, int(classifier.config["resolution"]))
+    if card["source"] in ("patch_encoder", "classifier", "combined"):
+        patches = PatchConfig.model_validate(card["patches"])
+        return _open(card["source"], folder / ENCODER_FILE, folder / CLASSIFIER_FILE, patches)
     if card["source"] == "clip":
         models = profile.models.model_copy(update={"clip": str((folder / CLIP_FOLDER).absolute())})
         clip = ClipSource(settings, profile.model_copy(update={"models": models}))

@@ -45,10 +45,10 @@ class Base:
 
 
 def base_reference(settings: Settings, profile: Profile) -> str | Path:
-    """The base a profile asks for: `stand_in` is the one trained in the `base` group.
+    """The base a profile asks for: `stand_in` is the one in data/sample_models.
 
     Raises:
-        PipelineError: the stand-in is asked for and has not been trained.
+        PipelineError: the stand-in is asked for and is not there.
     """
     if profile.models.base == "stand_in":
         return find_weight(STAND_IN_BASE, settings)
@@ -100,7 +100,7 @@ def base_source(reference: str, models_dir: Path | None) -> tuple[str, bool]:
         raise PipelineError(
             "no such base model (a folder with vae/, unet/ and scheduler/)",
             file=reference,
-            remedy="correct models.base in the profile, or materialise the asset group base",
+            remedy="correct models.base in the profile, or restore data/sample_models",
         )
     return reference, False
 
@@ -166,9 +166,9 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
 def tiny_base(
     seed: int = 0,
-    vae_channels: tuple[int, ...] = (16, 32, 48, 48),
-    unet_channels: tuple[int, int, int] = (32, 64, 96),
-    latent_size: int = 16,
+    vae_channels: tuple[int, ...] = (16, 32, 64),
+    unet_channels: tuple[int, int, int] = (32, 96, 128),
+    latent_size: int = 32,
 ) -> Base:
     """A small random base with the shapes of Stable Diffusion's: what the sample profile trains, and tests use.
 

@@ -46,7 +46,7 @@ def recogniser_path(settings: Settings, profile: Profile, which: Literal["loss",
     For evaluation that is `models.evaluation_recogniser`, or, where none is configured, the loss's own.
 
     Returns:
-        None where the stand-in is asked for and could not be trained (no reliable face in the inputs); logged.
+        None where the stand-in is asked for and is not there; logged.
 
     Raises:
         PipelineError: a named ONNX file is missing.
@@ -56,10 +56,10 @@ def recogniser_path(settings: Settings, profile: Profile, which: Literal["loss",
         name = profile.models.evaluation_recogniser or name
     if name != "stand_in":
         return find_weight(name, settings)
-    path = settings.base_dir / STAND_IN_RECOGNISER
+    path = settings.sample_models_dir / STAND_IN_RECOGNISER
     if path.is_file():
         return path
-    log.warning("no face recogniser: the stand-in has not been trained (%s)", path)
+    log.warning("no face recogniser: the stand-in is missing (%s)", path)
     return None
 
 

@@ -5,7 +5,6 @@ Belongs here: the two architectures and their file format. Does not belong here:
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +27,8 @@ class StyleClassifier(nn.Module):
 
     The images are resized to `resolution` inside. The two variants differ in kind, so that a model trained
     against the one is not judged by the same eyes:
-    `loss` is a plain ReLU convolutional network with GroupNorm and average and maximum pooling;
-    `evaluation` is depthwise-separable with GELU and a patch stem (after ConvNeXt, Liu et al. 2022), pooled by halves.
+    `loss` is a plain ReLU network with average and maximum pooling; `evaluation` is residual (He et al. 2016),
+    with SiLU, strided from the first layer on, and pooled by halves.
 
     Args:
         variant: which of the two.
@@ -43,7 +42,7 @@ class StyleClassifier(nn.Module):
         if variant == "loss":
             self.trunk: nn.Module = _PlainTrunk(width)
         elif variant == "evaluation":
-            self.trunk = _SeparableTrunk(width)
+            self.trunk = _ResidualTrunk(width)
         else:
             raise ValueError(f"variant {variant!r} is neither loss nor evaluation")
         self.heads = nn.ModuleDict({name: nn.Linear(8 * width, classes) for name, classes in HEADS.items()})
@@ -92,52 +91,45 @@ class StyleClassifier(nn.Module):
         return classifier.eval()
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(next(groups for groups in (8, 4, 2, 1) if channels % groups == 0), channels)
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs))
 
 
 class _PlainTrunk(nn.Module):
-    """Five strided 3x3 convolutions."""
+    """Seven 3x3 convolutions, the first at full size, where straight and wavy strands still differ."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        widths = [3, width, 2 * width, 2 * width, 4 * width, 4 * width]
-        layers: list[nn.Module] = []
-        for a, b in itertools.pairwise(widths):
-            layers += [nn.Conv2d(a, b, 3, 2, 1, bias=False), _norm(b), nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
+        w = width
+        plan = [(3, w, 1), (w, w, 2), (w, 2 * w, 1), (2 * w, 2 * w, 2), (2 * w, 4 * w, 1), (4 * w, 4 * w, 2)]
+        plan += [(4 * w, 4 * w, 1)]
+        self.layers = nn.Sequential(*(nn.Sequential(_conv(*step), nn.ReLU()) for step in plan))
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.layers(x)
         return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
 
 
-class _SeparableTrunk(nn.Module):
-    """A 4x4 patch stem and three stages of one depthwise 5x5 block, pooled over the upper and the lower half."""
+class _ResidualTrunk(nn.Module):
+    """A strided stem and three stages of one residual block, pooled over the upper and the lower half."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 4, 4), _norm(width))
-        widths = [width, 2 * width, 4 * width]
-        layers: list[nn.Module] = []
-        for index, channels in enumerate(widths):
-            if index:
-                layers += [nn.Conv2d(widths[index - 1], channels, 2, 2)]
-            layers += [_SeparableBlock(channels)]
+        w = width
+        layers: list[nn.Module] = [_conv(3, 2 * w, 2), nn.SiLU(), _ResidualBlock(2 * w)]
+        layers += [_conv(2 * w, 3 * w, 2), nn.SiLU(), _ResidualBlock(3 * w)]
+        layers += [_conv(3 * w, 4 * w, 2), nn.SiLU(), _ResidualBlock(4 * w)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = self.layers(self.stem(x))
-        return F.adaptive_avg_pool2d(maps, (2, 1)).flatten(1)
+        return F.adaptive_avg_pool2d(self.layers(x), (2, 1)).flatten(1)
 
 
-class _SeparableBlock(nn.Module):
+class _ResidualBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.spatial = nn.Conv2d(channels, channels, 5, 1, 2, groups=channels)
-        self.norm = _norm(channels)
-        self.wide = nn.Conv2d(channels, 3 * channels, 1)
-        self.narrow = nn.Conv2d(3 * channels, channels, 1)
+        self.first = _conv(channels, channels)
+        self.second = _conv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.narrow(F.gelu(self.wide(self.norm(self.spatial(x)))))
+        return F.silu(x + self.second(F.silu(self.first(x))))

@@ -1,4 +1,4 @@
-"""Finding a named weight file or folder: the models folder first, then the stand-ins of the `base` group.
+"""Finding a named weight file or folder: the models folder first, then the sample models.
 
 Belongs here: where to look and what to say when nothing is there. Does not belong here: reading the weights.
 """
@@ -11,29 +11,34 @@ from hair_pipeline.errors import PipelineError
 from hair_pipeline.settings import Settings
 
 STAND_IN_BASE = "inpainting"
+STAND_IN_VAE = "inpainting_vae"
+ATTRIBUTE_TOKENS = "attribute_tokens"
 STAND_IN_RECOGNISER = "face_recogniser.onnx"
 STAND_IN_PERCEPTUAL = "perceptual_alex.safetensors"
+STAND_IN_CLASSIFIER = "style_classifier"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
+_BUNDLE = "data/sample_models of a checkout (or train them anew: hair-pipeline sample-models)"
 SOURCES = {
     INCEPTION_FILE: "https://github.com/toshas/torch-fidelity/releases/tag/v0.2.0",
     "w600k_r50.onnx": "insightface's buffalo_l pack (https://github.com/deepinsight/insightface/releases)",
     "lpips_vgg.safetensors": "the state dict of lpips.LPIPS(net='vgg') with the trunk of torchvision's vgg16",
     "lpips_alex.safetensors": "the state dict of lpips.LPIPS(net='alex') with the trunk of torchvision's alexnet",
-    STAND_IN_BASE: "the asset group base (hair-pipeline train inpainting-base)",
-    STAND_IN_RECOGNISER: "the asset group base (hair-pipeline train face-recogniser)",
-    STAND_IN_PERCEPTUAL: "the asset group base (hair-pipeline train perceptual-trunk)",
+    STAND_IN_BASE: _BUNDLE,
+    STAND_IN_RECOGNISER: _BUNDLE,
+    STAND_IN_PERCEPTUAL: _BUNDLE,
+    STAND_IN_CLASSIFIER: _BUNDLE,
 }
 """Where a weight comes from, for the message shown when it is missing."""
 
 
 def find_weight(name: str, settings: Settings) -> Path:
-    """The file or folder called `name` (or an absolute path): in `models_dir`, or else among the stand-ins.
+    """The file or folder called `name` (or an absolute path): in `models_dir`, or else among the sample models.
 
     Raises:
         PipelineError: it is nowhere; the message names it and where to get it.
     """
-    for folder in (settings.models_dir, settings.base_dir):
+    for folder in (settings.models_dir, settings.sample_models_dir):
         path = folder / name
         if path.exists():
             return path

@@ -17,7 +17,7 @@ from hair_pipeline.orchestration.assets.processed import (
     style_vectors,
 )
 from hair_pipeline.orchestration.assets.released import ab_verdict, eval_report, exported_weights, production_registry
-from hair_pipeline.orchestration.assets.trained import BASE_ASSETS, TRAINED_ASSETS
+from hair_pipeline.orchestration.assets.trained import TRAINED_ASSETS
 from hair_pipeline.orchestration.checks import CHECKS
 from hair_pipeline.orchestration.code_versions import with_profile
 from hair_pipeline.orchestration.executors import build_executor
@@ -40,18 +40,16 @@ ASSETS = [
 ]
 
 
-def _base_assets(profile: Profile) -> list[dg.AssetsDefinition | dg.AssetSpec]:
-    """The `base` group: trained here under the sample profile, otherwise published weights from outside."""
-    if profile.base_training is not None:
-        return list(BASE_ASSETS)
-    published = {
+def _base_assets(profile: Profile) -> list[dg.AssetSpec]:
+    """The `base` group: weights from outside, published ones or those of data/sample_models."""
+    references = {
         "inpainting_base": profile.models.base,
         "face_recogniser": profile.models.recogniser,
         "perceptual_trunk": profile.models.perceptual,
     }
     return [
-        dg.AssetSpec(name, group_name="base", description=f"Published weights: {reference}", kinds={"torch"})
-        for name, reference in published.items()
+        dg.AssetSpec(name, group_name="base", description=f"Weights from outside: {reference}", kinds={"torch"})
+        for name, reference in references.items()
     ]
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hair_pipeline.profile import Profile
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.profile import BaseTrainingConfig, NetworkTraining, Profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.loop import LoopResult
 from hair_pipeline.training.loop import run as run_loop
@@ -56,3 +57,32 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
+
+
+def base_training(context: Context) -> BaseTrainingConfig:
+    """The values of the sample models' recipe.
+
+    Raises:
+        PipelineError: this profile has none.
+    """
+    config = context.profile.base_training
+    if config is None:
+        raise PipelineError(
+            "this profile trains none of the sample models",
+            remedy="run: hair-pipeline sample-models, or set base_training in the profile",
+        )
+    return config
+
+
+def network_loop(config: NetworkTraining, seed: int) -> LoopConfig:
+    """The loop's values for one of the sample models."""
+    return LoopConfig(
+        steps=config.steps,
+        batch_size=config.batch_size,
+        checkpoint_every=max(100, config.steps // 20),
+        validate_every=max(1, config.steps // 4),
+        ema_decay=config.ema_decay,
+        weight_decay=1e-3,
+        gradient_norm_every=0,
+        seed=seed,
+    )

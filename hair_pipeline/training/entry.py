@@ -1,7 +1,7 @@
 """The entry point of all training: by name, idempotent, resumable; what `hair-pipeline train` calls.
 
-Belongs here: which trainers there are, what identifies their runs, and publishing of results. Does not belong here: the
-trainers themselves, and files of a run (`runs`).
+Belongs here: which trainers there are, what identifies their runs, and their finish. Does not belong here: the trainers
+themselves, and files of a run (`runs`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.files import atomic_path
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
@@ -41,15 +39,13 @@ class Trainer:
 
     Attributes:
         module: below `hair_pipeline.training.trainers`.
-        sections: profile sections that identify a run.
+        sections: profile sections (or values in them, dotted) that identify a run.
         data: content versions of everything it reads, by name.
-        publishes: names in the final folder that are copied to `settings.base_dir`.
     """
 
     module: str
     sections: tuple[str, ...]
     data: Callable[[Settings, Profile], dict[str, str]]
-    publishes: tuple[str, ...] = ()
 
 
 def _catalog(settings: Settings, profile: Profile) -> dict[str, str]:
@@ -59,6 +55,19 @@ def _catalog(settings: Settings, profile: Profile) -> dict[str, str]:
 
 def _identities(settings: Settings, profile: Profile) -> dict[str, str]:
     return _catalog(settings, profile) | _assets(settings, "identity_embeddings")
+
+
+def _vae(settings: Settings, profile: Profile) -> dict[str, str]:
+    return _catalog(settings, profile) | {"vae": current("inpainting-vae", settings).version}
+
+
+def _classifier(settings: Settings, profile: Profile) -> dict[str, str]:
+    from hair_pipeline.models.weights import STAND_IN_CLASSIFIER, find_weight
+
+    if profile.classifier.start == "random":
+        return _catalog(settings, profile)
+    start = weights_version(find_weight(STAND_IN_CLASSIFIER, settings))
+    return _catalog(settings, profile) | {"start": start}
 
 
 def _patches(settings: Settings, profile: Profile) -> dict[str, str]:
@@ -108,18 +117,14 @@ def _judges(settings: Settings, profile: Profile, stage: str) -> dict[str, str]:
     return versions
 
 
+_BASE = ("base_training.resolution", "base_training.seed")
 _TRAINERS: dict[str, Trainer] = {
-    "inpainting-base": Trainer(
-        "inpainting_base", ("base_training", "processing"), _catalog, ("inpainting", "inpainting.json")
-    ),
-    "face-recogniser": Trainer(
-        "face_recogniser", ("base_training",), _identities, ("face_recogniser.onnx", "face_recogniser.json")
-    ),
-    "perceptual-trunk": Trainer(
-        "perceptual_trunk", ("base_training",), _catalog, ("perceptual_alex.safetensors", "perceptual_alex.json")
-    ),
+    "inpainting-vae": Trainer("inpainting_vae", (*_BASE, "base_training.vae", "processing.bald"), _catalog),
+    "inpainting-unet": Trainer("inpainting_unet", (*_BASE, "base_training.unet", "processing.bald"), _vae),
+    "face-recogniser": Trainer("face_recogniser", (*_BASE, "base_training.recogniser"), _identities),
+    "perceptual-trunk": Trainer("perceptual_trunk", (*_BASE, "base_training.perceptual"), _catalog),
     "patch-encoder": Trainer("patch_encoder", ("patch_encoder",), _patches),
-    "style-classifier": Trainer("style_classifier", ("classifier",), _catalog),
+    "style-classifier": Trainer("style_classifier", ("classifier",), _classifier),
     "stage1": Trainer("stage1", ("stage1", "models"), _stage1),
     "stage2": Trainer("stage2", ("stage2", "models"), _stage2),
 }
@@ -176,7 +181,6 @@ def _train(
     if done is not None:
         log.info("%s: run %s is finished, nothing to do", plan.name, plan.run_id)
         if main:
-            _publish(trainer, done.final_dir, settings)
             done.save(settings.runs / plan.name / "current.json", settings.training_root)
         processes.barrier()
         return done
@@ -194,7 +198,6 @@ def _train(
             finished.save(folder)
         notes = finished.notes | ({"resumed": adopted} if adopted else {})
         trained = plan.finish(weights_version(final), finished.metrics, finished.pictures, notes)
-        _publish(trainer, final, settings)
         trained.save(plan.run_dir / "result.json", settings.training_root)
         trained.save(settings.runs / plan.name / "current.json", settings.training_root)
         plan.forget_unfinished()
@@ -232,17 +235,3 @@ def _refuse_empty_split(settings: Settings) -> None:
     else:
         what, remedy = f"none of the {len(catalog)} images is accepted", "see the column reason of the catalog"
     raise PipelineError(f"there is nothing to train on: {what}", file=settings.catalog_path, remedy=remedy)
-
-
-def _publish(trainer: Trainer, final: Path, settings: Settings) -> None:
-    """Copy what others look for in `settings.base_dir`; what this run did not make is removed there."""
-    for name in trainer.publishes:
-        source, goal = final / name, settings.base_dir / name
-        if source.is_dir():
-            with fresh_folder(goal) as folder:
-                shutil.copytree(source, folder, dirs_exist_ok=True)
-        elif source.is_file():
-            with atomic_path(goal) as path:
-                shutil.copyfile(source, path)
-        else:
-            goal.unlink(missing_ok=True)

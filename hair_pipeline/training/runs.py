@@ -18,6 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import hash_bytes, read_json, write_json
 from hair_pipeline.profile import Profile
@@ -142,7 +144,7 @@ class RunPlan:
         revision: str,
     ) -> RunPlan:
         """The plan of a trainer's run with the profile's present values and the present data."""
-        config = {section: _plain(getattr(profile, section)) for section in sections} | {"revision": revision}
+        config = {section: _plain(profile, section) for section in sections} | {"revision": revision}
         data_version = hash_bytes(json.dumps(data, sort_keys=True))[:16]
         decisive = _without(config, WITHOUT_EFFECT)
         identity = run_id(name, decisive, data_version)
@@ -297,8 +299,12 @@ def _link(source: str, goal: str) -> None:
         shutil.copy2(source, goal)
 
 
-def _plain(section: Any) -> Any:
-    return None if section is None else section.model_dump(mode="json")
+def _plain(profile: Profile, section: str) -> Any:
+    """Plain values of a section of the profile, or of a part of one (dotted)."""
+    value: Any = profile
+    for name in section.split("."):
+        value = None if value is None else getattr(value, name)
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
 def environment() -> dict[str, Any]:

@@ -140,6 +140,8 @@ def open_source(settings: Settings, profile: Profile) -> StyleSource:
             return PatchEncoderSource(settings)
         case "classifier":
             return ClassifierSource(settings)
+        case "combined":
+            return CombinedSource(settings)
         case "clip":
             return ClipSource(settings, profile)
 
@@ -244,6 +246,35 @@ class ClassifierSource(_HairOnlySource):
 
     def features(self, images: Tensor) -> Tensor:
         return self.classifier.features(images)
+
+
+def combine(texture: Tensor | None, whole: Tensor, texture_dim: int) -> Tensor:
+    """A unit vector of both halves (D1,) and (D2,); without a patch the texture's half is zero."""
+    texture = whole.new_zeros(texture_dim) if texture is None else F.normalize(texture, dim=-1)
+    return F.normalize(torch.cat([texture, F.normalize(whole, dim=-1)]), dim=-1)
+
+
+class CombinedSource(StyleSource):
+    """The patch encoder's vector beside the classifier's: texture, and what only the whole shows (bangs, outline)."""
+
+    name = "combined"
+    asset = "hair_only_images"
+    missing = "no_hair_only_image"
+
+    def __init__(self, settings: Settings) -> None:
+        self.texture = PatchEncoderSource(settings)
+        self.whole = ClassifierSource(settings)
+        patches = asset_versions(settings, self.texture.asset)
+        self.version = hash_bytes(self.texture.version, self.whole.version, patches)
+        self.dim = self.texture.dim + self.whole.dim
+
+    def embed(self, shard: str, rows: pd.DataFrame) -> tuple[dict[str, Tensor], dict[str, int], dict[str, str]]:
+        texture, counts, failed = self.texture.embed(shard, rows)
+        whole, _, more = self.whole.embed(shard, rows)
+        vectors = {
+            image_id: combine(texture.get(image_id), vector, self.texture.dim) for image_id, vector in whole.items()
+        }
+        return vectors, counts, {name: why for name, why in (failed | more).items() if name not in vectors}
 
 
 class ClipSource(_HairOnlySource):

@@ -93,7 +93,7 @@ def test_blurred_faces_give_null_identity_with_a_reason_and_no_verdict(tmp_path:
 
 def test_a_missing_judge_is_null_with_the_files_name(tmp_path: Path) -> None:
     world = make_world(tmp_path, people=5, customers=0)
-    (world.settings.base_dir / "perceptual_alex.safetensors").unlink()
+    (world.settings.sample_models_dir / "perceptual_alex.safetensors").unlink()
     result = evaluate(world.settings, world.profile)
     assert result.numbers["lpips_hair"] is None
     data = json.loads((result.folder / "metrics.json").read_text())

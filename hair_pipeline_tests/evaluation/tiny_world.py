@@ -51,7 +51,7 @@ def make_world(root: Path, *, people: int = 8, customers: int = 6, blurred_peopl
         root, people=people, views=2, size=128, customers=customers, blurred_people=blurred_people
     )
     profile = tiny_profile()
-    settings = inputs.settings()
+    settings = inputs.settings(sample_models_dir=root / "sample_models")
     build_catalog(settings, profile)
     catalog = read_catalog(settings.catalog_path)
     for shard in sorted(set(catalog["shard"].dropna())):
@@ -89,15 +89,15 @@ def tiny_profile() -> Profile:
 def _write_base(settings: Settings) -> None:
     torch.manual_seed(0)
     base = tiny_base(0, vae_channels=(8, 16), latent_size=32)
-    folder = settings.base_dir / "inpainting"
+    folder = settings.sample_models_dir / "inpainting"
     base.vae.save_pretrained(folder / "vae")
     base.unet.save_pretrained(folder / "unet")
     base.noise_scheduler.save_pretrained(folder / "scheduler")
     recogniser = SmallFaceNet()
     recogniser(torch.randn(16, 3, 112, 112))  # so that the running statistics are not trivial
-    export_onnx(recogniser, settings.base_dir / STAND_IN_RECOGNISER)
+    export_onnx(recogniser, settings.sample_models_dir / STAND_IN_RECOGNISER)
     features = torchvision.models.alexnet(weights=None).features
-    save_stand_in(features.state_dict(), settings.base_dir / STAND_IN_PERCEPTUAL)
+    save_stand_in(features.state_dict(), settings.sample_models_dir / STAND_IN_PERCEPTUAL)
 
 
 def _write_style(settings: Settings, profile: Profile, catalog: pd.DataFrame) -> None:
@@ -128,7 +128,7 @@ def _write_style(settings: Settings, profile: Profile, catalog: pd.DataFrame) ->
 def write_stage2(settings: Settings, profile: Profile, seed: int) -> str:
     """Random adapters that do change the picture, as a finished Stage 2 run; returns the short version."""
     torch.manual_seed(seed)
-    base = load_base(settings.base_dir / "inpainting", settings.models_dir)
+    base = load_base(settings.sample_models_dir / "inpainting", settings.models_dir)
     model = HairInpainter.build(base, profile.models, style_dim=16)
     with torch.no_grad():
         for parameter in model.named_trainable().values():

@@ -42,14 +42,14 @@ def test_published_numbers(kind: str, weights_dir: Path) -> None:
         pytest.skip(f"LPIPS's example images {', '.join(names)} are not in {weights_dir}")
     images = [cv2.cvtColor(cv2.imread(str(weights_dir / name)), cv2.COLOR_BGR2RGB) for name in names]
     ref, p0, p1 = (torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1 for image in images)
-    network = load_perceptual(kind, SimpleNamespace(models_dir=weights_dir, base_dir=weights_dir))
+    network = load_perceptual(kind, SimpleNamespace(models_dir=weights_dir, sample_models_dir=weights_dir))
     for picture, number in zip((p0, p1), PUBLISHED[kind], strict=True):
         assert network.distance(picture, ref).item() == pytest.approx(number, abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["alex", "vgg"])
 def test_equals_lpips_own_computation(kind: str, weights_dir: Path) -> None:
-    network = load_perceptual(kind, SimpleNamespace(models_dir=weights_dir, base_dir=weights_dir))
+    network = load_perceptual(kind, SimpleNamespace(models_dir=weights_dir, sample_models_dir=weights_dir))
     assert not network.is_stand_in
     x, y = torch.rand(2, 2, 3, 64, 80) * 2 - 1
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_equals_lpips_own_computation(kind: str, weights_dir: Path) -> None:
 
 
 def test_loads_without_download_and_names_what_is_missing(stand_in_file: Path, tmp_path: Path) -> None:
-    folders = SimpleNamespace(models_dir=tmp_path, base_dir=stand_in_file.parent)
+    folders = SimpleNamespace(models_dir=tmp_path, sample_models_dir=stand_in_file.parent)
     network = load_perceptual("stand_in", folders)
     assert network.is_stand_in
     assert "stand-in" in network.name
@@ -135,7 +135,7 @@ class Pictures(torch.utils.data.Dataset):
 
 
 def test_stand_in_extractor_works_in_torch_fidelity(stand_in_file: Path, tmp_path: Path) -> None:
-    folders = SimpleNamespace(models_dir=tmp_path, base_dir=stand_in_file.parent)
+    folders = SimpleNamespace(models_dir=tmp_path, sample_models_dir=stand_in_file.parent)
     extractor, stand_in = feature_extractor.load_feature_extractor("inception-v3-compat", folders)
     assert stand_in
     assert extractor.get_name() == feature_extractor.NAME
@@ -156,6 +156,6 @@ def test_stand_in_extractor_works_in_torch_fidelity(stand_in_file: Path, tmp_pat
 
 def test_damaged_inception_is_named(stand_in_file: Path, tmp_path: Path) -> None:
     (tmp_path / feature_extractor.INCEPTION_FILE).write_bytes(b"no")
-    folders = SimpleNamespace(models_dir=tmp_path, base_dir=stand_in_file.parent)
+    folders = SimpleNamespace(models_dir=tmp_path, sample_models_dir=stand_in_file.parent)
     with pytest.raises(PipelineError, match="inception"):
         feature_extractor.load_feature_extractor("inception-v3-compat", folders)

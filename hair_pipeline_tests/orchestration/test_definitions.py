@@ -35,7 +35,6 @@ ON_GPU = {
     "eval_report",
     "ab_verdict",
     "exported_weights",
-    *GROUPS["base"],
 }
 
 
@@ -48,8 +47,9 @@ def test_every_asset_of_the_design_stands_in_its_group(profile):
     assert found == GROUPS
 
 
-def test_published_weights_replace_the_base_group_outside_the_sample_profile():
-    graph = build_defs(settings=Settings(profile="rtx24gb")).resolve_asset_graph()
+@pytest.mark.parametrize("profile", ["sample", "rtx24gb", "h100"])
+def test_the_base_group_comes_from_outside(profile):
+    graph = build_defs(settings=Settings(profile=profile)).resolve_asset_graph()
     assert not any(
         graph.get(key).is_materializable for key in graph.get_all_asset_keys() if graph.get(key).group_name == "base"
     )
@@ -78,9 +78,9 @@ def test_every_asset_and_check_explains_itself():
 
 def test_a_change_of_the_profile_changes_the_code_versions_it_concerns(tmp_path):
     changed = tmp_path / "changed.yaml"
-    changed.write_text("name: changed\nprocessing: {bald: {method: gray}}\nbase_training: {}\n")
+    changed.write_text("name: changed\nprocessing: {bald: {method: gray}}\n")
     plain = tmp_path / "plain.yaml"
-    plain.write_text("name: plain\nbase_training: {}\n")
+    plain.write_text("name: plain\n")
     versions = [
         {
             key.to_user_string(): graph.get(key).code_version

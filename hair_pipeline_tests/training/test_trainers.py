@@ -6,16 +6,14 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pandas as pd
 import pytest
 import torch
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.models.base import load_base
+from hair_pipeline.models.base import base_reference, load_base
 from hair_pipeline.models.inpainter import HairInpainter
 from hair_pipeline.models.patch_encoder import PatchEncoder
-from hair_pipeline.models.perceptual import load_perceptual
 from hair_pipeline.models.style_classifier import StyleClassifier
 from hair_pipeline.training.data import read_style_vectors
 from hair_pipeline.training.entry import current, train
@@ -54,25 +52,13 @@ def test_a_changed_value_is_another_run(trained: Trained) -> None:
     assert current("style-classifier", trained.settings).run_id == trained.results["style-classifier"].run_id
 
 
-def test_the_stand_ins_are_published(trained: Trained) -> None:
-    base_dir = trained.settings.base_dir
-    base = load_base(base_dir / "inpainting")
-    assert base.unet.config.in_channels == 9
-    card = json.loads((base_dir / "inpainting.json").read_text())
-    assert card["metrics"]["scaling_factor"] == pytest.approx(base.vae.config.scaling_factor)
-    session = onnxruntime.InferenceSession(base_dir / "face_recogniser.onnx")
-    out = session.run(None, {session.get_inputs()[0].name: np.zeros((2, 3, 112, 112), np.float32)})[0]
-    assert out.shape == (2, 512)
-    assert load_perceptual("stand_in", trained.settings).is_stand_in
-
-
 def test_final_folders_hold_what_others_read(trained: Trained) -> None:
     results = trained.results
     PatchEncoder.load(results["patch-encoder"].final_dir / "style_patch_encoder.pt")
     for variant in ("loss", "evaluation"):
         StyleClassifier.load(results["style-classifier"].final_dir / variant)
     for stage in ("stage1", "stage2"):
-        base = load_base(trained.settings.base_dir / "inpainting")
+        base = load_base(base_reference(trained.settings, trained.profile))
         HairInpainter.from_adapters(base, results[stage].final_dir)
         assert {"val_hair_l2_start", "val_hair_l2_end", "val_hair_l2_drop"} <= results[stage].metrics.keys()
 
@@ -122,5 +108,5 @@ def test_two_blurred_people_with_one_view_train_everything_but_the_recogniser(tm
     settings = inputs.settings()
     done = train_all(settings, tiny_profile())
     assert "not trained" in done.results["face-recogniser"].notes["recogniser"]
-    assert not (settings.base_dir / "face_recogniser.onnx").exists()
+    assert not (done.results["face-recogniser"].final_dir / "face_recogniser.onnx").exists()
     assert "identity_loss" in done.results["stage2"].notes

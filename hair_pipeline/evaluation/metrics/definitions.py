@@ -185,7 +185,7 @@ METRICS = (
         "share of images",
         "higher",
         "evaluation classifier, not the one in the loss",
-        "The same for bangs or no bangs.",
+        "The same for bangs or no bangs; the forehead is repainted for it.",
     ),
     Metric(
         "curl_accuracy_real",

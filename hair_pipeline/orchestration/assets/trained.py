@@ -1,4 +1,4 @@
-"""Groups `base`, `texture` and `training`: everything that learns.
+"""Groups `texture` and `training`: everything that learns.
 
 Training always runs as a subprocess, so that GPU memory is freed, the code server stays light, and the same command
 works by hand: `hair-pipeline train NAME`.
@@ -61,51 +61,6 @@ def _run_subprocess(
 
 
 @dg.asset(
-    group_name="base",
-    deps=[catalog],
-    description="The small inpainting base (VAE, 9-channel UNet) of the sample profile, trained from the inputs. "
-    "Other profiles use a published model instead.",
-    code_version="1",
-    kinds={"torch", "diffusers"},
-    **GPU,
-)
-def inpainting_base(
-    context: dg.AssetExecutionContext, pipeline: PipelineResource, pipes: dg.PipesSubprocessClient
-) -> dg.MaterializeResult:
-    return _train("inpainting-base", context, pipeline, pipes)
-
-
-@dg.asset(
-    group_name="base",
-    deps=[identity_embeddings],
-    description="Stand-in face recogniser (ONNX, 112x112 to 512) of the sample profile, fitted to training_face's "
-    "embeddings of the inputs.",
-    code_version="1",
-    kinds={"torch", "onnx"},
-    **GPU,
-)
-def face_recogniser(
-    context: dg.AssetExecutionContext, pipeline: PipelineResource, pipes: dg.PipesSubprocessClient
-) -> dg.MaterializeResult:
-    return _train("face-recogniser", context, pipeline, pipes)
-
-
-@dg.asset(
-    group_name="base",
-    deps=[catalog, "hair_only_images"],
-    description="Stand-in perceptual trunk (AlexNet shape) of the sample profile, for LPIPS, Gram and feature "
-    "distances. Numbers made with it are marked as stand-ins.",
-    code_version="1",
-    kinds={"torch"},
-    **GPU,
-)
-def perceptual_trunk(
-    context: dg.AssetExecutionContext, pipeline: PipelineResource, pipes: dg.PipesSubprocessClient
-) -> dg.MaterializeResult:
-    return _train("perceptual-trunk", context, pipeline, pipes)
-
-
-@dg.asset(
     group_name="texture",
     deps=["hair_patches"],
     description="The hair patch encoder: InfoNCE with same-person and same-curl positives; then frozen.",
@@ -136,7 +91,7 @@ def style_classifier(
 
 @dg.asset(
     group_name="training",
-    deps=[latents, style_vectors, style_classifier, perceptual_trunk],
+    deps=[latents, style_vectors, style_classifier, "perceptual_trunk"],
     description="Stage 1, texture and style: regenerate hair-only images and patches from noise.",
     code_version="1",
     kinds={"torch", "diffusers"},
@@ -156,8 +111,8 @@ def stage1_checkpoint(
         style_vectors,
         identity_embeddings,
         style_classifier,
-        face_recogniser,
-        perceptual_trunk,
+        "face_recogniser",
+        "perceptual_trunk",
     ],
     description="Stage 2, conditioned inpainting: put the hair into the mask, face locked, identity by IP-Adapter.",
     code_version="1",
@@ -170,5 +125,4 @@ def stage2_checkpoint(
     return _train("stage2", context, pipeline, pipes)
 
 
-BASE_ASSETS = [inpainting_base, face_recogniser, perceptual_trunk]
 TRAINED_ASSETS = [patch_encoder, style_classifier, stage1_checkpoint, stage2_checkpoint]

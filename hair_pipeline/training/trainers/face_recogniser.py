@@ -1,4 +1,4 @@
-"""The stand-in face recogniser: a small network fitted to training_face's reliable InsightFace embeddings.
+"""The stand-in face recogniser: a small network trained with an angular margin in training_face's embedding space.
 
 Belongs here: its task and its measured quality. Does not belong here: architecture, alignment and export (`models`).
 """
@@ -17,32 +17,28 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.files import write_json
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.models.recogniser import CROP, SmallFaceNet, align, export_onnx
 from hair_pipeline.models.weights import STAND_IN_RECOGNISER
-from hair_pipeline.training.context import Context, Finished, seed_everything
+from hair_pipeline.training.context import Context, Finished, base_training, network_loop, seed_everything
 from hair_pipeline.training.data import IDENTITY_DIM, VectorTable, read_reliable_identities
 from hair_pipeline.training.images import to_image, to_tensor
 from hair_pipeline.training.photos import PhotoStore, augment, split_rows
 from hair_pipeline.training.sampler import Batches, Draw, StreamBatches, generator
 from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
 
-_LEARNING_RATE = 2e-3
-_MARGIN = 0.2
-_MARGIN_WEIGHT = 0.5
+_MARGIN, _SCALE = 0.3, 24.0
+"""Of the additive angular margin (Deng et al. 2019): radians, and the factor of the logits."""
+_COSINE_WEIGHT = 4.0
 _DISTURB = 0.6
 """Probability of each disturbance of a training crop."""
-_READ_SIDE = 256
+_READ_SIDE = 512
 """Photos are read at this side before the faces are cut out."""
-_CARD = "face_recogniser.json"
 
 
 def run(context: Context) -> Finished:
     """Fit the recogniser; without a reliable face nothing is trained and no ONNX is written, which the notes say."""
-    config = context.profile.base_training
-    if config is None:
-        raise PipelineError("this profile trains no stand-ins", remedy="use the profile sample, or set base_training")
+    config = base_training(context)
     settings = context.settings
     folder = settings.processed / "identity_embeddings"
     if not any(folder.glob("*.parquet")):
@@ -58,26 +54,16 @@ def run(context: Context) -> Finished:
     train = Faces(PhotoStore(train_rows, settings, _READ_SIDE), identities, config.seed)
     held_out = Faces(PhotoStore(held_out_rows, settings, _READ_SIDE), identities, None) if len(held_out_rows) else None
     network = SmallFaceNet(IDENTITY_DIM)
-    task = RecogniserTask(network, train, held_out)
-    loop = LoopConfig(
-        steps=config.recogniser_steps,
-        batch_size=32,
-        checkpoint_every=100,
-        validate_every=config.recogniser_steps,
-        ema_decay=0.97,
-        weight_decay=1e-4,
-        seed=config.seed,
-    )
-    result = context.loop(task, loop)
+    task = RecogniserTask(network, train, held_out, config.recogniser.learning_rate)
+    result = context.loop(task, network_loop(config.recogniser, config.seed))
     metrics = result.end | {"faces": float(len(train)), "people": float(train_rows.source.nunique())}
-    notes = {"stand_in": "a small network fitted to the inputs' own embeddings; not a general face recogniser"}
+    metrics["seconds"] = result.seconds
+    notes = {"stand_in": "a small network trained on rendered people; not a general face recogniser"}
     if held_out is None:
         notes["held_out_cosine"] = "no held-out image has a reliable face"
 
     def save(final: Path) -> None:
         export_onnx(network.cpu(), final / STAND_IN_RECOGNISER)
-        card = {"steps": result.steps, "seed": config.seed, "metrics": metrics, "notes": notes, "trained": True}
-        write_json(final / _CARD, card)
 
     return Finished(save, metrics, notes)
 
@@ -89,7 +75,7 @@ def _nothing_to_learn(faces: int) -> Finished:
     }
 
     def save(final: Path) -> None:
-        write_json(final / _CARD, {"trained": False, "notes": notes})
+        final.mkdir(exist_ok=True)
 
     return Finished(save, {"faces": float(faces)}, notes)
 
@@ -119,13 +105,16 @@ class Faces(Dataset[Batch]):
             chance = generator(self.seed, 7, draw.position)
             image = disturb(image, face, chance)
             image = augment(image, chance, degrees=5, jitter=0.15, flip=False)
-        embedding = self.identities.get(self.store.rows.image_id[draw.index])
+        return self._sample(draw.index, image)
+
+    def unchanged(self, index: int) -> Batch:
+        """A sample without augmentation."""
+        return self._sample(index, self._crop(index)[0])
+
+    def _sample(self, index: int, image: np.ndarray) -> Batch:
+        embedding = self.identities.get(self.store.rows.image_id[index])
         assert embedding is not None
-        return {
-            "crop": to_tensor(image),
-            "embedding": embedding,
-            "person": torch.tensor(int(self.people[draw.index])),
-        }
+        return {"crop": to_tensor(image), "embedding": embedding, "person": torch.tensor(int(self.people[index]))}
 
     def _crop(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The aligned face (112, 112, 3) uint8 and its face mask (112, 112) float32 in [0, 1]."""
@@ -164,29 +153,40 @@ def disturb(image: np.ndarray, face: np.ndarray, chance: torch.Generator) -> np.
 
 
 class RecogniserTask(Task):
-    """1 - cos to the wanted embedding, and a margin against the embeddings of other people in the batch."""
+    """An additive angular margin between people (ArcFace), whose class centres are training_face's embeddings.
 
-    def __init__(self, network: SmallFaceNet, train: Faces, held_out: Faces | None) -> None:
+    The centres are given and not learned, so that the network's vectors can be set beside training_face's; a plain
+    cosine term pulls every face to its own person's.
+    """
+
+    def __init__(self, network: SmallFaceNet, train: Faces, held_out: Faces | None, learning_rate: float) -> None:
         super().__init__("recogniser", network, train)
         self.train_data = train
         self.held_out = held_out
+        self.learning_rate = learning_rate
+        self.centres = person_centres(train)
 
     def batches(self, config: LoopConfig) -> Batches:
         return StreamBatches(len(self.train_data), config.batch_size, config.seed)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        return [{"params": list(self.network.parameters()), "lr": _LEARNING_RATE}]
+        return [{"params": list(self.network.parameters()), "lr": self.learning_rate}]
+
+    def move(self, device: torch.device) -> None:
+        super().move(device)
+        self.centres = self.centres.to(device)
 
     def losses(self, batch: Batch, step: int) -> StepLosses:
         del step
         found = F.normalize(self.prepared(batch["crop"]).float(), dim=-1)
-        cosine = found @ F.normalize(batch["embedding"], dim=-1).T
-        own = cosine.diagonal()
-        other = batch["person"][:, None] != batch["person"]
-        raw = {"cosine": (1 - own).mean()}
-        if bool(other.any()):
-            raw["margin"] = F.relu(cosine - own[:, None] + _MARGIN)[other].mean()
-        return StepLosses(raw, {"cosine": 1.0, "margin": _MARGIN_WEIGHT})
+        cosine = (found @ self.centres.T).clamp(-1 + 1e-6, 1 - 1e-6)
+        own = F.one_hot(batch["person"], len(self.centres)).bool()
+        with_margin = torch.where(own, (cosine.acos() + _MARGIN).cos(), cosine)
+        raw = {
+            "margin": F.cross_entropy(_SCALE * with_margin, batch["person"]),
+            "cosine": (1 - cosine[own]).mean(),
+        }
+        return StepLosses(raw, {"cosine": _COSINE_WEIGHT})
 
     def validate(self, step: int) -> dict[str, float]:
         if step == 0:
@@ -197,17 +197,38 @@ class RecogniserTask(Task):
         return numbers
 
     def _quality(self, faces: Faces) -> dict[str, float]:
-        """Mean cosine to the wanted embeddings; between views of one person; between people."""
-        samples = [faces[Draw(i, i)] for i in range(min(len(faces), 256))]
+        """Mean cosine to the wanted embeddings, and how well pairs of one person are told from pairs of two."""
+        places = np.linspace(0, len(faces) - 1, min(len(faces), 256)).astype(int).tolist()
+        samples = [faces.unchanged(place) for place in places]
         crops = torch.stack([sample["crop"] for sample in samples]).to(self.device)
-        found = F.normalize(self.network(crops), dim=-1).cpu()
+        found = torch.cat([F.normalize(self.network(part), dim=-1).cpu() for part in crops.split(64)])
         wanted = F.normalize(torch.stack([sample["embedding"] for sample in samples]), dim=-1)
         people = torch.stack([sample["person"] for sample in samples])
-        numbers = {"cosine": float((found * wanted).sum(1).mean())}
-        between: Tensor = found @ found.T
-        same = (people[:, None] == people) & ~torch.eye(len(people), dtype=torch.bool)
-        if bool(same.any()):
-            numbers["same_person"] = float(between[same].mean())
-        if bool((people[:, None] != people).any()):
-            numbers["other_people"] = float(between[people[:, None] != people].mean())
-        return numbers
+        return {"cosine": float((found * wanted).sum(1).mean())} | verification(found, people)
+
+
+def person_centres(faces: Faces) -> Tensor:
+    """(people, D) unit vectors: the mean of each person's embeddings."""
+    sums = torch.zeros(int(faces.people.max()) + 1, IDENTITY_DIM)
+    for image_id, person in zip(faces.store.rows.image_id, faces.people, strict=True):
+        embedding = faces.identities.get(image_id)
+        assert embedding is not None
+        sums[int(person)] += F.normalize(embedding, dim=-1)
+    return F.normalize(sums, dim=-1)
+
+
+def verification(vectors: Tensor, people: Tensor) -> dict[str, float]:
+    """Pairs of unit vectors (N, D) of people (N,): mean cosines, and the area under the ROC curve (Mann-Whitney)."""
+    first, second = torch.triu_indices(len(people), len(people), offset=1)
+    cosine = (vectors @ vectors.T)[first, second]
+    same = people[first] == people[second]
+    if not bool(same.any()) or bool(same.all()):
+        return {}
+    own, other = cosine[same], cosine[~same].sort().values
+    ranks = torch.searchsorted(other, own, side="left") + torch.searchsorted(other, own, side="right")
+    return {
+        "same_person": float(own.mean()),
+        "other_people": float(other.mean()),
+        "auc": float((ranks.float() / (2 * len(other))).mean()),
+        "pairs_same_person": float(len(own)),
+    }

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 from torchvision.models import alexnet
 
-from hair_pipeline.errors import PipelineError
-from hair_pipeline.files import write_json
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.models.perceptual import ALEXNET_SLICES, ALEXNET_WIDTHS, SCALING, save_stand_in
 from hair_pipeline.models.weights import STAND_IN_PERCEPTUAL
-from hair_pipeline.training.context import Context, Finished, seed_everything
+from hair_pipeline.training.context import Context, Finished, base_training, network_loop, seed_everything
 from hair_pipeline.training.photos import (
     COLORS,
     LabelledImages,
@@ -33,39 +31,26 @@ from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
 from hair_pipeline.vocabulary import BANGS_CLASSES, CURL_CLASSES
 
 HEADS = {"curl": len(CURL_CLASSES), "bangs": len(BANGS_CLASSES), "color": len(COLORS)}
-_LEARNING_RATE = 3e-4
 
 
 def run(context: Context) -> Finished:
     """Train the trunk on photos and hair-only images of the base resolution."""
-    config = context.profile.base_training
-    if config is None:
-        raise PipelineError("this profile trains no stand-ins", remedy="use the profile sample, or set base_training")
+    config = base_training(context)
     seed_everything(config.seed)
     catalog = read_catalog(context.settings.catalog_path)
     train = PhotoStore(split_rows(catalog, "train"), context.settings, config.resolution)
     held_out_rows = split_rows(catalog, "validation")
     held_out = PhotoStore(held_out_rows, context.settings, config.resolution) if len(held_out_rows) else None
     network = AttributeNet()
-    task = TrunkTask(network, train, held_out, config.seed)
-    loop = LoopConfig(
-        steps=config.perceptual_steps,
-        batch_size=16,
-        checkpoint_every=100,
-        validate_every=config.perceptual_steps,
-        ema_decay=0.97,
-        weight_decay=1e-4,
-        seed=config.seed,
-    )
-    result = context.loop(task, loop)
+    task = TrunkTask(network, train, held_out, config.perceptual.learning_rate, config.seed)
+    result = context.loop(task, network_loop(config.perceptual, config.seed))
     notes = {"stand_in": "distances made with it are not LPIPS: uniform heads, trained on these inputs"}
 
     def save(folder: Path) -> None:
         save_stand_in(network.features.state_dict(), folder / STAND_IN_PERCEPTUAL)
-        card = {"steps": result.steps, "seed": config.seed, "images": len(train), "metrics": result.end, "notes": notes}
-        write_json((folder / STAND_IN_PERCEPTUAL).with_suffix(".json"), card)
 
-    return Finished(save, result.end, notes)
+    metrics = result.end | {"images": float(len(train)), "seconds": result.seconds}
+    return Finished(save, metrics, notes)
 
 
 class AttributeNet(nn.Module):
@@ -98,8 +83,16 @@ class AttributeNet(nn.Module):
 class TrunkTask(Task):
     """Cross-entropy over curl, bangs and colour."""
 
-    def __init__(self, network: AttributeNet, train: PhotoStore, held_out: PhotoStore | None, seed: int) -> None:
+    def __init__(
+        self,
+        network: AttributeNet,
+        train: PhotoStore,
+        held_out: PhotoStore | None,
+        learning_rate: float,
+        seed: int,
+    ) -> None:
         self.images = LabelledImages(train, seed, train=True)
+        self.learning_rate = learning_rate
         super().__init__("trunk", network, self.images)
         self.held_out = None if held_out is None else LabelledImages(held_out, seed, train=False)
 
@@ -107,7 +100,7 @@ class TrunkTask(Task):
         return StreamBatches(len(self.images), config.batch_size, config.seed)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        return [{"params": list(self.network.parameters()), "lr": _LEARNING_RATE}]
+        return [{"params": list(self.network.parameters()), "lr": self.learning_rate}]
 
     def losses(self, batch: Batch, step: int) -> StepLosses:
         del step

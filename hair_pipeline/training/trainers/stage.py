@@ -41,13 +41,13 @@ def run_stage(
     name: str,
     config: StageConfig,
     kinds: tuple[str, ...],
-    prepare: Callable[[HairInpainter], None],
+    prepare: Callable[[HairInpainter], dict[str, float]],
 ) -> Finished:
     """Train one stage.
 
     Args:
         kinds: kinds of latents it trains on; the first are whole images, and the ones it is validated on.
-        prepare: changes the new model before training (freezes a part, loads the stage before).
+        prepare: changes the new model before training (freezes a part, loads the stage before); what it measured.
 
     Raises:
         PipelineError: there is no sample to train on, or a network it needs is missing.
@@ -62,7 +62,7 @@ def run_stage(
     if config.precision != "fp32" and torch.cuda.is_available():
         base.unet.to(torch.bfloat16 if config.precision == "bf16" else torch.float16)
     model = HairInpainter.build(base, profile.models, style_dim, config.finetune_blocks)
-    prepare(model)
+    measured = prepare(model)
     notes: dict[str, str] = {}
     judges = open_judges(context, config, notes, identities=len(sources.identities.ids) if "photo" in kinds else 0)
     task = stage_task(name, base, model, config, sources, kinds, style_dim, judges)
@@ -72,7 +72,7 @@ def run_stage(
     except torch.OutOfMemoryError as error:
         raise out_of_memory(error, config) from error
 
-    metrics = {"train_samples": float(len(task.data)), "validation_images": float(len(task.held_out))}
+    metrics = measured | {"train_samples": float(len(task.data)), "validation_images": float(len(task.held_out))}
     metrics |= {"steps": float(result.steps), "skipped_steps": float(result.bad_steps), "seconds": result.seconds}
     metrics |= {f"time_{name}": share for name, share in result.shares.items()}
     metrics |= {

@@ -5,10 +5,23 @@ Belongs here: what is particular to Stage 1. Does not belong here: what both sta
 
 from __future__ import annotations
 
+from hair_pipeline.inputs.catalog import read_catalog
+from hair_pipeline.models.base import base_reference
+from hair_pipeline.models.inpainter import HairInpainter
 from hair_pipeline.training.context import Context, Finished
+from hair_pipeline.training.data import read_style_vectors
+from hair_pipeline.training.style_start import start_from_prompts
 from hair_pipeline.training.trainers.stage import freeze_identity_branch, run_stage
 
 
 def run(context: Context) -> Finished:
     """Train Stage 1 from the base and new adapters."""
-    return run_stage(context, "stage1", context.profile.stage1, ("hair_only", "patch"), freeze_identity_branch)
+
+    def prepare(model: HairInpainter) -> dict[str, float]:
+        freeze_identity_branch(model)
+        settings = context.settings
+        styles = read_style_vectors(settings.processed / "style_vectors")
+        base = base_reference(settings, context.profile)
+        return start_from_prompts(model.style_projection, base, styles, read_catalog(settings.catalog_path))
+
+    return run_stage(context, "stage1", context.profile.stage1, ("hair_only", "patch"), prepare)

@@ -5,6 +5,7 @@ Belongs here: what is particular to Stage 2. Does not belong here: what both sta
 
 from __future__ import annotations
 
+from hair_pipeline.models.inpainter import HairInpainter
 from hair_pipeline.training.context import Context, Finished
 from hair_pipeline.training.runs import current
 from hair_pipeline.training.trainers.stage import run_stage
@@ -13,6 +14,9 @@ from hair_pipeline.training.trainers.stage import run_stage
 def run(context: Context) -> Finished:
     """Train Stage 2 from Stage 1's final adapters."""
     before = current("stage1", context.settings)
-    return run_stage(
-        context, "stage2", context.profile.stage2, ("photo",), lambda model: model.load_adapters(before.final_dir)
-    )
+
+    def prepare(model: HairInpainter) -> dict[str, float]:
+        model.load_adapters(before.final_dir)
+        return {}
+
+    return run_stage(context, "stage2", context.profile.stage2, ("photo",), prepare)

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.models.style_classifier import HEADS, StyleClassifier
+from hair_pipeline.models.weights import STAND_IN_CLASSIFIER, find_weight
+from hair_pipeline.profile import ClassifierConfig
 from hair_pipeline.training.context import Context, Finished, seed_everything
 from hair_pipeline.training.photos import LabelledImages, PhotoStore, in_batches, masked_cross_entropy, split_rows
 from hair_pipeline.training.sampler import Batches, StreamBatches
@@ -34,7 +37,7 @@ def run(context: Context) -> Finished:
     for number, variant in enumerate(VARIANTS):
         seed = config.seed + 1000 * number
         seed_everything(seed)
-        model = StyleClassifier(variant, config.width, config.resolution)  # type: ignore[arg-type]
+        model = _new(variant, config, context)
         task = ClassifierTask(variant, model, train, held_out, config.learning_rate, seed)
         loop = LoopConfig(
             steps=config.steps,
@@ -62,6 +65,21 @@ def run(context: Context) -> Finished:
             model.save(folder / variant, {"metrics": metrics, "notes": notes})
 
     return Finished(save, metrics, notes)
+
+
+def _new(variant: str, config: ClassifierConfig, context: Context) -> StyleClassifier:
+    if config.start == "random":
+        return StyleClassifier(variant, config.width, config.resolution)  # type: ignore[arg-type]
+    folder = find_weight(STAND_IN_CLASSIFIER, context.settings)
+    model = StyleClassifier.load(folder / variant)
+    wanted = {"variant": variant, "width": config.width, "resolution": config.resolution}
+    if model.config != wanted:
+        raise PipelineError(
+            f"the classifier to start from is {model.config}, the profile asks for {wanted}",
+            file=folder / variant,
+            remedy="set classifier.width and classifier.resolution to its values, or classifier.start to random",
+        )
+    return model.train()
 
 
 class ClassifierTask(Task):
