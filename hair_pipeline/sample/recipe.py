@@ -33,7 +33,7 @@ class Rendering:
 
 PEOPLE = Rendering(people=320, views=5, seed=7)
 """For everything but the recogniser."""
-FACES = Rendering(people=600, views=2, seed=8)
+FACES = Rendering(people=440, views=2, seed=8)
 """For the recogniser: many people, seen from the front."""
 
 

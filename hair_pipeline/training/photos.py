@@ -107,12 +107,19 @@ def hair_only(sample: Sample, background: int = BACKGROUND) -> np.ndarray:
 def augment(
     image: np.ndarray, chance: torch.Generator, *, degrees: float = 8.0, jitter: float = 0.2, flip: bool = True
 ) -> np.ndarray:
-    """Random flip, small rotation and scale, and brightness, contrast and saturation jitter; uint8 in and out."""
+    """Random flip, small rotation and scale, and brightness, contrast and saturation jitter; uint8 in and out.
+
+    With `degrees` 0 the image is shifted by whole pixels instead of turned and scaled: interpolation would blur strands
+    of hair, and with them what tells straight from wavy.
+    """
     u = torch.rand(6, generator=chance).tolist()
     if flip and u[0] < 0.5:
         image = np.ascontiguousarray(image[:, ::-1])
     height, width = image.shape[:2]
-    turn = cv2.getRotationMatrix2D((width / 2, height / 2), (2 * u[1] - 1) * degrees, 1 + 0.1 * (2 * u[2] - 1))
+    if degrees:
+        turn = cv2.getRotationMatrix2D((width / 2, height / 2), (2 * u[1] - 1) * degrees, 1 + 0.1 * (2 * u[2] - 1))
+    else:
+        turn = np.float32([[1, 0, round((2 * u[1] - 1) * width / 20)], [0, 1, round((2 * u[2] - 1) * height / 20)]])
     image = cv2.warpAffine(image, turn, (width, height), borderMode=cv2.BORDER_REFLECT_101)
     contrast, brightness, saturation = (1 + jitter * (2 * v - 1) for v in u[3:])
     pixels = image.astype(np.float32)
@@ -157,7 +164,7 @@ class LabelledImages(Dataset[Batch]):
         sample = self.store[index]
         image = hair_only(sample) if only_hair else sample.image
         if self.train:
-            image = augment(image, chance)
+            image = augment(image, chance, degrees=0)
         labels = {name: values[index] for name, values in self.labels.items()}
         return {"image": to_tensor(image), "hair_only": torch.tensor(only_hair)} | labels
 
