@@ -38,6 +38,11 @@ class AttributeTokens(ModelMixin, ConfigMixin):
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(count, token_dim) for count in classes)
 
+    def table(self, place: int) -> Tensor:
+        """(classes, D) tokens of one attribute."""
+        weight: Tensor = self.tables[place].weight  # type: ignore[assignment]
+        return weight
+
     def forward(self, classes: Tensor) -> Tensor:
         """(B, A) class numbers, -1 where unknown -> (B, A, D) tokens."""
         columns = []

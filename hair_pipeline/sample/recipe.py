@@ -65,11 +65,11 @@ def curl_triplets(count: int, seed: int = 9) -> list[CurlTriplet]:
     for person in make_people(count, seed):
         view = make_views(person, 1)[0]
         wrong = replace(person.hair, curl=_OTHER_CURL[person.hair.curl_class])
-        photos = [
-            render(build_model(other), view, blur_face=False)
-            for other in (person, _regrown(person), replace(person, hair=wrong))
-        ]
-        triplets.append(CurlTriplet(*(photo.image for photo in photos), photos[0].hair))
+        own, regrown, other = (
+            render(build_model(somebody), view, blur_face=False)
+            for somebody in (person, _regrown(person), replace(person, hair=wrong))
+        )
+        triplets.append(CurlTriplet(own.image, regrown.image, other.image, own.hair))
     return triplets
 
 

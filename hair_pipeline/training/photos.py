@@ -119,7 +119,8 @@ def augment(
     if degrees:
         turn = cv2.getRotationMatrix2D((width / 2, height / 2), (2 * u[1] - 1) * degrees, 1 + 0.1 * (2 * u[2] - 1))
     else:
-        turn = np.float32([[1, 0, round((2 * u[1] - 1) * width / 20)], [0, 1, round((2 * u[2] - 1) * height / 20)]])
+        dx, dy = round((2 * u[1] - 1) * width / 20), round((2 * u[2] - 1) * height / 20)
+        turn = np.array([[1, 0, dx], [0, 1, dy]], np.float32)
     image = cv2.warpAffine(image, turn, (width, height), borderMode=cv2.BORDER_REFLECT_101)
     contrast, brightness, saturation = (1 + jitter * (2 * v - 1) for v in u[3:])
     pixels = image.astype(np.float32)

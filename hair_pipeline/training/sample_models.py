@@ -15,7 +15,6 @@ The bundle:
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -69,20 +68,25 @@ def train_sample_models(
     Raises:
         PipelineError: a step failed; the message says which file and what to do.
     """
-    began = time.monotonic()
     on_people = _inputs(work / "people", people, profile)
     on_faces = _inputs(work / "faces", faces, profile)
     for shard in read_catalog(on_faces.catalog_path).query("accepted").shard.unique():
         gather_identity_embeddings(shard, on_faces, profile)
     results = {name: train(name, on_people, profile) for name in _ON_PEOPLE}
     results["face-recogniser"] = train("face-recogniser", on_faces, profile)
+    return assemble(out, profile, {"people": people, "faces": faces}, results, triplets)
+
+
+def assemble(
+    out: Path, profile: Profile, renderings: dict[str, Rendering], results: dict[str, TrainResult], triplets: int
+) -> dict[str, Any]:
+    """Put finished trainings together: weights, measured quality, card. Returns the card."""
     with fresh_folder(out) as folder:
         _collect(folder, {name: result.final_dir for name, result in results.items()})
-        quality = {name: result.metrics for name, result in results.items()}
+        quality = {name: dict(result.metrics) for name, result in results.items()}
         trunk = read_perceptual(folder / STAND_IN_PERCEPTUAL, "alex", "stand-in alex", is_stand_in=True)
         quality["perceptual-trunk"] |= ranked_rightly(trunk, curl_triplets(triplets))
-        card = _card(folder, profile, {"people": people, "faces": faces}, results, quality)
-        card["seconds_of_this_run"] = round(time.monotonic() - began)
+        card = _card(folder, profile, renderings, results, quality)
         write_json(folder / CARD, card)
         write_bytes(folder / "README.md", _readme(card).encode())
     return card

@@ -83,7 +83,7 @@ def _told_apart(found: Tensor, tokens: AttributeTokens, classes: Tensor) -> dict
     for place, name in enumerate(ATTRIBUTES):
         known = classes[:, place] >= 0
         if bool(known.any()):
-            table = F.normalize(tokens.tables[place].weight, dim=-1)
+            table = F.normalize(tokens.table(place), dim=-1)
             nearest = (F.normalize(found[known, place], dim=-1) @ table.T).argmax(1)
             accuracies[f"style_{name}_accuracy"] = float((nearest == classes[known, place]).float().mean())
     return accuracies

@@ -6,13 +6,7 @@ The release assets read the verdict and the sign-off again: a blocking check gua
 import dagster as dg
 
 from hair_pipeline.orchestration.assets.processed import identity_embeddings, style_vectors
-from hair_pipeline.orchestration.assets.trained import (
-    face_recogniser,
-    patch_encoder,
-    perceptual_trunk,
-    stage2_checkpoint,
-    style_classifier,
-)
+from hair_pipeline.orchestration.assets.trained import patch_encoder, stage2_checkpoint, style_classifier
 from hair_pipeline.orchestration.compute_tags import CPU, GPU
 from hair_pipeline.orchestration.metadata import numbers, thumbnail
 from hair_pipeline.orchestration.resources import PipelineResource, explained
@@ -25,8 +19,8 @@ from hair_pipeline.orchestration.resources import PipelineResource, explained
         identity_embeddings,
         style_vectors,
         style_classifier,
-        face_recogniser,
-        perceptual_trunk,
+        "face_recogniser",
+        "perceptual_trunk",
     ],
     description="The metrics on held-out people, with confidence intervals, beside the untrained base, and an HTML "
     "report with pictures, worst cases and earlier versions.",
