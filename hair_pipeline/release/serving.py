@@ -29,6 +29,7 @@ from hair_pipeline.inputs.training_face import (
 )
 from hair_pipeline.processing.bald import make_bald
 from hair_pipeline.processing.compositing import paste_back
+from hair_pipeline.processing.fringe import with_forehead
 from hair_pipeline.profile import BaldConfig, InputsConfig, Profile
 from hair_pipeline.settings import Settings, load_settings
 
@@ -162,6 +163,8 @@ class TryOn:
     def redraw(self, person: Request, style: Request, *, seed: int = 0) -> np.ndarray:
         """Put the hair of one photo on the person of another: a full photo in, a full photo out.
 
+        Where the face's box is known, the forehead is repainted too: a fringe may come or go.
+
         Args:
             person, style: photos with a hair mask, of `read_request` (from training_face's outputs or a mask) or made
                 from arrays.
@@ -170,7 +173,8 @@ class TryOn:
             PipelineError: as `style_of` and `__call__`.
         """
         vector = self.style_of(style.photo, style.hair_mask)
-        return self(person.photo, person.hair_mask, person.face_mask, person.identity, vector, seed=seed)
+        hair, face = with_forehead(person.hair_mask, person.face_mask, person.box)
+        return self(person.photo, hair, face, person.identity, vector, seed=seed)
 
     def _draw(self, sample: Sample, identity: np.ndarray | None, style: np.ndarray | None, seed: int) -> np.ndarray:
         """What the model draws for a square, before paste-back; uint8 (S, S, 3)."""
@@ -247,12 +251,14 @@ class Request:
         photo: uint8 RGB (H, W, 3), any size.
         hair_mask, face_mask: bool (H, W); the face mask may be empty.
         identity: training_face's InsightFace embedding (512,) float32, or None.
+        box: x1, y1, x2, y2 of the face in pixels, or None.
     """
 
     photo: np.ndarray
     hair_mask: np.ndarray
     face_mask: np.ndarray
     identity: np.ndarray | None
+    box: np.ndarray | None = None
 
 
 def try_on_files(
@@ -315,7 +321,7 @@ def read_request(
         vector = read_embedding(root, face.embedding_path)
         trusted = identity_reason(face, None, False, vector is not None, config) is None
         hair = _read_mask(mask, width, height) if mask else masks.hair
-        return Request(photo, hair, masks.face & ~hair, vector if trusted else None)
+        return Request(photo, hair, masks.face & ~hair, vector if trusted else None, np.array(face.box))
     if mask is not None:
         return Request(photo, _read_mask(mask, width, height), np.zeros((height, width), bool), None)
     looked = " and ".join(str(root / stem) for root in roots)
