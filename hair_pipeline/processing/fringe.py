@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-BROW = 0.34
-"""Lower edge of the brows, as a share of a face box's height (RetinaFace and SCRFD boxes; the eyes are at 0.40)."""
+BROW = 0.31
+"""Where the brows end, as a share of a face box's height (RetinaFace and SCRFD boxes; the eyes are at 0.40)."""
 
 
 def with_forehead(

@@ -54,7 +54,7 @@ def start_from_prompts(
     vectors, wanted, known = _vectors(styles, train), tokens(classes), (classes >= 0)[..., None].float()
     parameters = [parameter for name, parameter in projection.named_parameters() if name != "null"]
     optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, weight_decay=0.01)
-    spread = vectors.std(0, keepdim=True)
+    spread = vectors.std(0, correction=0, keepdim=True)
     for step in range(_STEPS):
         for group in optimizer.param_groups:
             group["lr"] = _LEARNING_RATE * (1 - step / _STEPS)
