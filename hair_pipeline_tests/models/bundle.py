@@ -46,4 +46,4 @@ def check_bundle(folder: Path) -> None:
     network = LPIPS(pretrained=False, net="alex", pnet_rand=True, verbose=False)
     network.load_state_dict(load_file(folder / "perceptual_alex.safetensors"), strict=False)
     image = torch.rand(1, 3, 64, 64) * 2 - 1
-    assert float(network(image, image)) == 0 < float(network(image, -image))
+    assert float(network(image, image).detach()) == 0 < float(network(image, -image).detach())
