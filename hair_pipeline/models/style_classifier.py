@@ -27,8 +27,8 @@ class StyleClassifier(nn.Module):
 
     The images are resized to `resolution` inside. The two variants differ in kind, so that a model trained
     against the one is not judged by the same eyes:
-    `loss` is a plain ReLU network with average and maximum pooling; `evaluation` is residual (He et al. 2016),
-    with SiLU, strided from the first layer on, and pooled by halves.
+    `loss` is residual (He et al. 2016) with SiLU, strided from the first layer on, and pooled by halves; `evaluation` is
+    a plain ReLU network that begins at full size, with average and maximum pooling, and sees finer strands.
 
     Args:
         variant: which of the two.
@@ -40,9 +40,9 @@ class StyleClassifier(nn.Module):
         super().__init__()
         self.config: dict[str, Any] = {"variant": variant, "width": width, "resolution": resolution}
         if variant == "loss":
-            self.trunk: nn.Module = _PlainTrunk(width)
+            self.trunk: nn.Module = _ResidualTrunk(width)
         elif variant == "evaluation":
-            self.trunk = _ResidualTrunk(width)
+            self.trunk = _PlainTrunk(width)
         else:
             raise ValueError(f"variant {variant!r} is neither loss nor evaluation")
         self.heads = nn.ModuleDict({name: nn.Linear(8 * width, classes) for name, classes in HEADS.items()})

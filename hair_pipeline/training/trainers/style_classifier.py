@@ -21,7 +21,7 @@ from hair_pipeline.training.photos import LabelledImages, PhotoStore, in_batches
 from hair_pipeline.training.sampler import Batches, StreamBatches
 from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
 
-VARIANTS = ("loss", "evaluation")
+VARIANTS = ("evaluation", "loss")
 
 
 def run(context: Context) -> Finished:
