@@ -33,12 +33,12 @@ from hair_pipeline_tests.inputs.tiny_inputs import write_tiny_inputs
 
 
 def small_profile(steps: int, accumulation: int) -> Profile:
-    """The sample profile at 64 pixels, every trainer for `steps` steps, pixel losses at every step."""
+    """The sample profile and the sample models' recipe at 64 pixels, every trainer for `steps` steps, pixel losses at every step."""
     values = load_profile("sample").model_dump()
-    values["base_training"] |= {"resolution": 64, "vae_steps": steps, "unet_steps": steps}
-    values["base_training"] |= {"recogniser_steps": steps, "perceptual_steps": steps}
+    brief = {"steps": steps, "batch_size": 4, "learning_rate": 1e-3}
+    values["base_training"] = {"resolution": 64, "vae": brief, "unet": brief, "recogniser": brief, "perceptual": brief}
     values["patch_encoder"] |= {"steps": steps, "width": 8, "embedding_dim": 16, "input_size": 32}
-    values["classifier"] |= {"steps": steps, "width": 4, "resolution": 64}
+    values["classifier"] |= {"start": "random", "steps": steps, "width": 4, "resolution": 64}
     for stage in ("stage1", "stage2"):
         values[stage] |= {"resolution": 64, "max_steps": steps, "batch_size": 4, "validate_every": steps}
         values[stage] |= {"gradient_accumulation_steps": accumulation}

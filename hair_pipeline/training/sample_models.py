@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from hair_pipeline.files import hash_file, write_bytes, write_json
+from hair_pipeline.files import hash_file, read_json, write_bytes, write_json
 from hair_pipeline.inputs.catalog import build_catalog, read_catalog
 from hair_pipeline.models.attribute_tokens import AttributeTokens
 from hair_pipeline.models.perceptual import read_perceptual
@@ -111,6 +111,9 @@ def _collect(folder: Path, finals: dict[str, Path]) -> None:
     for name, kind in parts.items():
         network = kind.from_pretrained(trained / name, local_files_only=True, use_safetensors=True)
         network.to(torch.float16).save_pretrained(base / name)
+        config = read_json(base / name / "config.json")
+        config.pop("_name_or_path", None)  # of the machine it was trained on
+        write_json(base / name / "config.json", config)
     shutil.copytree(trained / "scheduler", base / "scheduler")
     shutil.copyfile(finals["perceptual-trunk"] / STAND_IN_PERCEPTUAL, folder / STAND_IN_PERCEPTUAL)
     shutil.copyfile(finals["face-recogniser"] / STAND_IN_RECOGNISER, folder / STAND_IN_RECOGNISER)
@@ -139,7 +142,7 @@ def _card(
             for name, values in quality.items()
         },
         "trained_on": {name: result.data_version for name, result in results.items()},
-        "environment": {key: about[key] for key in ("python", "platform", "packages", "cpus")},
+        "environment": {key: about[key] for key in ("python", "packages", "cpus")},
         "files": {path.relative_to(folder).as_posix(): hash_file(path) for path in files},
         "bytes": sum(path.stat().st_size for path in files),
     }

@@ -28,7 +28,7 @@ from hair_pipeline.models.recogniser import SmallFaceNet, export_onnx
 from hair_pipeline.models.style_classifier import StyleClassifier
 from hair_pipeline.models.weights import STAND_IN_PERCEPTUAL, STAND_IN_RECOGNISER
 from hair_pipeline.processing.shards import gather_identity_embeddings
-from hair_pipeline.profile import Profile, load_profile
+from hair_pipeline.profile import Profile, StyleVectorConfig, load_profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.fingerprints import weights_version
 from hair_pipeline.training.runs import TrainResult
@@ -82,6 +82,7 @@ def tiny_profile() -> Profile:
         "stage2": profile.stage2.model_copy(update={"resolution": 64}),
         "evaluation": profile.evaluation.model_copy(update={"steps": 2, "batch_size": 4, "grid_rows": 3}),
         "models": profile.models.model_copy(update={"lora_rank": 2}),
+        "style_vectors": StyleVectorConfig(source="patch_encoder"),
     }
     return profile.model_copy(update=parts)
 

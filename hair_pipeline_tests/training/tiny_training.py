@@ -18,11 +18,10 @@ def tiny_profile() -> Profile:
     """The sample profile with two or three steps everywhere."""
     sample = load_profile("sample")
     values = sample.model_dump()
-    values["base_training"] |= {
-        "resolution": 64, "vae_steps": 3, "unet_steps": 3, "recogniser_steps": 3, "perceptual_steps": 2
-    }  # fmt: skip
+    few = {"steps": 3, "batch_size": 4, "learning_rate": 1e-3}
+    values["base_training"] = {"resolution": 64, "vae": few, "unet": few, "recogniser": few, "perceptual": few}
     values["patch_encoder"] |= {"steps": 3, "width": 8, "embedding_dim": 16, "input_size": 32}
-    values["classifier"] |= {"steps": 3, "width": 4, "resolution": 64}
+    values["classifier"] |= {"start": "random", "steps": 3, "width": 4, "resolution": 64}
     for stage in ("stage1", "stage2"):
         values[stage] |= {"resolution": 64, "max_steps": 4, "batch_size": 4, "validate_every": 2, "checkpoint_every": 2}
         values[stage]["losses"] |= {"pixel_every": 1, "pixel_max_t": 1.0}
