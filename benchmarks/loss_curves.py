@@ -33,7 +33,7 @@ from hair_pipeline_tests.inputs.tiny_inputs import write_tiny_inputs
 
 
 def small_profile(steps: int, accumulation: int) -> Profile:
-    """The sample profile and the sample models' recipe at 64 pixels, every trainer for `steps` steps, pixel losses at every step."""
+    """The sample profile and the recipe at 64 pixels, every trainer for `steps` steps, pixel losses at every step."""
     values = load_profile("sample").model_dump()
     brief = {"steps": steps, "batch_size": 4, "learning_rate": 1e-3}
     values["base_training"] = {"resolution": 64, "vae": brief, "unet": brief, "recogniser": brief, "perceptual": brief}

@@ -27,8 +27,8 @@ class StyleClassifier(nn.Module):
 
     The images are resized to `resolution` inside. The two variants differ in kind, so that a model trained
     against the one is not judged by the same eyes:
-    `loss` is residual (He et al. 2016) with SiLU, strided from the first layer on, and pooled by halves; `evaluation` is
-    a plain ReLU network that begins at full size, with average and maximum pooling, and sees finer strands.
+    `loss` is residual (He et al. 2016) with SiLU, strided from the first layer on, and pooled by halves;
+    `evaluation` is a plain ReLU network that begins at full size, pools by average and maximum, and sees finer strands.
 
     Args:
         variant: which of the two.

@@ -52,17 +52,18 @@ def test_the_vae_keeps_strangers_at_28_decibels(strangers: list[tuple[Person, Vi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["loss", "evaluation"])
+@pytest.mark.parametrize(("variant", "least_curl", "least_bangs"), [("loss", 0.5, 0.85), ("evaluation", 0.8, 0.85)])
 def test_the_classifiers_see_curl_and_bangs_of_strangers(
-    strangers: list[tuple[Person, View, Photo]], variant: str
+    strangers: list[tuple[Person, View, Photo]], variant: str, least_curl: float, least_bangs: float
 ) -> None:
+    """Floors under what the card says of held-out people; by chance it would be 1/3 and 1/2."""
     classifier = StyleClassifier.load(SAMPLE_MODELS_ROOT / "style_classifier" / variant)
     with torch.no_grad():
         seen = classifier(pixels(strangers, 128))
     curl = torch.tensor([CURL_CLASSES.index(person.hair.curl_class) for person, _, _ in strangers])
     bangs = torch.tensor([int(person.hair.has_bangs) for person, _, _ in strangers])
-    assert float((seen["curl"].argmax(1) == curl).float().mean()) >= 0.9
-    assert float((seen["bangs"].argmax(1) == bangs).float().mean()) >= 0.95
+    assert float((seen["curl"].argmax(1) == curl).float().mean()) >= least_curl
+    assert float((seen["bangs"].argmax(1) == bangs).float().mean()) >= least_bangs
 
 
 @pytest.mark.slow
