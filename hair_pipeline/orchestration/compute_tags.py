@@ -20,15 +20,35 @@ class ComputeMark(TypedDict):
     pool: str
 
 
-GPU: ComputeMark = {
-    "op_tags": {
-        "hair_pipeline/accelerator": "gpu",
-        "dagster-ray/config": {"num_gpus": 1},
-        "dagster-k8s/config": {"container_config": {"resources": {"limits": {"nvidia.com/gpu": "1"}}}},
-    },
-    "pool": GPU_POOL,
-}
-"""Steps that train or run a network. The pool's limit of 1 keeps two runs from sharing one card."""
+def gpus(count: int) -> ComputeMark:
+    """Steps that train or run a network on `count` GPUs of one machine.
+
+    The pool's limit of 1 keeps two runs from sharing the cards of one machine.
+    """
+    return {
+        "op_tags": {
+            "hair_pipeline/accelerator": "gpu",
+            # Its own environment, in place of the executor's, which hides all cards: Ray shows the ones it assigns.
+            "dagster-ray/config": {"num_gpus": count, "runtime_env": {"env_vars": {}}},
+            "dagster-k8s/config": {
+                "container_config": {
+                    "resources": {"limits": {"nvidia.com/gpu": str(count)}},
+                    "volume_mounts": [{"name": "shared-memory", "mount_path": "/dev/shm"}],
+                },
+                "pod_spec_config": {
+                    # GPU nodes are usually kept free of other pods by this taint.
+                    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+                    # Data loading processes hand over batches in /dev/shm, which is 64 MiB without this.
+                    "volumes": [{"name": "shared-memory", "empty_dir": {"medium": "Memory", "size_limit": "8Gi"}}],
+                },
+            },
+        },
+        "pool": GPU_POOL,
+    }
+
+
+GPU: ComputeMark = gpus(1)
+"""Steps that run a network, or train one that a single card is enough for."""
 
 CPU: ComputeMark = {
     "op_tags": {

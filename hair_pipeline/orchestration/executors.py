@@ -12,6 +12,9 @@ import dagster as dg
 
 from hair_pipeline.errors import PipelineError
 
+FORWARDED_PREFIXES = ("HAIR_PIPELINE_", "DAGSTER_HOME", "DAGSTER_PG_", "OMP_", "HF_")
+"""Environment variables that steps on other machines need too."""
+
 
 def local_executor() -> dg.ExecutorDefinition:
     """Every step in a process of its own on this machine; pools keep GPU steps one at a time, across runs.
@@ -28,12 +31,22 @@ def local_executor() -> dg.ExecutorDefinition:
 
 
 def ray_executor() -> dg.ExecutorDefinition:
-    """Every step as a Ray job; GPU assets ask for one GPU (extra `ray`)."""
+    """Every step as a Ray job of the cluster at RAY_ADDRESS; GPU assets ask for a GPU (extra `ray`).
+
+    Jobs have the environment of the cluster, not of whoever submits them, so the variables that say what the pipeline
+    works on go with every step.
+    """
     try:
         from dagster_ray import ray_executor as executor
     except ImportError as error:
         raise _missing_extra("ray") from error
-    return executor
+    variables = sorted(name for name in os.environ if name.startswith(FORWARDED_PREFIXES))
+    lane = {
+        "env_vars": variables,
+        "num_cpus": 1,  # a job without any resource would be pinned to the head node
+        "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}},  # num_gpus=0 alone hides no card
+    }
+    return executor.configured({"ray": lane}, name="ray")
 
 
 def k8s_executor() -> dg.ExecutorDefinition:

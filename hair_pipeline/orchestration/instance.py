@@ -6,9 +6,11 @@ Does not belong here: the instance's configuration, which is `dagster.yaml`.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -16,7 +18,7 @@ import yaml
 from dagster._core.instance.ref import InstanceRef
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.files import write_bytes
+from hair_pipeline.files import make_folder, write_bytes
 from hair_pipeline.orchestration.compute_tags import CPU_POOL, GPU_POOL
 from hair_pipeline.settings import PROJECT_ROOT, Settings
 
@@ -43,16 +45,32 @@ def open_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     Raises:
         PipelineError: the folder cannot be written to.
     """
-    if os.environ.get("DAGSTER_HOME"):
-        with dg.DagsterInstance.get() as instance:
+    if configured := os.environ.get("DAGSTER_HOME"):
+        home, opened = Path(configured), dg.DagsterInstance.get
+    else:
+        home, opened = dagster_home(settings), partial(_open_own, dagster_home(settings))
+    with ExitStack() as stack:
+        with _one_at_a_time(home):
+            instance = stack.enter_context(opened())
             _prepare(instance)
-            yield instance
-        return
-    home = dagster_home(settings)
-    write_bytes(home / "dagster.yaml", yaml.safe_dump(_configuration(home), sort_keys=False).encode())
-    with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home))) as instance:
-        _prepare(instance)
         yield instance
+
+
+def _open_own(home: Path) -> dg.DagsterInstance:
+    write_bytes(home / "dagster.yaml", yaml.safe_dump(_configuration(home), sort_keys=False).encode())
+    return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home)))
+
+
+@contextmanager
+def _one_at_a_time(home: Path) -> Iterator[None]:
+    """Two commands that start in the same moment would both make the tables and the pools, and one would fail."""
+    make_folder(home)
+    folder = os.open(home, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _configuration(home: Path) -> dict:

@@ -40,10 +40,10 @@ class Lineage:
             "HAIR_PIPELINE_MODELS_DIR": str(self.settings.models_dir),
         }
 
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "hair_pipeline.cli", *arguments],
-            env=self.environment,
+            env=self.environment | environment,
             cwd=self.inputs.root,
             capture_output=True,
             text=True,
@@ -91,17 +91,21 @@ def expected_assets(lineage: Lineage) -> set[str]:
 
 def test_every_asset_is_materialised_in_a_process_of_its_own(lineage, first):
     with dg.DagsterInstance.from_config(str(lineage.home)) as instance:
-        materialised = {
-            key.to_user_string()
-            for key in instance.all_asset_keys()
-            if instance.get_latest_materialization_event(key) is not None
-        }
+        materialised = materialised_assets(instance)
         steps = steps_by_process(instance)
         assert instance.event_log_storage.get_concurrency_info("gpu").slot_count == 1
     assert materialised == expected_assets(lineage)
     made_together = {"bald_images", "hair_only_images", "hair_patches"}
     assert materialised - made_together | {"image_parts"} <= set().union(*steps.values())
     assert all(len(names) == 1 for names in steps.values())
+
+
+def materialised_assets(instance: dg.DagsterInstance) -> set[str]:
+    return {
+        key.to_user_string()
+        for key in instance.all_asset_keys()
+        if instance.get_latest_materialization_event(key) is not None
+    }
 
 
 def steps_by_process(instance: dg.DagsterInstance) -> dict[tuple[str, str], set[str]]:
