@@ -12,7 +12,7 @@ import dagster as dg
 
 from hair_pipeline.errors import PipelineError
 
-FORWARDED_PREFIXES = ("HAIR_PIPELINE_", "DAGSTER_HOME", "DAGSTER_PG_", "OMP_", "HF_")
+FORWARDED_PREFIXES = ("HAIR_PIPELINE_", "DAGSTER_HOME", "DAGSTER_PG_", "DAGSTER_POSTGRES_", "OMP_", "HF_")
 """Environment variables that steps on other machines need too."""
 
 

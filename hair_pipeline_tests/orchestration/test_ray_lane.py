@@ -1,6 +1,8 @@
 """The executor `ray` on a real Ray cluster of this machine with one pretended GPU, in a process of its own."""
 
 import json
+import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -23,6 +25,9 @@ from hair_pipeline_tests.orchestration.test_local_lane import instance_folder, l
 pytest.importorskip("dagster_ray", reason="needs the extra `ray`: uv sync --extra ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+"""A cluster lets nobody in without its token."""
+
 
 class Cluster:
     """The cluster's process, its address, and the jobs it was given."""
@@ -34,12 +39,13 @@ class Cluster:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "hair_pipeline_tests.orchestration.ray_cluster", str(port)],
             cwd=PROJECT_ROOT,
+            env=os.environ | TOKEN,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=(folder / "ray.log").open("w"),
             text=True,
         )
-        self.address = self._answer()
+        self.access = {"RAY_ADDRESS": self._answer(), **TOKEN}
 
     def _answer(self) -> str:
         assert self.process.stdout is not None
@@ -74,7 +80,7 @@ def test_gpu_steps_get_the_card_and_no_other_step_sees_one(tmp_path, cluster):
         instance_folder(tmp_path),
         journal,
         "only",
-        RAY_ADDRESS=cluster.address,
+        **cluster.access,
         HAIR_PIPELINE_TEST_EXECUTOR="ray",
         HAIR_PIPELINE_PROFILE="rtx24gb",
     )
@@ -94,7 +100,7 @@ def test_gpu_steps_get_the_card_and_no_other_step_sees_one(tmp_path, cluster):
 
 def test_the_whole_lineage_runs_on_the_cluster(tmp_path, cluster):
     lineage = Lineage(tmp_path)
-    done = lineage.command("run", HAIR_PIPELINE_EXECUTOR="ray", RAY_ADDRESS=cluster.address)
+    done = lineage.command("run", HAIR_PIPELINE_EXECUTOR="ray", **cluster.access)
     assert done.returncode == 0, done.stdout + done.stderr
     with dg.DagsterInstance.from_config(str(lineage.home)) as instance:
         assert materialised_assets(instance) == expected_assets(lineage)
