@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from hair_pipeline import __version__
-from hair_pipeline.errors import PipelineError
+from hair_pipeline.errors import PipelineError, is_transient
 from hair_pipeline.files import refuse_if_full
 from hair_pipeline.profile import load_profile
 from hair_pipeline.settings import SAMPLE_MODELS_ROOT, SAMPLE_MODELS_WORK, SAMPLE_ROOT, Settings, load_settings
@@ -456,11 +456,23 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
-    except PipelineError as error:
-        if error_file := os.environ.get("HAIR_PIPELINE_ERROR_FILE"):
-            Path(error_file).write_text(error.message, encoding="utf-8")
+    except Exception as error:
+        _tell_parent(error)
+        if not isinstance(error, PipelineError):
+            raise
         console.print(f"[bold red]error:[/bold red] {escape(error.message)}", soft_wrap=True)
         sys.exit(1)
+
+
+def _tell_parent(error: Exception) -> None:
+    """Leave the error for the step that started this command. Of several processes, the first to fail is the cause."""
+    if not (path := os.environ.get("HAIR_PIPELINE_ERROR_FILE")):
+        return
+    import json
+
+    message = error.message if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
+    with suppress(FileExistsError), Path(path).open("x", encoding="utf-8") as file:
+        json.dump({"message": message, "transient": is_transient(error)}, file)
 
 
 if __name__ == "__main__":

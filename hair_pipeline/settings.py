@@ -49,6 +49,23 @@ class Settings(BaseSettings):
         default=SAMPLE_MODELS_ROOT, description="the small networks that stand in for downloads"
     )
     executor: Literal["local", "ray", "k8s"] = "local"
+    training_processes: int = Field(
+        default=1,
+        ge=1,
+        description="processes of Stage 1 and Stage 2 on one machine: as many as it has GPUs to train on",
+    )
+    torchrun_options: str = Field(
+        default="", description="of torchrun, for several machines: --nnodes, --rdzv-backend, --rdzv-endpoint"
+    )
+
+    alert_webhook: str | None = Field(
+        default=None, pattern="^https?://", description='URL that gets {"text": ...} by POST when a run fails'
+    )
+    dagster_url: str = Field(
+        default="http://127.0.0.1:3000",
+        pattern="^https?://",
+        description="where people see the UI; for links in alerts",
+    )
 
     @field_validator(
         "k_hairstyle_root",

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import dagster as dg
+from dagster._core.definitions.external_asset import create_external_asset_from_source_asset
 
+from hair_pipeline.orchestration.alerts import run_failed
 from hair_pipeline.orchestration.assets.inputs import catalog, k_hairstyle_images, training_face_outputs
 from hair_pipeline.orchestration.assets.processed import (
     identity_embeddings,
@@ -22,9 +24,13 @@ from hair_pipeline.orchestration.checks import CHECKS
 from hair_pipeline.orchestration.code_versions import with_profile
 from hair_pipeline.orchestration.executors import build_executor
 from hair_pipeline.orchestration.jobs import JOBS
+from hair_pipeline.orchestration.owners import with_owner
 from hair_pipeline.orchestration.resources import PipelineResource
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings, load_settings
+
+SOURCES = [create_external_asset_from_source_asset(source) for source in (k_hairstyle_images, training_face_outputs)]
+"""As Dagster itself turns them into assets: only in this form can they have owners and kinds."""
 
 ASSETS = [
     catalog,
@@ -64,15 +70,17 @@ def build_defs(
     """
     settings = settings or load_settings()
     profile = settings.profile_values
-    assets = dg.map_asset_specs(lambda spec: with_profile(spec, profile), [*_base_assets(profile), *ASSETS])
+    assets = dg.map_asset_specs(
+        lambda spec: with_owner(with_profile(spec, profile)), [*SOURCES, *_base_assets(profile), *ASSETS]
+    )
     return dg.Definitions(
-        assets=[k_hairstyle_images, training_face_outputs, *assets],
+        assets=assets,
         asset_checks=CHECKS,
         jobs=JOBS,
+        sensors=[run_failed],
         executor=build_executor(settings.executor),
         resources={
             "pipeline": PipelineResource(),
-            "pipes": dg.PipesSubprocessClient(),
             **(resource_overrides or {}),
         },
     )

@@ -20,6 +20,7 @@ from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.execution.api import execute_run_iterator
 from dagster._core.loader import LoadingContext
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+from dagster._utils.error import SerializableErrorInfo
 
 from hair_pipeline.orchestration.instance import PID_TAG, process_tag
 from hair_pipeline.orchestration.partitions import MAX_SHARDS_PER_RUN, SHARDS
@@ -37,7 +38,7 @@ class Step:
     """What happened to one step of a run, for progress output."""
 
     assets: str
-    kind: str  # "start" | "success" | "failure"
+    kind: str  # "start" | "success" | "retry" | "failure"
     message: str = ""
 
 
@@ -261,7 +262,8 @@ def _execute(
     outcome: Outcome,
 ) -> None:
     instance, job = lineage.instance, lineage.repository.get_reconstructable_job(IMPLICIT_ASSET_JOB_NAME)
-    tags = {LAUNCHER_TAG: launched_by, PID_TAG: process_tag() or ""}
+    # A daemon that is running too must not take up again what this command runs.
+    tags = {LAUNCHER_TAG: launched_by, PID_TAG: process_tag() or "", "dagster/max_retries": "0"}
     if round_.shards:
         tags |= {ASSET_PARTITION_RANGE_START_TAG: round_.shards[0], ASSET_PARTITION_RANGE_END_TAG: round_.shards[-1]}
     subset = job.get_subset(asset_selection=frozenset(round_.assets))
@@ -307,6 +309,8 @@ def _record(event: dg.DagsterEvent, lineage: Lineage, on_step: Callable[[Step], 
         message = _failure_message(event)
         outcome.failures |= dict.fromkeys(lineage.made_by(name), message)
         on_step(Step(name, "failure", message))
+    elif event.is_step_up_for_retry:
+        on_step(Step(name, "retry", root_message(event.step_retry_data.error)))
     elif event.is_step_materialization and event.asset_key:
         outcome.materialised.append(event.asset_key.to_user_string())
     elif event.is_run_failure and not outcome.failures:
@@ -328,7 +332,11 @@ def _failure_message(event: dg.DagsterEvent) -> str:
     data = event.step_failure_data
     if data.user_failure_data and data.user_failure_data.description:
         return str(data.user_failure_data.description)
-    error = data.error
+    return root_message(data.error) or str(event.message)
+
+
+def root_message(error: SerializableErrorInfo | None) -> str:
+    """What the first of a chain of errors says."""
     while error is not None and error.cause is not None:
         error = error.cause
-    return error.message.strip() if error is not None else str(event.message)
+    return error.message.strip() if error is not None else ""

@@ -61,7 +61,9 @@ class StepProgress:
         task, started = self._running.pop(step.assets, (None, time.monotonic()))
         if task is not None:
             self._progress.remove_task(task)
-        mark = "[green]done[/green]  " if step.kind == "success" else "[red]failed[/red]"
+        mark = {"success": "[green]done[/green]  ", "retry": "[yellow]again[/yellow] "}.get(
+            step.kind, "[red]failed[/red]"
+        )
         self._console.print(f"   {mark} {step.assets}  {time.monotonic() - started:.1f} s")
         if step.message:
             self._console.print(f"          {escape(step.message)}", soft_wrap=True)

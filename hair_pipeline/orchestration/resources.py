@@ -10,9 +10,12 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from hair_pipeline.errors import PipelineError
+from hair_pipeline.errors import PipelineError, is_transient
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings, load_settings
+
+RETRIES = dg.RetryPolicy(max_retries=3, delay=30, backoff=dg.Backoff.EXPONENTIAL)
+"""How often a step is tried again after a fault that passes by itself: after 30, 90 and 210 seconds."""
 
 
 class PipelineResource(dg.ConfigurableResource):
@@ -31,8 +34,25 @@ class PipelineResource(dg.ConfigurableResource):
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn a `PipelineError` into a `dg.Failure` that shows its message and is not retried: retrying mends no input."""
+    """Tell faults that pass by themselves from those that do not, and show what a `PipelineError` says.
+
+    A transient fault (`errors.is_transient`) makes Dagster try the step again, as `RETRIES` says; what is done
+    stays done. Any other is final at once: trying again mends no input.
+    """
     try:
         yield
-    except PipelineError as error:
-        raise dg.Failure(description=error.message, allow_retries=False) from error
+    except Exception as error:
+        if is_transient(error):
+            raise try_again() from error
+        if isinstance(error, PipelineError):
+            raise dg.Failure(description=error.message, allow_retries=False) from error
+        raise
+
+
+def try_again() -> dg.RetryRequested:
+    """The exception that asks Dagster to run the present step once more."""
+    try:
+        attempt = dg.OpExecutionContext.get().retry_number + 1
+    except dg.DagsterInvariantViolationError:  # outside of a step
+        attempt = 1
+    return dg.RetryRequested(RETRIES.max_retries, RETRIES.calculate_delay(attempt))

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hair_pipeline.errors import PipelineError
+from hair_pipeline.errors import PipelineError, TransientError
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
@@ -214,13 +214,34 @@ def _run(trainer: Trainer, plan: RunPlan, settings: Settings, profile: Profile, 
     try:
         finished: Finished = module.run(Context(settings, profile, plan.run_dir, resume))
     except torch.OutOfMemoryError as error:
-        raise PipelineError(
-            f"{plan.name}: out of memory ({str(error).splitlines()[0]})",
-            file=plan.run_dir,
-            remedy="lower the batch size or the resolution in the profile, and free the GPU of other programs; "
-            "the last checkpoint is kept",
-        ) from error
+        raise _out_of_memory(plan, error) from error
     return finished
+
+
+_MUCH_MEMORY = 2 << 30
+"""Bytes on the GPU that are not this process's: less may be the driver's or a desktop's."""
+
+
+def _out_of_memory(plan: RunPlan, error: Exception) -> PipelineError:
+    """What to say: other programs may leave the GPU again, too large a batch stays too large."""
+    import torch
+
+    what = f"{plan.name}: out of memory ({str(error).splitlines()[0]})"
+    others = 0
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        others = total - free - torch.cuda.memory_reserved()
+    if others > _MUCH_MEMORY:
+        return TransientError(
+            f"{what}; other programs hold {others / 2**30:.1f} GiB of the GPU",
+            file=plan.run_dir,
+            remedy="free the GPU of them; the last checkpoint is kept",
+        )
+    return PipelineError(
+        what,
+        file=plan.run_dir,
+        remedy="lower the batch size or the resolution in the profile; the last checkpoint is kept",
+    )
 
 
 def _refuse_empty_split(settings: Settings) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from hair_pipeline.errors import PipelineError
+from hair_pipeline.errors import PipelineError, TransientError
 from hair_pipeline.training import checkpoint, processes
 from hair_pipeline.training.ema import Ema
 from hair_pipeline.training.journal import Silence, journal
@@ -38,7 +38,7 @@ MAX_BAD_STEPS = 10
 """So many optimizer steps in a row with a non-finite loss stop the run."""
 
 
-class Interrupted(PipelineError):
+class Interrupted(TransientError):
     """The run was asked to stop (SIGTERM) and has saved its state."""
 
 

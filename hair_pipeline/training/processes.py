@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hair_pipeline.errors import PipelineError
+from hair_pipeline.errors import PipelineError, TransientError
 
 _TIMEOUT = timedelta(hours=1)
 """The others wait this long while the first one validates or saves. A process that dies is noticed at once."""
@@ -46,7 +46,8 @@ def connect() -> None:
     """Join the other processes when torchrun started this one; else nothing.
 
     Raises:
-        PipelineError: the others cannot be reached.
+        PipelineError: there are fewer GPUs than processes.
+        TransientError: the others cannot be reached.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or dist.is_initialized():
         return
@@ -62,7 +63,7 @@ def connect() -> None:
     try:
         dist.init_process_group(backend, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        raise PipelineError(
+        raise TransientError(
             f"the processes cannot reach one another ({error})", remedy="check MASTER_ADDR, MASTER_PORT and the network"
         ) from error
 

@@ -1,4 +1,4 @@
-"""A lineage that only says what it saw: which cards were visible, and from when to when. Used by the tests of the lanes.
+"""A lineage that only says what it saw: which cards it could see, and when. Used by the tests of the lanes.
 
 HAIR_PIPELINE_TEST_JOURNAL names the file that the steps write to, HAIR_PIPELINE_TEST_EXECUTOR the executor.
 """

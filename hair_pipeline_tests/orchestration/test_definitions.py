@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from hair_pipeline.orchestration.build import build_defs
+from hair_pipeline.orchestration.build import ASSETS, build_defs
 from hair_pipeline.orchestration.compute_tags import CPU, GPU
 from hair_pipeline.settings import Settings
 
@@ -72,6 +72,21 @@ def test_every_asset_and_check_explains_itself():
     assert all(graph.get(key).description for key in graph.get_all_asset_keys())
     for key in graph.asset_check_keys:
         assert "On failure" in graph.get(key).description or "nothing is" in graph.get(key).description, key
+
+
+def test_every_asset_has_an_owner_a_kind_and_if_it_is_made_here_a_code_version():
+    graph = build_defs().resolve_asset_graph()
+    for node in graph.asset_nodes:
+        assert node.owners, node.key
+        assert node.kinds, node.key
+        assert node.code_version or not node.is_materializable, node.key
+
+
+def test_the_launchpad_explains_the_run_config():
+    stage2 = next(asset for asset in ASSETS if "stage2_checkpoint" in str(asset.keys))
+    fields = stage2.op.config_schema.config_type.fields
+    assert set(fields) == {"start_over", "keep_going"}
+    assert all(len(field.description) > 50 for field in fields.values())
 
 
 def test_a_change_of_the_profile_changes_the_code_versions_it_concerns(tmp_path):

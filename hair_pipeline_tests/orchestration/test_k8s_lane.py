@@ -1,9 +1,10 @@
-"""The executor `k8s`: the jobs that dagster-k8s itself makes of our steps, as it would send them to the cluster."""
+"""The executor `k8s`: the jobs that dagster-k8s itself makes of our steps on the cluster of deploy/kubernetes."""
 
 from unittest import mock
 
 import dagster as dg
 import pytest
+import yaml
 from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.execution.api import create_execution_plan
@@ -17,18 +18,15 @@ from dagster._grpc.types import ExecuteStepArgs
 from hair_pipeline.orchestration.compute_tags import gpus
 from hair_pipeline.orchestration.executors import build_executor
 from hair_pipeline.orchestration.launch import DEFINITIONS_MODULE
+from hair_pipeline.settings import PROJECT_ROOT
 from hair_pipeline_tests.orchestration.test_definitions import ON_GPU
 
 pytest.importorskip("dagster_k8s", reason="needs the extra `k8s`: uv sync --extra k8s")
-kubernetes_validate = pytest.importorskip("kubernetes_validate")
+kubernetes_client = pytest.importorskip("kubernetes.client")
+kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="needs the extra `dev`")
 
-CONFIGURATION = {
-    "job_image": "hair-pipeline:cuda",
-    "job_namespace": "hair-pipeline",
-    "retries": {"enabled": {}},
-    "volumes": [{"name": "data", "persistent_volume_claim": {"claim_name": "hair-pipeline-data"}}],
-    "volume_mounts": [{"name": "data", "mount_path": "/data"}],
-}
+LAUNCHER = yaml.safe_load((PROJECT_ROOT / "deploy" / "kubernetes" / "dagster.yaml").read_text())["run_launcher"]
+DATA = {"/data/inputs", "/data/training"}
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +34,14 @@ def jobs() -> dict[str, dict]:
     """Step -> the Kubernetes job, as the API would get it."""
     repository = ReconstructableRepository.for_module(DEFINITIONS_MODULE, "defs")
     job = repository.get_reconstructable_job(IMPLICIT_ASSET_JOB_NAME)
-    with dg.DagsterInstance.ephemeral() as instance, mock.patch("kubernetes.config.load_incluster_config"):
+    overrides = {"run_launcher": LAUNCHER, "telemetry": {"enabled": False}}
+    with (
+        mock.patch("kubernetes.config.load_incluster_config"),
+        dg.DagsterInstance.local_temp(overrides=overrides) as instance,
+    ):
         definition = build_executor("k8s")
-        executor = definition.executor_creation_fn(InitExecutorContext(job, definition, CONFIGURATION, instance))
+        configuration = {"retries": {"enabled": {}}, "job_image": "hair-pipeline:cuda"}
+        executor = definition.executor_creation_fn(InitExecutorContext(job, definition, configuration, instance))
         plan = create_execution_plan(job)
         run = instance.create_run_for_job(job.get_definition(), execution_plan=plan)
         return {step.key: rendered(step, plan, job, run, instance, executor) for step in plan.steps}
@@ -70,9 +73,7 @@ def rendered(step, plan, job, run, instance, executor) -> dict:
     handler._api_client.batch_api = api
     list(handler.launch_step(StepHandlerContext(instance, context, [step], arguments, run)))
     body = api.create_namespaced_job.call_args.kwargs["body"]
-    from kubernetes.client import ApiClient
-
-    return ApiClient().sanitize_for_serialization(body)
+    return kubernetes_client.ApiClient().sanitize_for_serialization(body)
 
 
 def limits(job: dict) -> dict:
@@ -92,12 +93,12 @@ def test_gpu_steps_may_stand_on_tainted_nodes_and_have_shared_memory_for_the_dat
         taints = [toleration["key"] for toleration in pod.get("tolerations") or []]
         mounts = {mount["mountPath"] for container in pod["containers"] for mount in container["volumeMounts"]}
         assert (taints == ["nvidia.com/gpu"]) == (step in ON_GPU)
-        assert mounts == ({"/data", "/dev/shm"} if step in ON_GPU else {"/data"})
+        assert mounts == (DATA | {"/dev/shm"} if step in ON_GPU else DATA)
 
 
 def test_the_jobs_are_what_kubernetes_accepts(jobs):
     for job in jobs.values():
-        kubernetes_validate.validate({"apiVersion": "batch/v1", "kind": "Job", **job}, "1.34", strict=True)
+        kubernetes_validate.validate(job, "1.36", strict=True)
 
 
 def test_training_on_several_cards_asks_for_all_of_them():

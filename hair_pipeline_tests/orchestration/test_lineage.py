@@ -40,14 +40,14 @@ class Lineage:
             "HAIR_PIPELINE_MODELS_DIR": str(self.settings.models_dir),
         }
 
-    def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def command(self, *arguments: str, patience: float = 560, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "hair_pipeline.cli", *arguments],
             env=self.environment | environment,
             cwd=self.inputs.root,
             capture_output=True,
             text=True,
-            timeout=560,
+            timeout=patience,
             check=False,
         )
 

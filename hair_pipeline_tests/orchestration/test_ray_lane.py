@@ -27,6 +27,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 """A cluster lets nobody in without its token."""
+INSTALLED_HERE = {
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # as `uv run ray start` does
+    "PYTHONPATH": str(PROJECT_ROOT),  # for this folder of tests
+}
 
 
 class Cluster:
@@ -39,7 +43,7 @@ class Cluster:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "hair_pipeline_tests.orchestration.ray_cluster", str(port)],
             cwd=PROJECT_ROOT,
-            env=os.environ | TOKEN,
+            env=os.environ | TOKEN | INSTALLED_HERE,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=(folder / "ray.log").open("w"),
@@ -100,7 +104,7 @@ def test_gpu_steps_get_the_card_and_no_other_step_sees_one(tmp_path, cluster):
 
 def test_the_whole_lineage_runs_on_the_cluster(tmp_path, cluster):
     lineage = Lineage(tmp_path)
-    done = lineage.command("run", HAIR_PIPELINE_EXECUTOR="ray", **cluster.access)
+    done = lineage.command("run", patience=1100, HAIR_PIPELINE_EXECUTOR="ray", **cluster.access)
     assert done.returncode == 0, done.stdout + done.stderr
     with dg.DagsterInstance.from_config(str(lineage.home)) as instance:
         assert materialised_assets(instance) == expected_assets(lineage)

@@ -16,6 +16,7 @@ GROUP = "inputs"
 @dg.observable_source_asset(
     group_name=GROUP,
     description="K-Hairstyle photos and labels (read-only; research use). Its data version is a content fingerprint.",
+    tags={"dagster/kind/folder": ""},
     op_tags=dict(CPU["op_tags"]),
 )
 def k_hairstyle_images(pipeline: PipelineResource) -> dg.DataVersion:
@@ -30,6 +31,7 @@ def k_hairstyle_images(pipeline: PipelineResource) -> dg.DataVersion:
 @dg.observable_source_asset(
     group_name=GROUP,
     description="training_face outputs: box, pose, embedding and mask sheet per face (read-only).",
+    tags={"dagster/kind/folder": ""},
     op_tags=dict(CPU["op_tags"]),
 )
 def training_face_outputs(pipeline: PipelineResource) -> dg.DataVersion:

@@ -1,15 +1,7 @@
-"""Groups `texture` and `training`: everything that learns.
-
-Training always runs as a subprocess, so that GPU memory is freed, the code server stays light, and the same command
-works by hand: `hair-pipeline train NAME`.
-"""
-
-import os
-import sys
-import tempfile
-from pathlib import Path
+"""Groups `texture` and `training`: everything that learns. Training runs as a child of the step (`trainer.py`)."""
 
 import dagster as dg
+from pydantic import Field
 
 from hair_pipeline.orchestration.assets.inputs import catalog
 from hair_pipeline.orchestration.assets.processed import (
@@ -17,26 +9,51 @@ from hair_pipeline.orchestration.assets.processed import (
     latents,
     style_vectors,
 )
-from hair_pipeline.orchestration.compute_tags import GPU
+from hair_pipeline.orchestration.compute_tags import GPU, gpus
 from hair_pipeline.orchestration.metadata import numbers, thumbnail
-from hair_pipeline.orchestration.resources import PipelineResource
+from hair_pipeline.orchestration.resources import PipelineResource, explained
+from hair_pipeline.orchestration.trainer import train_in_child
+from hair_pipeline.settings import load_settings
 from hair_pipeline.training.runs import current
 
-ERROR_FILE_VARIABLE = "HAIR_PIPELINE_ERROR_FILE"
+SHARED_GPUS = gpus(load_settings().training_processes)
+"""The stages may train on several cards of one machine."""
+
+
+class TrainingConfig(dg.Config):
+    """How to treat an unfinished or finished training. The launchpad shows these texts."""
+
+    start_over: bool = Field(
+        default=False,
+        description="Throw the run of this configuration and these data away, finished or not, and train from step 0.",
+    )
+    keep_going: bool = Field(
+        default=False,
+        description="Go on from the unfinished run's checkpoint although configuration or data changed since; the "
+        "result's notes say so. Otherwise such a change begins a new run beside the old one.",
+    )
+
+    def options(self) -> list[str]:
+        """The options of `hair-pipeline train`."""
+        if self.start_over and self.keep_going:
+            raise dg.Failure(
+                "start_over and keep_going exclude each other: choose one in the run's config", allow_retries=False
+            )
+        if self.start_over:
+            return ["--no-resume"]
+        return ["--resume", "--force"] if self.keep_going else []
 
 
 def _train(
-    name: str, context: dg.AssetExecutionContext, pipeline: PipelineResource, pipes: dg.PipesSubprocessClient
+    name: str, context: dg.AssetExecutionContext, config: TrainingConfig, pipeline: PipelineResource
 ) -> dg.MaterializeResult:
     """Run `hair-pipeline train NAME` and report what it left in runs/NAME/current.json."""
-    with tempfile.TemporaryDirectory() as folder:
-        error_file = Path(folder) / "error.txt"
-        try:
-            _run_subprocess(name, context, pipes, error_file)
-        except dg.DagsterError as error:
-            why = error_file.read_text() if error_file.exists() else f"{error} (see the step's stderr)"
-            raise dg.Failure(description=why, allow_retries=False) from error
-    result = current(name, pipeline.settings)
+    options = config.options()
+    if context.retry_number > 0:  # what was thrown away once is begun anew only once
+        options = [option for option in options if option != "--no-resume"]
+    with explained():
+        train_in_child(name, context, pipeline.settings, options)
+        result = current(name, pipeline.settings)
     notes = "\n".join(f"- **{subject}**: {note}" for subject, note in result.notes.items())
     return dg.MaterializeResult(
         data_version=dg.DataVersion(result.version),
@@ -50,16 +67,6 @@ def _train(
     )
 
 
-def _run_subprocess(
-    name: str, context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient, error_file: Path
-) -> None:
-    pipes.run(
-        context=context,
-        command=[sys.executable, "-m", "hair_pipeline.cli", "train", name],
-        env={**os.environ, ERROR_FILE_VARIABLE: str(error_file)},
-    )
-
-
 @dg.asset(
     group_name="texture",
     deps=["hair_patches"],
@@ -69,9 +76,9 @@ def _run_subprocess(
     **GPU,
 )
 def patch_encoder(
-    context: dg.AssetExecutionContext, pipeline: PipelineResource, pipes: dg.PipesSubprocessClient
+    context: dg.AssetExecutionContext, config: TrainingConfig, pipeline: PipelineResource
 ) -> dg.MaterializeResult:
-    return _train("patch-encoder", context, pipeline, pipes)
+    return _train("patch-encoder", context, config, pipeline)
 
 
 @dg.asset(
@@ -84,9 +91,9 @@ def patch_encoder(
     **GPU,
 )
 def style_classifier(
-    context: dg.AssetExecutionContext, pipeline: PipelineResource, pipes: dg.PipesSubprocessClient
+    context: dg.AssetExecutionContext, config: TrainingConfig, pipeline: PipelineResource
 ) -> dg.MaterializeResult:
-    return _train("style-classifier", context, pipeline, pipes)
+    return _train("style-classifier", context, config, pipeline)
 
 
 @dg.asset(
@@ -95,12 +102,12 @@ def style_classifier(
     description="Stage 1, texture and style: regenerate hair-only images and patches from noise.",
     code_version="1",
     kinds={"torch", "diffusers"},
-    **GPU,
+    **SHARED_GPUS,
 )
 def stage1_checkpoint(
-    context: dg.AssetExecutionContext, pipeline: PipelineResource, pipes: dg.PipesSubprocessClient
+    context: dg.AssetExecutionContext, config: TrainingConfig, pipeline: PipelineResource
 ) -> dg.MaterializeResult:
-    return _train("stage1", context, pipeline, pipes)
+    return _train("stage1", context, config, pipeline)
 
 
 @dg.asset(
@@ -117,12 +124,12 @@ def stage1_checkpoint(
     description="Stage 2, conditioned inpainting: put the hair into the mask, face locked, identity by IP-Adapter.",
     code_version="1",
     kinds={"torch", "diffusers"},
-    **GPU,
+    **SHARED_GPUS,
 )
 def stage2_checkpoint(
-    context: dg.AssetExecutionContext, pipeline: PipelineResource, pipes: dg.PipesSubprocessClient
+    context: dg.AssetExecutionContext, config: TrainingConfig, pipeline: PipelineResource
 ) -> dg.MaterializeResult:
-    return _train("stage2", context, pipeline, pipes)
+    return _train("stage2", context, config, pipeline)
 
 
 TRAINED_ASSETS = [patch_encoder, style_classifier, stage1_checkpoint, stage2_checkpoint]
