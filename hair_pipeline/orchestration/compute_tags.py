@@ -36,6 +36,7 @@ def gpus(count: int) -> ComputeMark:
                     "volume_mounts": [{"name": "shared-memory", "mount_path": "/dev/shm"}],
                 },
                 "pod_spec_config": {
+                    "termination_grace_period_seconds": 300,  # a training that is ended finishes its step and saves
                     # GPU nodes are usually kept free of other pods by this taint.
                     "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
                     # Data loading processes hand over batches in /dev/shm, which is 64 MiB without this.
