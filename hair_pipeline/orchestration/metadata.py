@@ -34,6 +34,19 @@ def thumbnail(picture: Path | None, name: str = "preview") -> dict[str, dg.Metad
     return {name: dg.MetadataValue.md(f"![{name}](data:image/jpeg;base64,{encoded})")}
 
 
+def loss_curves(run_dir: Path) -> dict[str, dg.MetadataValue]:
+    """The losses of a run over its steps, as one small drawing; left out when the run has logged none."""
+    from hair_pipeline.orchestration.curves import drawn, read_losses
+
+    losses = {
+        name: points for path in sorted(run_dir.rglob("losses.jsonl")) for name, points in read_losses(path).items()
+    }
+    if not losses:
+        return {}
+    encoded = base64.b64encode(drawn(losses).encode()).decode()
+    return {"losses": dg.MetadataValue.md(f"![losses](data:image/svg+xml;base64,{encoded})")}
+
+
 def numbers(values: Mapping[str, float | None]) -> dict[str, dg.MetadataValue]:
     """Numbers, plotted over time by the UI; a number that could not be computed is left out, never 0."""
     return {
@@ -88,13 +101,13 @@ def frame_table(name: str, frame: pd.DataFrame, rows: int = 20) -> dict[str, dg.
 def shard_metadata(report: ShardReport) -> dict[str, dg.MetadataValue]:
     """Counts, reasons and the contact sheet of one shard."""
     metadata: dict[str, Any] = {
+        **thumbnail(report.preview),  # first, where it is seen without scrolling
+        **thumbnail(report.steps, "steps"),
         "written": report.written,
         "failed": len(report.failed),
         "left_out": sum(report.skipped.values()),
         "reused": report.reused,
         **numbers(report.numbers),
-        **thumbnail(report.preview),
-        **thumbnail(report.steps, "steps"),
     }
     if report.skipped:
         metadata["left_out_by_reason"] = counts_table(report.skipped)

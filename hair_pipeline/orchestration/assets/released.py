@@ -36,11 +36,11 @@ def eval_report(pipeline: PipelineResource) -> dg.MaterializeResult:
     return dg.MaterializeResult(
         data_version=dg.DataVersion(result.data_version),
         metadata={
-            "model_version": result.version,
+            **thumbnail(result.preview),
             "report": dg.MetadataValue.url(result.report_path.as_uri()),
             "report_path": dg.MetadataValue.path(str(result.report_path)),
+            "model_version": result.version,
             **numbers(result.numbers),
-            **thumbnail(result.preview),
         },
     )
 
@@ -66,13 +66,13 @@ def ab_verdict(pipeline: PipelineResource) -> dg.MaterializeResult:
     return dg.MaterializeResult(
         data_version=dg.DataVersion(result.data_version),
         metadata={
+            **thumbnail(result.preview),
             "verdict": result.verdict,
             "compared_with": old,
             "reasons": dg.MetadataValue.md("\n".join(f"- {reason}" for reason in result.reasons)),
             "report": dg.MetadataValue.url(result.report_path.as_uri()),
             "report_path": dg.MetadataValue.path(str(result.report_path)),
             **numbers(result.numbers),
-            **thumbnail(result.preview),
         },
     )
 

@@ -10,7 +10,7 @@ from hair_pipeline.orchestration.assets.processed import (
     style_vectors,
 )
 from hair_pipeline.orchestration.compute_tags import GPU, gpus
-from hair_pipeline.orchestration.metadata import numbers, thumbnail
+from hair_pipeline.orchestration.metadata import loss_curves, numbers, thumbnail
 from hair_pipeline.orchestration.resources import PipelineResource, explained
 from hair_pipeline.orchestration.trainer import train_in_child
 from hair_pipeline.settings import load_settings
@@ -58,11 +58,12 @@ def _train(
     return dg.MaterializeResult(
         data_version=dg.DataVersion(result.version),
         metadata={
+            **(thumbnail(result.pictures[0]) if result.pictures else {}),
+            **loss_curves(result.run_dir),
             "version": result.version,
             "run_folder": dg.MetadataValue.path(str(result.run_dir)),
             **numbers(result.metrics),
             **({"notes": dg.MetadataValue.md(notes)} if notes else {}),
-            **(thumbnail(result.pictures[0]) if result.pictures else {}),
         },
     )
 
