@@ -17,6 +17,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 IMAGES = Path(__file__).with_name("images")
+SIZE = {"width": 1360, "height": 820}
 MAX_BYTES = 150_000
 PATIENCE = 60_000
 """Milliseconds."""
@@ -25,6 +26,7 @@ PATIENCE = 60_000
 def lineage(page: Page, url: str) -> None:
     """The whole lineage, all groups open."""
     groups = ("inputs", "processed", "base", "texture", "training", "evaluation", "release")
+    page.set_viewport_size({"width": 2100, "height": 1500})
     page.goto(f"{url}/asset-groups?expanded={','.join(f'global%40global%3A{group}' for group in groups)}")
     page.get_by_text("stage2_checkpoint").first.wait_for()
     page.wait_for_timeout(5000)
@@ -80,6 +82,7 @@ VIEWS: dict[str, Callable[[Page, str], None]] = {
 def shrunk(png: bytes) -> bytes:
     """A JPEG of at most MAX_BYTES."""
     picture = Image.open(io.BytesIO(png)).convert("RGB")
+    picture.thumbnail((1600, 1600))
     for quality in range(88, 40, -8):
         out = io.BytesIO()
         picture.save(out, "JPEG", quality=quality, optimize=True)
@@ -99,12 +102,14 @@ def main() -> None:
         browser = playwright.chromium.launch(
             executable_path=options.browser, args=["--no-sandbox", "--disable-background-networking"]
         )
-        page = browser.new_page(viewport={"width": 1360, "height": 820})
+        page = browser.new_page()
         page.set_default_timeout(PATIENCE)
         for name in options.views:
+            page.set_viewport_size(SIZE)
             VIEWS[name](page, options.url)
+            dialog = page.get_by_role("dialog")
             path = options.out / f"ui_{name}.jpg"
-            path.write_bytes(shrunk(page.screenshot()))
+            path.write_bytes(shrunk(dialog.screenshot() if dialog.count() else page.screenshot()))
             print(path, path.stat().st_size)
         browser.close()
 
