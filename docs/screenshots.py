@@ -1,7 +1,7 @@
 # /// script
 # dependencies = ["playwright>=1.50", "pillow>=11"]
 # ///
-"""Take the pictures of the UI in docs/images, from a running `dagster dev` after the demo.
+"""Take the pictures docs/images/ui_*.jpg of the UI, from a running `dagster dev` after the demo.
 
 uv run docs/screenshots.py --url http://127.0.0.1:3000 --browser /usr/bin/chromium
 """
