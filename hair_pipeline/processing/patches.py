@@ -85,12 +85,11 @@ def largest_window(mask: np.ndarray, smallest: int) -> tuple[int, int, int] | No
     Args:
         mask: (H, W) bool. smallest: side below which there is none.
     """
-    sums = cv2.integral(mask.view(np.uint8))
     found = None
     low, high = smallest, min(mask.shape)
     while low <= high:
         side = (low + high) // 2
-        corners = _corners(sums, side, 1, (0, 0))
+        corners = windows_inside(mask, side)
         if len(corners):
             x, y = corners[len(corners) // 2].tolist()
             found = x, y, side

@@ -188,6 +188,7 @@ def test_the_page_shows_confusions_worst_cases_seams_and_earlier_versions(tmp_pa
     table = pd.read_parquet(first.folder / "per_image.parquet")
     swapped = table[table.transfer]["leakage_swap"].dropna()
     assert len(swapped) == data["metrics"]["leakage_swap"]["n"] > 0
+    assert (swapped == 0).all()
     assert data["metrics"]["psnr_hair"]["n"] == data["images"]
     assert "identity_second_raw" in data["metrics"]
     assert "no second recogniser" in data["metrics"]["identity_second_raw"]["reason"]
