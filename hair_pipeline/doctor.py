@@ -112,6 +112,7 @@ def _writable(root: Path) -> Finding:
 
 def _weights(settings: Settings, profile: Profile) -> Iterator[Finding]:
     from hair_pipeline.errors import PipelineError
+    from hair_pipeline.models.recogniser import recogniser_of_pack
     from hair_pipeline.models.weights import find_weight
 
     names = {
@@ -120,12 +121,18 @@ def _weights(settings: Settings, profile: Profile) -> Iterator[Finding]:
         "perceptual": {"vgg": "lpips_vgg.safetensors", "alex": "lpips_alex.safetensors"}.get(
             profile.models.perceptual, "stand_in"
         ),
+        "evaluation recogniser": profile.models.evaluation_recogniser,
     }
     for role, name in names.items():
+        if name is None:
+            continue
         if name == "stand_in":
             yield Finding("ok", f"weights for {role}: a small stand-in of data/sample_models")
             continue
         try:
-            yield Finding("ok", f"weights for {role}: {find_weight(name, settings)}")
+            path = find_weight(name, settings)
+            if path.is_dir() and role.endswith("recogniser"):
+                path = recogniser_of_pack(path)
+            yield Finding("ok", f"weights for {role}: {path}")
         except PipelineError as error:
             yield Finding("note" if role == "base" else "error", f"weights for {role}: {error.what}", error.remedy)

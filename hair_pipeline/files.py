@@ -156,16 +156,18 @@ def write_unsynced(path: Path, data: bytes) -> None:
 def sync_files(paths: Iterable[Path]) -> None:
     """Wait until files are on the disk: many at a time, which takes a third of the time of one after another."""
 
-    def sync(path: Path) -> None:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
     with ThreadPoolExecutor(16) as pool:
-        for _ in pool.map(sync, paths):
+        for _ in pool.map(sync_path, paths):
             pass
+
+
+def sync_path(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -87,8 +87,13 @@ class ModelsConfig(Values):
     """Which networks are used. `stand_in` is the small network of data/sample_models."""
 
     base: str = Field("stand_in", description="stand_in, a diffusers folder or a hub id")
-    recogniser: str = Field("stand_in", description="stand_in, or an ONNX file name in the models folder")
-    evaluation_recogniser: str | None = Field(None, description="a second recogniser, only for evaluation")
+    recogniser: str = Field(
+        "stand_in", description="stand_in, or an ONNX file or insightface pack (folder) in the models folder"
+    )
+    evaluation_recogniser: str | None = Field(
+        None,
+        description="another one (file or pack) that no loss sees: it judges, beside the loss's own",
+    )
     perceptual: Literal["stand_in", "vgg", "alex"] = Field("stand_in", description="trunk of LPIPS and Gram")
     inception: Literal["stand_in", "inception-v3-compat"] = Field("stand_in", description="extractor of FID and KID")
     clip: str | None = Field(None, description="CLIP folder in the models folder, for style_vectors.source = clip")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from celery import Celery
 from celery.exceptions import TimeoutError as NoAnswer
+from celery.result import AsyncResult
 from fastapi import FastAPI, HTTPException
+from kombu.exceptions import OperationalError
 from pydantic import BaseModel, Field
 
 REQUEST_SECONDS, HEALTH_SECONDS = 120, 8
@@ -25,10 +27,18 @@ class TryOnRequest(BaseModel):
     result: str = Field(description="the PNG to write, inside SERVING_PHOTOS/results", pattern=r"\.png$")
 
 
+def hand_over(task: str, *arguments: str, **options: float) -> AsyncResult:
+    """Put a request into the queue; 503 where the broker cannot be reached."""
+    try:
+        return worker.send_task(task, arguments, **options)
+    except OperationalError as error:
+        raise HTTPException(503, f"the queue cannot be reached: {error}") from error
+
+
 @app.post("/try-on")
 def try_on(request: TryOnRequest) -> dict[str, str]:
     """Redraw the hair; answers when the result is written, with the version that drew it."""
-    task = worker.send_task("try_on", [request.person, request.style, request.result])
+    task = hand_over("try_on", request.person, request.style, request.result)
     try:
         answer: dict[str, str] = task.get(timeout=REQUEST_SECONDS)
     except NoAnswer:
@@ -41,7 +51,7 @@ def try_on(request: TryOnRequest) -> dict[str, str]:
 @app.get("/health")
 def health() -> dict[str, str]:
     """Which version the worker serves: the health check of a deployment (release.health_url)."""
-    task = worker.send_task("version", expires=HEALTH_SECONDS)
+    task = hand_over("version", expires=HEALTH_SECONDS)
     try:
         return {"version": task.get(timeout=HEALTH_SECONDS)}
     except NoAnswer:

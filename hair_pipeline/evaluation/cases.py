@@ -107,7 +107,7 @@ def plan_validation(catalog: pd.DataFrame, styles: VectorTable, limit: int | Non
     """
     eligible = catalog[(catalog["split"] == "validation") & (catalog["stage2"].eq(True))]
     known = eligible["image_id"].isin(set(styles.ids))
-    left_out = dict.fromkeys(eligible.loc[~known, "image_id"], "no style vector: too little hair for a patch")
+    left_out = dict.fromkeys(eligible.loc[~known, "image_id"], "no style vector: too little hair")
     eligible = eligible[known].sort_values("image_id")
     if limit is not None and len(eligible) > limit:
         turn = eligible.groupby("source").cumcount()

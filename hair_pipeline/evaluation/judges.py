@@ -6,19 +6,19 @@ belong here: the metrics themselves.
 
 from __future__ import annotations
 
+import filecmp
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import onnx
 import torch
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import hash_bytes
 from hair_pipeline.models.feature_extractor import load_feature_extractor
 from hair_pipeline.models.perceptual import load_perceptual
-from hair_pipeline.models.recogniser import CROP, load_recogniser, recogniser_path
+from hair_pipeline.models.recogniser import load_recogniser, recogniser_path
 from hair_pipeline.models.style_classifier import StyleClassifier
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
@@ -102,7 +102,7 @@ def _recogniser(settings: Settings, profile: Profile, device: torch.device) -> J
     if path is None:
         return Judge(None, "none", reason="no face recogniser is available (see the log of face-recogniser)")
     other = "The judge is not the recogniser that the identity loss trained against."
-    if own and path == recogniser_path(settings, profile, which="loss"):
+    if own and _same(path, recogniser_path(settings, profile, which="loss")):
         own = False
     return _recogniser_judge(path, settings, device, other if own else SAME_AS_LOSS)
 
@@ -112,37 +112,20 @@ def _second_recogniser(settings: Settings, profile: Profile, device: torch.devic
     path = recogniser_path(settings, profile, which="loss")
     if profile.models.evaluation_recogniser is None or path is None:
         return Judge(None, "none", reason="no second recogniser is configured (models.evaluation_recogniser)")
-    if path == recogniser_path(settings, profile, which="evaluation"):
+    if _same(path, recogniser_path(settings, profile, which="evaluation")):
         return Judge(None, "none", reason="models.evaluation_recogniser is the loss's own recogniser")
     return _recogniser_judge(path, settings, device, "The identity loss trained against this recogniser.")
 
 
+def _same(path: Path, other: Path | None) -> bool:
+    """Whether two recognisers are one: the same file, or a copy (a pack may hold the ONNX that also lies alone)."""
+    return other is not None and filecmp.cmp(path, other, shallow=False)
+
+
 def _recogniser_judge(path: Path, settings: Settings, device: torch.device, note: str) -> Judge[Any]:
-    path = recogniser_of_pack(path) if path.is_dir() else path
     stand_in = path.is_relative_to(settings.sample_models_dir)
     name = f"stand-in {path.stem}" if stand_in else path.stem
     return Judge(load_recogniser(path).to(device).eval(), name, stand_in, note=note)
-
-
-def recogniser_of_pack(folder: Path) -> Path:
-    """The recogniser among an insightface pack's ONNX files: the one that takes 3 x 112 x 112 and gives a long vector.
-
-    (A pack's attribute and landmark networks take other sizes or give a few numbers.)
-
-    Raises:
-        PipelineError: there is none.
-    """
-    for path in sorted(folder.glob("*.onnx")):
-        graph = onnx.load(path, load_external_data=False).graph
-        shape = [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim]
-        output = [d.dim_value for d in graph.output[0].type.tensor_type.shape.dim]
-        if shape[1:] == [3, CROP, CROP] and len(output) == 2 and output[1] >= 64:
-            return path
-    raise PipelineError(
-        "holds no face recogniser (an ONNX with input N x 3 x 112 x 112)",
-        file=folder,
-        remedy="give an insightface pack such as buffalo_l, or one ONNX file",
-    )
 
 
 def _perceptual(settings: Settings, profile: Profile, device: torch.device) -> Judge[Any]:

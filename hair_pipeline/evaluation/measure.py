@@ -21,6 +21,7 @@ from hair_pipeline.evaluation.metrics import distribution, learned, pixels, seam
 from hair_pipeline.evaluation.metrics.definitions import METRICS, Metric
 from hair_pipeline.evaluation.regions import boundary_ring, masked_crop
 from hair_pipeline.evaluation.statistics import Estimate, mean_by_person, missing
+from hair_pipeline.processing.leakage import MIN_PEOPLE, MIN_PEOPLE_PER_CLASS, Leakage
 
 STAND_IN_SIDE, INCEPTION_SIDE = 128, 299
 NAN = float("nan")
@@ -39,6 +40,8 @@ ACCURACIES = {
     "bangs_accuracy_transfer": ("bangs_seen", "bangs_asked", True),
 }
 """Metric -> (column of the class seen, column of the class asked for, whether transfers are looked at)."""
+BALD_PROBE = "leakage_bald_"
+"""Metrics of the bald images themselves, by what is read from them."""
 OWN_STYLE_ONLY = ("lpips_hair", "psnr_hair", "ssim_hair")
 """Metrics that need the photo's own hair as ground truth."""
 
@@ -236,10 +239,33 @@ class Result:
     estimate: Estimate
 
 
-def summarise(measured: Measurements, judges: Judges) -> dict[str, Result]:
-    """Every metric of `METRICS`, by name; what could not be measured has a reason."""
+def summarise(measured: Measurements, judges: Judges, bald: Leakage | None = None) -> dict[str, Result]:
+    """Every metric of `METRICS`, by name; what could not be measured has a reason.
+
+    Args:
+        bald: what the bald images on disk give away, where that was looked at.
+    """
     frame = measured.frame()
-    return {metric.name: _result(metric, frame, measured, judges) for metric in METRICS}
+    return {
+        metric.name: _bald_result(metric, bald)
+        if metric.name.startswith(BALD_PROBE)
+        else _result(metric, frame, measured, judges)
+        for metric in METRICS
+    }
+
+
+def _bald_result(metric: Metric, bald: Leakage | None) -> Result:
+    if bald is None:
+        return Result(metric, metric.name, None, "", missing("the validation report looks at it, on all bald images"))
+    target = metric.name.removeprefix(BALD_PROBE)
+    score, outline = bald.bald.get(target), bald.mask.get(target)
+    if score is None or outline is None:
+        why = f"too few people: {MIN_PEOPLE} with a known label are needed, and {MIN_PEOPLE_PER_CLASS} of each class"
+        return Result(metric, metric.name, None, "", missing(why))
+    low, high, chance = score.low - score.chance, score.high - score.chance, score.chance
+    note = f"The mask's outline alone, which the model is given anyway: {outline.accuracy - chance:.3f}."
+    estimate = Estimate(score.accuracy - chance, low, high, score.images, score.people)
+    return Result(metric, metric.name, "linear probe", note, estimate)
 
 
 def _result(metric: Metric, frame: pd.DataFrame, measured: Measurements, judges: Judges) -> Result:

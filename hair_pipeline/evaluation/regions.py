@@ -72,19 +72,18 @@ def mask_crop(mask: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA) > 0.5
 
 
-SEAM_PLACES = ("Forehead", "Left ear", "Right ear", "Hair roots")
 SEAM_SIDE = 0.42
 """Side of an enlarged place, in face heights."""
 
 
 def seam_places(hair_mask: np.ndarray, face_mask: np.ndarray, box: np.ndarray | None) -> list[tuple[int, int, int]]:
-    """Where people look for seams: forehead, both ears, hair roots (the top of the head).
+    """Where people look for seams: forehead, left ear, right ear (in the picture), hair roots (the top of the head).
 
     Args:
         hair_mask, face_mask: bool (H, W) with H = W. box: (4,) of the face; without one, the face mask's.
 
     Returns:
-        One square (x, y, side) inside the image per entry of `SEAM_PLACES`; empty where there is no face.
+        One square (x, y, side) inside the image per place, in this order; empty where there is no face.
     """
     if box is None and not face_mask.any():
         return []

@@ -27,6 +27,7 @@ from hair_pipeline.evaluation.measure import Measurements, measure, summarise
 from hair_pipeline.evaluation.report_files import ReportResult, reusable, shown_cases, write_pointer, write_report
 from hair_pipeline.evaluation.schema import SCHEMA
 from hair_pipeline.inputs.catalog import read_catalog
+from hair_pipeline.processing.leakage import stored_leakage
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.data import VectorTable, read_reliable_identities, read_style_vectors
@@ -68,7 +69,10 @@ def evaluate(settings: Settings, profile: Profile) -> ReportResult:
     contenders = {"model": stage2_current(settings, profile, styles), "base": untrained(settings, profile)}
     ledger = Ledger(_unfinished(folder, fingerprint), list(contenders))
     _Run(plan, identities, contenders, judges, ledger, settings, profile).all()
-    results = {name: summarise(ledger.measurements(name), judges) for name in contenders}
+    results = {
+        "model": summarise(ledger.measurements("model"), judges, stored_leakage(settings, profile.processing)),
+        "base": summarise(ledger.measurements("base"), judges),
+    }
     left_out = plan.left_out | ledger.left_out
     report = write_report(folder, fingerprint, plan, results, ledger, left_out, settings, profile)
     ledger.close()
@@ -131,9 +135,12 @@ class _Run:
         places = [i for i, case in enumerate(cases) if case.transfer and case.key in swapped]
         if not places:
             return
-        others = [leakage.swap_hair(cases[i], self.profile.processing.bald) for i in places]
-        for i, drawing in zip(places, _draw(self.contenders["model"], others), strict=True):
-            measured.rows[i]["leakage_swap"] = leakage.swap_difference(cases[i], drawings[i], drawing)
+        # The whole batch again, so that each case keeps its place: rounding may depend on it.
+        bald = self.profile.processing.bald
+        others = [leakage.swap_hair(case, bald) if i in places else case for i, case in enumerate(cases)]
+        again = _draw(self.contenders["model"], others)
+        for i in places:
+            measured.rows[i]["leakage_swap"] = leakage.swap_difference(cases[i], drawings[i], again[i])
 
     def _prune(self) -> None:
         rows = self.ledger.rows["model"]

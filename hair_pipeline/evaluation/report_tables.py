@@ -15,7 +15,7 @@ import pandas as pd
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.html import number, sparkline
-from hair_pipeline.evaluation.measure import SET_METRICS, Result, values_of
+from hair_pipeline.evaluation.measure import ACCURACIES, Result, values_of
 from hair_pipeline.evaluation.metrics.definitions import METRICS
 from hair_pipeline.evaluation.schema import MetricsFile, read_metrics
 from hair_pipeline.vocabulary import CURL_CLASSES
@@ -42,7 +42,8 @@ def worst_cases(frame: pd.DataFrame) -> list[WorstCases]:
     """
     tables = []
     for metric in METRICS:
-        if metric.name in SET_METRICS or metric.name in ("leakage_transfer", "curl_accuracy_real"):
+        of_pictures = metric.name in frame or metric.name in ACCURACIES
+        if not of_pictures or metric.name == "curl_accuracy_real":
             continue
         values = values_of(metric.name, frame)
         badness = {"higher": -values, "lower": values, "zero": np.abs(values)}[metric.direction]

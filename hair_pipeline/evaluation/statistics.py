@@ -6,7 +6,7 @@ Belongs here: the clustered bootstrap and the numbers built on it. Does not belo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -108,32 +108,3 @@ def mean_by_person(
     weights = cluster_weights(clusters, samples, seed)
     low, high = expanded_interval((weights @ sums) / (weights @ counts), clusters)
     return Estimate(mean, low, high, n, clusters)
-
-
-def bootstrap_by_person(
-    statistic: Callable[[np.ndarray], float],
-    people: Sequence[str] | np.ndarray,
-    *,
-    samples: int = 200,
-    seed: int = 0,
-) -> tuple[float, float] | None:
-    """95% interval of any statistic of a set of images, resampling persons. Slow: one call per draw.
-
-    Args:
-        statistic: takes indices into the images (int64, with repeats) and returns a number.
-        people: the person of each image.
-
-    Returns:
-        (low, high), or None with fewer than two people.
-    """
-    names, index = np.unique(np.asarray(people, str), return_inverse=True)
-    if len(names) < 2:
-        return None
-    members = [np.flatnonzero(index == cluster) for cluster in range(len(names))]
-    draws = np.array(
-        [
-            statistic(np.repeat(np.concatenate(members), np.repeat(weight, [len(m) for m in members])))
-            for weight in cluster_weights(len(names), samples, seed)
-        ]
-    )
-    return expanded_interval(draws, len(names))

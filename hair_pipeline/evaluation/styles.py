@@ -20,11 +20,12 @@ from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.samples import Sample
 from hair_pipeline.models.patch_encoder import PatchEncoder, pool_style
 from hair_pipeline.models.style_classifier import StyleClassifier
-from hair_pipeline.processing.patches import cut_patches
+from hair_pipeline.processing.patches import cut_patches, largest_window
 from hair_pipeline.profile import PatchConfig, Profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.data import VectorTable
-from hair_pipeline.training.patches import patch_tensor
+from hair_pipeline.training.images import shrink, to_tensor
+from hair_pipeline.training.patches import encode_patches
 from hair_pipeline.training.photos import hair_only
 from hair_pipeline.training.runs import current
 from hair_pipeline.training.style_vectors import ClipSource, combine
@@ -46,22 +47,24 @@ def _device() -> torch.device:
 
 
 class PatchStyles:
-    """The patch encoder on patches cut from the processed square, pooled."""
+    """The patch encoder on patches cut from the processed square, pooled; without one, on the largest square of hair.
+
+    The same fallback as `training.style_vectors.PatchEncoderSource` has.
+    """
 
     def __init__(self, encoder: PatchEncoder, patches: PatchConfig) -> None:
         self.encoder, self.patches = encoder.to(_device()).eval(), patches
 
-    @torch.no_grad()
     def vector(self, sample: Sample) -> np.ndarray | None:
         found = cut_patches(sample.image, sample.hair_mask, sample.image_id, self.patches)
-        if not found:
-            return None
-        side = self.encoder.config["input_size"]
-        tensors = [
-            F.interpolate(patch_tensor(patch.image)[None], size=(side, side), mode="bilinear", antialias=True)
-            for patch in found
-        ]
-        vector: np.ndarray = pool_style(self.encoder(torch.cat(tensors).to(_device()))).cpu().numpy()
+        images = [patch.image for patch in found]
+        if not images:
+            window = largest_window(sample.hair_mask, min(self.patches.sizes) // 2)
+            if window is None:
+                return None
+            x, y, size = window
+            images = [sample.image[y : y + size, x : x + size]]
+        vector: np.ndarray = pool_style(encode_patches(self.encoder, images)).numpy()
         return vector
 
 
@@ -75,9 +78,8 @@ class WholeHairStyles:
     def vector(self, sample: Sample) -> np.ndarray | None:
         if not sample.hair_mask.any():
             return None
-        pixels = torch.from_numpy(hair_only(sample)).permute(2, 0, 1).float()[None] / 127.5 - 1
-        pixels = F.interpolate(pixels, size=(self.side, self.side), mode="bilinear", antialias=True)
-        features: Tensor = self.network.features(pixels.to(_device()))
+        pixels = to_tensor(shrink(hair_only(sample), self.side))
+        features: Tensor = self.network.features(pixels[None].to(_device()))
         vector: np.ndarray = F.normalize(features, dim=-1)[0].cpu().numpy()
         return vector
 

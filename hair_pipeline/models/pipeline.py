@@ -156,7 +156,8 @@ class HairInpaintPipeline(DiffusionPipeline):
             style_strength: 0 is no style, 1 the style as trained.
             identity_strength: multiplies the identity's influence.
             style_present, identity_present: (B,) bool, where only some samples have one.
-            repaint_masks, bald_images: as `make_bald` gives them; made here when left out.
+            repaint_masks, bald_images: as `make_bald` gives them; made here when left out. Outside its repaint mask a
+                bald image is taken to be the photo, so that the locked face is the photo's whoever removed the hair.
             bald_config: for `make_bald`.
             feather_px: width of the blend at the mask's edge, in the photos' pixels.
             callback_on_step_end: called with (pipeline, step, timestep, {"latents": (B, C, h, w)}) after each step.
@@ -167,27 +168,28 @@ class HairInpaintPipeline(DiffusionPipeline):
             bald_images = [bald for bald, _ in made] if bald_images is None else bald_images
             repaint_masks = [mask for _, mask in made] if repaint_masks is None else repaint_masks
 
+        samples = zip(images, bald_images, repaint_masks, strict=True)
+        bald_images = [np.where(mask[..., None], bald, photo) for photo, bald, mask in samples]
+
         size = self._latent_size(resolution)
         repaint = resize_mask(self._masks(repaint_masks, resolution), size, "any")
         face = self._masks(face_masks, resolution)
         free = 1 - self._masks(repaint_masks, resolution)
         locked = resize_mask(face * free, size, "all") * (1 - repaint)
         with self._autocast():
-            clean = encode(self.vae, self._pixels(images, resolution)).float()
-            masked = encode(self.vae, self._pixels(bald_images, resolution)).float()
+            bald = encode(self.vae, self._pixels(bald_images, resolution)).float()
             conditions = self._conditions(
                 len(images), style, identity, style_present, identity_present, style_strength, guidance_scale
             )
             latents = self._denoise(
-                clean,
-                masked,
+                bald,
                 repaint,
                 locked,
                 resize_mask(face, size) * identity_strength,
                 conditions,
                 num_inference_steps,
                 guidance_scale,
-                self._noise(clean, generator),
+                self._noise(bald, generator),
                 callback_on_step_end,
             )
             pixels = decode(self.vae, latents).float()
@@ -230,8 +232,7 @@ class HairInpaintPipeline(DiffusionPipeline):
 
     def _denoise(
         self,
-        clean: Tensor,
-        masked: Tensor,
+        bald: Tensor,
         repaint: Tensor,
         locked: Tensor,
         identity_mask: Tensor,
@@ -241,17 +242,18 @@ class HairInpaintPipeline(DiffusionPipeline):
         noise: Tensor,
         callback: Callable[..., Any] | None,
     ) -> Tensor:
-        """From noise to latents; in the locked cells the original's latents, noised to each step, stand throughout.
+        """From noise to latents; in the locked cells the bald image's latents, noised to each step, stand throughout.
 
-        After the last step these cells hold the original's clean latents exactly.
+        After the last step these cells hold its clean latents exactly. There it is the photo, byte for byte: so the
+        photo's face is kept, and not even what the VAE's receptive field sees from there knows the old hair.
         """
         tokens, identity, weight = conditions
-        copies = len(tokens) // len(clean)
-        self.scheduler.set_timesteps(steps, device=clean.device)
+        copies = len(tokens) // len(bald)
+        self.scheduler.set_timesteps(steps, device=bald.device)
         timesteps = self.scheduler.timesteps
-        latents = self._blend(noise * self.scheduler.init_noise_sigma, clean, noise, locked, timesteps[:1])
+        latents = self._blend(noise * self.scheduler.init_noise_sigma, bald, noise, locked, timesteps[:1])
         ip_mask = identity_mask.repeat(copies, 1, 1, 1) * weight[:, None, None, None]
-        inputs = repaint.repeat(copies, 1, 1, 1), masked.repeat(copies, 1, 1, 1)
+        inputs = repaint.repeat(copies, 1, 1, 1), bald.repeat(copies, 1, 1, 1)
         for index, t in enumerate(self.progress_bar(timesteps)):
             scaled = self.scheduler.scale_model_input(latents, t).repeat(copies, 1, 1, 1)
             prediction = self._predict(scaled, t.expand(len(scaled)), *inputs, tokens, identity, ip_mask).float()
@@ -259,7 +261,7 @@ class HairInpaintPipeline(DiffusionPipeline):
                 without, with_ = prediction.chunk(2)
                 prediction = without + guidance_scale * (with_ - without)
             latents = self.scheduler.step(prediction, t, latents, return_dict=False)[0]
-            latents = self._blend(latents, clean, noise, locked, timesteps[index + 1 : index + 2])
+            latents = self._blend(latents, bald, noise, locked, timesteps[index + 1 : index + 2])
             if callback is not None:
                 changed = callback(self, index, t, {"latents": latents})
                 latents = (changed or {}).get("latents", latents)
@@ -280,10 +282,10 @@ class HairInpaintPipeline(DiffusionPipeline):
         prediction: Tensor = self.unet(torch.cat([noisy, mask, masked], 1), t, tokens, return_dict=False)[0]
         return prediction
 
-    def _blend(self, latents: Tensor, clean: Tensor, noise: Tensor, locked: Tensor, t: Tensor) -> Tensor:
-        """Put the original's latents into the locked cells: noised to timestep t (1,), or clean if t is empty."""
-        original = self.scheduler.add_noise(clean, noise, t) if len(t) else clean
-        return torch.where(locked > 0, original, latents)
+    def _blend(self, latents: Tensor, kept: Tensor, noise: Tensor, locked: Tensor, t: Tensor) -> Tensor:
+        """Put `kept` into the locked cells: noised to timestep t (1,), or clean if t is empty."""
+        noised = self.scheduler.add_noise(kept, noise, t) if len(t) else kept
+        return torch.where(locked > 0, noised, latents)
 
     def _noise(self, like: Tensor, generator: Generators) -> Tensor:
         """Standard normal noise, drawn sample by sample."""

@@ -41,7 +41,7 @@ TEMPLATE = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493
 
 
 def recogniser_path(settings: Settings, profile: Profile, which: Literal["loss", "evaluation"] = "loss") -> Path | None:
-    """The ONNX file a profile asks for.
+    """The ONNX file a profile asks for; of an insightface pack (a folder), its recogniser.
 
     For evaluation that is `models.evaluation_recogniser`, or, where none is configured, the loss's own.
 
@@ -49,18 +49,50 @@ def recogniser_path(settings: Settings, profile: Profile, which: Literal["loss",
         None where the stand-in is asked for and is not there; logged.
 
     Raises:
-        PipelineError: a named ONNX file is missing.
+        PipelineError: a named file or folder is missing, or the folder holds no recogniser.
     """
     name = profile.models.recogniser
     if which == "evaluation":
         name = profile.models.evaluation_recogniser or name
     if name != "stand_in":
-        return find_weight(name, settings)
+        named = find_weight(name, settings)
+        return recogniser_of_pack(named) if named.is_dir() else named
     path = settings.sample_models_dir / STAND_IN_RECOGNISER
     if path.is_file():
         return path
     log.warning("no face recogniser: the stand-in is missing (%s)", path)
     return None
+
+
+def recogniser_of_pack(folder: Path) -> Path:
+    """The recogniser among an insightface pack's ONNX files: the one that takes 3 x 112 x 112 and gives a long vector.
+
+    (A pack's attribute and landmark networks take other sizes or give a few numbers.)
+
+    Raises:
+        PipelineError: there is none, or a file is damaged.
+    """
+    for path in sorted(folder.glob("*.onnx")):
+        graph = _read_graph(path)
+        shape = [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim]
+        output = [d.dim_value for d in graph.output[0].type.tensor_type.shape.dim]
+        if shape[1:] == [3, CROP, CROP] and len(output) == 2 and output[1] >= 64:
+            return path
+    raise PipelineError(
+        "holds no face recogniser (an ONNX with input N x 3 x 112 x 112)",
+        file=folder,
+        remedy="give an insightface pack such as buffalo_l, or one ONNX file",
+    )
+
+
+def _read_graph(path: Path) -> onnx.GraphProto:
+    """The graph of an ONNX file."""
+    try:
+        return onnx.load(path, load_external_data=False).graph
+    except Exception as error:  # protobuf raises several types
+        raise PipelineError(
+            f"is not a readable ONNX file ({error})", file=path, remedy="unpack the insightface pack again"
+        ) from error
 
 
 def load_recogniser(path: Path) -> FaceRecogniser:

@@ -6,14 +6,14 @@ Belongs here: the probe, its pictures and its score. Does not belong here: the m
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
 
-from hair_pipeline.files import UnreadableImage, read_image
+from hair_pipeline.files import UnreadableImage, hash_bytes, read_image, read_json, write_json
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.samples import Sample, load_sample
 from hair_pipeline.processing.bald import make_bald, repaint_mask
@@ -68,9 +68,25 @@ class Leakage:
 
 
 def stored_leakage(settings: Settings, config: ProcessingConfig) -> Leakage:
-    """Measure the bald images on disk, at most `MAX_IMAGES`, spread over people and shards."""
+    """Measure the bald images on disk, at most `MAX_IMAGES`, spread over people and shards; of few people nothing.
 
+    The result is kept beside them (`bald_leakage.json`) until images, labels or settings change.
+    """
     rows = choose_rows(settings)
+    if rows.source.nunique() < MIN_PEOPLE:
+        return Leakage({}, {})
+    manifests = sorted((settings.processed / "bald_images").glob("*.json"))
+    fingerprint = hash_bytes(rows.to_csv(), config.model_dump_json(), *(path.read_bytes() for path in manifests))
+    path = settings.processed / "bald_leakage.json"
+    known = read_json(path) if path.exists() else {}
+    if known.get("fingerprint") != fingerprint:
+        measured = _measure_stored(rows, settings, config)
+        known = {"fingerprint": fingerprint, **asdict(measured)}
+        write_json(path, known)
+    return Leakage(*({name: Score(**score) for name, score in known[key].items()} for key in ("bald", "mask")))
+
+
+def _measure_stored(rows: pd.DataFrame, settings: Settings, config: ProcessingConfig) -> Leakage:
     balds, masks, kept = [], [], []
     for row in rows.itertuples():
         try:

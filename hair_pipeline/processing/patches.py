@@ -79,6 +79,26 @@ def _corners(sums: np.ndarray, size: int, step: int, start: tuple[int, int]) -> 
     return np.stack([columns * step + x, rows * step + y], axis=1)
 
 
+def largest_window(mask: np.ndarray, smallest: int) -> tuple[int, int, int] | None:
+    """The largest square wholly inside a mask: x, y of its top-left corner and its side; of equal ones a middle one.
+
+    Args:
+        mask: (H, W) bool. smallest: side below which there is none.
+    """
+    found = None
+    low, high = smallest, min(mask.shape)
+    while low <= high:
+        side = (low + high) // 2
+        corners = windows_inside(mask, side)
+        if len(corners):
+            x, y = corners[len(corners) // 2].tolist()
+            found = x, y, side
+            low = side + 1
+        else:
+            high = side - 1
+    return found
+
+
 def cut_patches(image: np.ndarray, hair_mask: np.ndarray, image_id: str, config: PatchConfig) -> list[Patch]:
     """The patches of `cut`."""
     return cut(image, hair_mask, image_id, config).patches

@@ -117,7 +117,9 @@ def _run(words: Sequence[str], version: str | None, timeout: float, option: str)
         tail = "\n".join(output.read().decode(errors="replace").strip().splitlines()[-5:])
     if done.returncode != 0:
         raise PipelineError(
-            f"{' '.join(words)} failed with exit status {done.returncode}: {tail}", file=words[0], remedy=remedy
+            f"{' '.join(words)} failed with exit status {done.returncode}{': ' if tail else ''}{tail}",
+            file=words[0],
+            remedy=remedy,
         )
 
 

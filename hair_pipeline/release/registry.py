@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.evaluation.blind_review import BlindResult, read_review
 from hair_pipeline.evaluation.verdicts import read_verdict, require_approval, require_evaluation
 from hair_pipeline.profile import AbTestConfig, Profile, ReleaseConfig
 from hair_pipeline.release.deploy import deploy
-from hair_pipeline.release.registry_file import Registry, sign_off_command
+from hair_pipeline.release.registry_file import REJECTED, Registry, sign_off_command
 from hair_pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from hair_pipeline.evaluation.blind_review import BlindResult
 
 __all__ = [
     "EXPORTED",
@@ -141,6 +143,8 @@ def import_review(
         PipelineError: as `read_review`, no such version, or the sheet belongs to another version or another A/B test
             than the one the version is registered with.
     """
+    from hair_pipeline.evaluation.blind_review import read_review  # loads torch; a rollback must not wait for that
+
     result = read_review(sheet, key, config)
     record = registry.show(version)
     if result.version != version:
@@ -194,7 +198,7 @@ def record_candidate(settings: Settings, profile: Profile) -> CandidateState:
             raise PipelineError(
                 f"version {version} is not released: {'; '.join(obstacles)}",
                 file=settings.registry_path,
-                remedy="train another model; or, if they change their mind, they sign off again with approve",
+                remedy=REJECTED,
             )
         if obstacles:
             state = "awaiting sign-off"

@@ -33,6 +33,8 @@ SCHEMA = 1
 Decision = Literal["approve", "reject"]
 Names = list[str]
 AS_READ = "as read"
+REJECTED = "train another model; or, if they change their mind, they sign off again with approve"
+"""What to do about a version that a person rejected."""
 
 
 class Registry:
@@ -301,6 +303,8 @@ class Registry:
     def _next_step(self, version: str, obstacles: Names) -> str:
         if any("verdict" in obstacle for obstacle in obstacles):
             return "train a better model, or run: uv run hair-pipeline ab-test --help"
+        if any("rejected" in obstacle for obstacle in obstacles):
+            return REJECTED
         return sign_off_command(version)
 
     @contextlib.contextmanager

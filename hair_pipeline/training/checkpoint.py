@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.files import hash_file
+from hair_pipeline.files import hash_file, sync_path
 
 log = logging.getLogger(__name__)
 
@@ -150,10 +150,10 @@ def _write(final: Path, state: TrainingState) -> None:
             "hashes": hashes,
         }
         _write_document(temporary / "state.json", document)
-        _sync_folder(temporary)
+        sync_path(temporary)
         shutil.rmtree(final, ignore_errors=True)
         temporary.replace(final)
-        _sync_folder(final.parent)
+        sync_path(final.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -299,11 +299,3 @@ def _unflatten_optimizer(tensors: Mapping[str, Tensor], plain: dict[str, Any]) -
 
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

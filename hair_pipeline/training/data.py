@@ -75,6 +75,11 @@ def read_reliable_identities(folder: Path) -> VectorTable:
     return _read_vectors(folder, "embedding", reliable_only=True)
 
 
+def face_lock(sample: Batch) -> Tensor:
+    """Latent cells (..., 1, h, w) bool that are face throughout and not repainted: they stay as they are."""
+    return (sample["face"] >= 1) & (sample["mask"] < 0.5)
+
+
 def _read_vectors(folder: Path, column: str, *, reliable_only: bool) -> VectorTable:
     ids: list[str] = []
     people: list[str] = []
@@ -117,7 +122,8 @@ class StageDataset(Dataset[Batch]):
     """Samples of Stage 1 (hair-only images and patches) or Stage 2 (photos).
 
     A sample is a dict of tensors (latents h x w, pixels at `resolution`):
-        latents (C, h, w) what to regenerate; masked_latents (C, h, w) the bald image, or an empty one in Stage 1;
+        latents (C, h, w) what to regenerate (in the locked face: those of the bald image);
+        masked_latents (C, h, w) the bald image, or an empty one in Stage 1;
         mask (1, h, w) 1 = repaint; hair (1, h, w) share of hair; face (1, h, w) share of face;
         hair_pixels (1, H, W); box (4,) face box in pixels, zero when there is none;
         style (S,), style_present; identity (512,), identity_present; reliable: the identity loss may be used;
@@ -214,12 +220,14 @@ class StageDataset(Dataset[Batch]):
         bald = read(shard, "photo.bald", row).float()
         repaint = read(shard, "photo.repaint", row).float()
         variant = int(torch.randint(len(bald), (), generator=chance)) if self.train else 0
-        return common | {
+        sample = common | {
             "masked_latents": bald[variant],
             "mask": repaint[variant][None],
             "face": read(shard, "photo.face", row).float()[None] / 255,
             "box": read(shard, "photo.box", row).float(),
         }
+        # The same pixels, encoded without hair around them: all that sampling knows of the face.
+        return sample | {"latents": torch.where(face_lock(sample), bald[variant], latents)}
 
     def _style(self, image_id: str, person: str, chance: torch.Generator) -> Tensor | None:
         """The style vector of the image itself or, in training half of the time, of any view of the person."""

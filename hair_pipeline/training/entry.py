@@ -29,7 +29,7 @@ __all__ = ["TRAINERS", "TrainResult", "current", "train"]
 
 log = logging.getLogger(__name__)
 
-_REVISION = "4"
+_REVISION = "5"
 """Raised when a trainer's code changes what the same configuration gives."""
 
 

@@ -7,7 +7,7 @@ contrastive terms (`trainers.patch_encoder`).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import decode_image
+from hair_pipeline.models.patch_encoder import PatchEncoder
 from hair_pipeline.training.images import shrink
 from hair_pipeline.training.photos import augment
 from hair_pipeline.training.sampler import Batches, Draw, generator
@@ -137,6 +138,14 @@ def equalise(image: np.ndarray, chance: torch.Generator) -> np.ndarray:
 def patch_tensor(image: np.ndarray) -> Tensor:
     """(S, S, 3) uint8 -> (3, S, S) float32 in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
+
+
+@torch.no_grad()
+def encode_patches(encoder: PatchEncoder, images: Sequence[np.ndarray]) -> Tensor:
+    """Patches of any size, uint8 RGB (S, S, 3) -> their vectors (n, E) on the CPU."""
+    batch = torch.stack([patch_tensor(shrink(image, encoder.config["input_size"])) for image in images])
+    vectors: Tensor = encoder(batch.to(next(encoder.parameters()).device)).cpu()
+    return vectors
 
 
 class BalancedBatches(Batches):

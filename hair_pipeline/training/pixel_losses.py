@@ -23,8 +23,8 @@ from hair_pipeline.models.perceptual import PerceptualNet
 from hair_pipeline.models.recogniser import FaceRecogniser
 from hair_pipeline.models.style_classifier import StyleClassifier
 from hair_pipeline.profile import LossesConfig
+from hair_pipeline.training.data import face_lock
 from hair_pipeline.training.task import Batch
-from hair_pipeline.training.validation import face_lock
 from hair_pipeline.training.windows import Window, face_window, hair_window
 
 PIXEL_TERMS = ("identity", "lpips", "gram", "style")
@@ -52,7 +52,7 @@ class Judges:
 class PixelLosses:
     """The pixel losses of a stage.
 
-    The clean estimate takes the original's latents in the locked face before it is decoded, as in sampling. Only the
+    The clean estimate takes the sample's latents in the locked face before it is decoded, as in sampling. Only the
     identity loss looks at the estimate without that: after it, the face would be the original's anyway.
 
     Decoding costs several times what the UNet costs. So identity is computed on a window around the face, LPIPS and

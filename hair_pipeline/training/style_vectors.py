@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -23,12 +24,13 @@ from hair_pipeline.files import UnreadableImage, atomic_path, decode_image, hash
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.models.patch_encoder import PatchEncoder, pool_style
 from hair_pipeline.models.style_classifier import StyleClassifier
+from hair_pipeline.processing.patches import largest_window
 from hair_pipeline.processing.report import ShardReport, reusable, save
-from hair_pipeline.profile import Profile
+from hair_pipeline.profile import PatchConfig, Profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.fingerprints import asset_versions, weights_version
 from hair_pipeline.training.images import find_image, on_background, shrink, to_tensor
-from hair_pipeline.training.patches import patch_tensor
+from hair_pipeline.training.patches import encode_patches
 from hair_pipeline.training.runs import current
 from hair_pipeline.training.trainers.patch_encoder import FILE as PATCH_ENCODER_FILE
 
@@ -51,14 +53,15 @@ def embed_shard(shard: str, settings: Settings, profile: Profile) -> ShardReport
     source = open_source(settings, profile)
     fingerprint = hash_bytes(
         source.version,
-        asset_versions(settings, source.asset, [shard]),
+        *(asset_versions(settings, name, [shard]) for name in source.assets),
         rows[["image_id", "source"]].to_csv(index=False),
     )
     done = reusable(manifest, fingerprint)
     if done is not None:
         return done
 
-    vectors, counts, failed = source.embed(shard, rows)
+    embedded = source.embed(shard, rows)
+    vectors = embedded.vectors
     found = [image_id for image_id in rows.image_id if image_id in vectors]
     people = dict(zip(rows.image_id, rows.source, strict=True))
     matrix = torch.stack([vectors[i] for i in found]).numpy() if found else np.zeros((0, source.dim), np.float32)
@@ -67,23 +70,25 @@ def embed_shard(shard: str, settings: Settings, profile: Profile) -> ShardReport
             "image_id": pa.array(found, pa.string()),
             "person": pa.array([people[i] for i in found], pa.string()),
             "source": pa.array([source.name] * len(found), pa.string()),
-            "patches": pa.array([counts.get(i, 0) for i in found], pa.int32()),
+            "patches": pa.array([embedded.patches.get(i, 0) for i in found], pa.int32()),
+            "window": pa.array([embedded.windows.get(i) for i in found], pa.int32()),
             "vector": pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel(), pa.float32()), source.dim),
         }
     )
     path = folder / f"{shard}.parquet"
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary)
-    missing = len(rows) - len(found) - len(failed)
+    missing = len(rows) - len(found) - len(embedded.failed)
     report = ShardReport(
         asset=STYLE_ASSET,
         shard=shard,
         fingerprint=fingerprint,
         written=len(found),
         skipped={source.missing: missing} if missing > 0 else {},
-        failed=failed,
+        failed=embedded.failed,
         data_version=hash_file(path)[:16],
-        numbers={"dim": float(source.dim)} | _spread_numbers(matrix, [people[i] for i in found]),
+        numbers={"dim": float(source.dim), "from_one_window": float(len(embedded.windows))}
+        | _spread_numbers(matrix, [people[i] for i in found]),
         preview=None,
     )
     save(report, manifest)
@@ -107,26 +112,42 @@ def _spread_numbers(matrix: np.ndarray, people: list[str]) -> dict[str, float]:
     return numbers
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """The vectors of a shard's images.
+
+    Attributes:
+        vectors: image id -> vector. failed: image id -> why there is none.
+        patches: image id -> how many patches its vector is the mean of.
+        windows: image id -> side, in pixels, of the one window its vector is taken from for want of a patch.
+    """
+
+    vectors: dict[str, Tensor]
+    failed: dict[str, str]
+    patches: dict[str, int] = field(default_factory=dict)
+    windows: dict[str, int] = field(default_factory=dict)
+
+
 class StyleSource(ABC):
     """A frozen network that gives a vector per image.
 
     Attributes:
         name: value of `style_vectors.source`.
-        asset: the processed asset it reads.
+        assets: the processed assets it reads.
         version: content version of its weights.
         dim: length of its vectors.
         missing: reason for images without a vector.
     """
 
     name: str
-    asset: str
+    assets: tuple[str, ...]
     version: str
     dim: int
     missing: str
 
     @abstractmethod
-    def embed(self, shard: str, rows: pd.DataFrame) -> tuple[dict[str, Tensor], dict[str, int], dict[str, str]]:
-        """Vectors by image id, number of patches by image id, and what failed by image id."""
+    def embed(self, shard: str, rows: pd.DataFrame) -> Embedded:
+        """The vectors of a shard's images (rows of the catalog)."""
 
 
 def open_source(settings: Settings, profile: Profile) -> StyleSource:
@@ -137,11 +158,11 @@ def open_source(settings: Settings, profile: Profile) -> StyleSource:
     """
     match profile.style_vectors.source:
         case "patch_encoder":
-            return PatchEncoderSource(settings)
+            return PatchEncoderSource(settings, profile.processing.patches)
         case "classifier":
             return ClassifierSource(settings)
         case "combined":
-            return CombinedSource(settings)
+            return CombinedSource(settings, profile.processing.patches)
         case "clip":
             return ClipSource(settings, profile)
 
@@ -151,59 +172,77 @@ def _device() -> torch.device:
 
 
 class PatchEncoderSource(StyleSource):
-    """The mean direction of an image's patch vectors."""
+    """The mean direction of an image's patch vectors.
+
+    Hair too thin for a patch gives the vector of the largest square inside it, enlarged, if that has at least half the
+    smallest patch's side: so whoever has little hair takes part too.
+    """
 
     name = "patch_encoder"
-    asset = "hair_patches"
+    assets = ("hair_patches", "hair_only_images")
     missing = "no_patches"
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, patches: PatchConfig) -> None:
         result = current("patch-encoder", settings)
         path = result.final_dir / PATCH_ENCODER_FILE
         self.folder = settings.processed / "hair_patches"
-        self.version = weights_version(path)
+        self.hair_only = settings.processed / "hair_only_images"
+        self.smallest = min(patches.sizes) // 2
+        self.version = hash_bytes(weights_version(path), str(self.smallest))
         self.encoder = PatchEncoder.load(path).to(_device())
         self.dim = self.encoder.embedding_dim
 
-    @torch.no_grad()
-    def embed(self, shard: str, rows: pd.DataFrame) -> tuple[dict[str, Tensor], dict[str, int], dict[str, str]]:
-        del rows
+    def embed(self, shard: str, rows: pd.DataFrame) -> Embedded:
+        vectors, counts, failed = self._of_patches(shard)
+        windows: dict[str, int] = {}
+        for image_id in rows.image_id:
+            window = None if image_id in vectors else self._window(shard, image_id)
+            if window is not None:
+                vectors[image_id] = pool_style(encode_patches(self.encoder, [window]))
+                windows[image_id] = window.shape[0]
+        failed = {image_id: reason for image_id, reason in failed.items() if image_id not in vectors}
+        return Embedded(vectors, failed, counts, windows)
+
+    def _of_patches(self, shard: str) -> tuple[dict[str, Tensor], dict[str, int], dict[str, str]]:
+        """Vectors by image id, number of patches by image id, and what failed by image id."""
         path = self.folder / f"{shard}.parquet"
         if not path.exists():
             raise PipelineError(
                 "the shard's patches are missing", file=path, remedy="materialise the asset hair_patches"
             )
         table = pq.read_table(path, columns=["image_id", "image"]).to_pandas()
-        ids: list[str] = []
-        parts: list[Tensor] = []
+        encoded: dict[str, list[Tensor]] = {}
         failed: dict[str, str] = {}
-        side = self.encoder.config["input_size"]
         starts = range(0, len(table), _BATCH)
         for start in tqdm(starts, desc=f"style vectors {shard}", unit="batch", mininterval=1.0):
-            images = []
+            ids, images = [], []
             for row in table.iloc[start : start + _BATCH].itertuples():
                 try:
-                    images.append(patch_tensor(shrink(decode_image(row.image), side)))
+                    images.append(decode_image(row.image))
                     ids.append(row.image_id)
                 except UnreadableImage as error:
                     failed[row.image_id] = str(error)
             if images:
-                parts.append(self.encoder(torch.stack(images).to(_device())).cpu())
-        if not parts:
-            return {}, {}, failed
-        stacked = torch.cat(parts)
-        places: dict[str, list[int]] = {}
-        for place, image_id in enumerate(ids):
-            places.setdefault(image_id, []).append(place)
-        vectors = {image_id: pool_style(stacked[where]) for image_id, where in places.items()}
-        failed = {image_id: reason for image_id, reason in failed.items() if image_id not in vectors}
-        return vectors, {image_id: len(where) for image_id, where in places.items()}, failed
+                for image_id, vector in zip(ids, encode_patches(self.encoder, images), strict=True):
+                    encoded.setdefault(image_id, []).append(vector)
+        vectors = {image_id: pool_style(torch.stack(parts)) for image_id, parts in encoded.items()}
+        return vectors, {image_id: len(parts) for image_id, parts in encoded.items()}, failed
+
+    def _window(self, shard: str, image_id: str) -> np.ndarray | None:
+        """The largest square inside the hair of a hair-only image, (S, S, 3) uint8."""
+        path = find_image(self.hair_only / shard, image_id)
+        rgba = None if path is None else read_image(path, alpha=True)
+        found = None if rgba is None else largest_window(rgba[..., 3] > 127, self.smallest)
+        if rgba is None or found is None:
+            return None
+        x, y, side = found
+        return rgba[y : y + side, x : x + side, :3]
 
 
 class _HairOnlySource(StyleSource):
     """A network on whole hair-only images."""
 
-    asset = "hair_only_images"
+    assets = ("hair_only_images",)
     missing = "no_hair_only_image"
     side = 256
 
@@ -215,7 +254,7 @@ class _HairOnlySource(StyleSource):
         """(B, 3, S, S) in [-1, 1] -> (B, dim)."""
 
     @torch.no_grad()
-    def embed(self, shard: str, rows: pd.DataFrame) -> tuple[dict[str, Tensor], dict[str, int], dict[str, str]]:
+    def embed(self, shard: str, rows: pd.DataFrame) -> Embedded:
         vectors: dict[str, Tensor] = {}
         failed: dict[str, str] = {}
         for image_id in tqdm(list(rows.image_id), desc=f"style vectors {shard}", unit="image", mininterval=1.0):
@@ -228,7 +267,7 @@ class _HairOnlySource(StyleSource):
                 failed[image_id] = str(error)
                 continue
             vectors[image_id] = F.normalize(self.features(to_tensor(image)[None].to(_device())), dim=-1)[0].cpu()
-        return vectors, {}, failed
+        return Embedded(vectors, failed)
 
 
 class ClassifierSource(_HairOnlySource):
@@ -258,23 +297,23 @@ class CombinedSource(StyleSource):
     """The patch encoder's vector beside the classifier's: texture, and what only the whole shows (bangs, outline)."""
 
     name = "combined"
-    asset = "hair_only_images"
+    assets = PatchEncoderSource.assets
     missing = "no_hair_only_image"
 
-    def __init__(self, settings: Settings) -> None:
-        self.texture = PatchEncoderSource(settings)
+    def __init__(self, settings: Settings, patches: PatchConfig) -> None:
+        self.texture = PatchEncoderSource(settings, patches)
         self.whole = ClassifierSource(settings)
-        patches = asset_versions(settings, self.texture.asset)
-        self.version = hash_bytes(self.texture.version, self.whole.version, patches)
+        self.version = hash_bytes(self.texture.version, self.whole.version)
         self.dim = self.texture.dim + self.whole.dim
 
-    def embed(self, shard: str, rows: pd.DataFrame) -> tuple[dict[str, Tensor], dict[str, int], dict[str, str]]:
-        texture, counts, failed = self.texture.embed(shard, rows)
-        whole, _, more = self.whole.embed(shard, rows)
+    def embed(self, shard: str, rows: pd.DataFrame) -> Embedded:
+        texture, whole = self.texture.embed(shard, rows), self.whole.embed(shard, rows)
         vectors = {
-            image_id: combine(texture.get(image_id), vector, self.texture.dim) for image_id, vector in whole.items()
+            image_id: combine(texture.vectors.get(image_id), vector, self.texture.dim)
+            for image_id, vector in whole.vectors.items()
         }
-        return vectors, counts, {name: why for name, why in (failed | more).items() if name not in vectors}
+        failed = {name: why for name, why in (texture.failed | whole.failed).items() if name not in vectors}
+        return Embedded(vectors, failed, texture.patches, texture.windows)
 
 
 class ClipSource(_HairOnlySource):

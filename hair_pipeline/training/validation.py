@@ -18,7 +18,7 @@ from hair_pipeline.losses.mask_l2 import mask_l2
 from hair_pipeline.losses.predictions import add_noise, target
 from hair_pipeline.models.base import decode
 from hair_pipeline.models.perceptual import PerceptualNet
-from hair_pipeline.training.data import StageDataset
+from hair_pipeline.training.data import StageDataset, face_lock
 from hair_pipeline.training.images import to_image
 from hair_pipeline.training.sampler import Draw
 from hair_pipeline.training.task import Batch
@@ -116,8 +116,3 @@ def sample(predict: Predict, batch: Batch, scheduler: DDPMScheduler) -> Tensor:
         x = torch.where(locked, original, x)
         x = ddim.step(predict(x, steps, batch).float(), t, x).prev_sample
     return torch.where(locked, batch["latents"], x)
-
-
-def face_lock(batch: Batch) -> Tensor:
-    """Latent cells (B, 1, h, w) bool that are face throughout and not repainted: they stay the original's."""
-    return (batch["face"] >= 1) & (batch["mask"] < 0.5)

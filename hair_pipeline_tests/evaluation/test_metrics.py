@@ -9,12 +9,15 @@ import torch
 from hair_pipeline.evaluation import leakage
 from hair_pipeline.evaluation.cases import Case
 from hair_pipeline.evaluation.contenders import Drawing
+from hair_pipeline.evaluation.judges import Judge, Judges
+from hair_pipeline.evaluation.measure import Measurements, summarise
 from hair_pipeline.evaluation.metrics import distribution, learned, pixels, seam
-from hair_pipeline.evaluation.regions import SEAM_PLACES, boundary_ring, bounding_square, masked_crop, seam_places
+from hair_pipeline.evaluation.regions import boundary_ring, bounding_square, masked_crop, seam_places
 from hair_pipeline.evaluation.statistics import Estimate
 from hair_pipeline.inputs.samples import Sample
 from hair_pipeline.processing.bald import make_bald
 from hair_pipeline.processing.compositing import paste_back
+from hair_pipeline.processing.leakage import Leakage, Score
 from hair_pipeline.profile import BaldConfig
 from hair_pipeline_tests.inputs.tiny_inputs import draw_person
 
@@ -147,6 +150,7 @@ def test_identity_is_one_with_itself_lower_for_another_and_nan_stays_nan() -> No
     assert learned.identity_similarity(original[None], other[None])[0] < 0.9999
     broken = learned.face_embeddings(_Eye(broken=True), [a.photo], [box], cpu)
     assert np.isnan(learned.identity_similarity(original[None], broken)).all()
+    assert np.isnan(learned.identity_similarity(original[None], np.zeros_like(original)[None])).all()
 
 
 def test_hair_lpips_ignores_everything_outside_the_hair() -> None:
@@ -243,7 +247,7 @@ def test_old_curl_excess_has_a_reason_without_transfers() -> None:
 def test_seam_places_lie_inside_at_forehead_ears_and_crown(scene) -> None:  # type: ignore[no-untyped-def]
     _, hair, face, _, _ = scene
     places = seam_places(hair, face, None)
-    assert len(places) == len(SEAM_PLACES)
+    assert len(places) == 4
     for x, y, side in places:
         assert 0 <= x <= hair.shape[1] - side
         assert 0 <= y <= hair.shape[0] - side
@@ -251,3 +255,21 @@ def test_seam_places_lie_inside_at_forehead_ears_and_crown(scene) -> None:  # ty
     assert left[0] < forehead[0] < right[0]
     assert crown[1] < forehead[1]
     assert seam_places(hair, np.zeros_like(face), None) == []
+
+
+def test_what_bald_images_give_away_stands_in_the_report_above_chance_or_with_the_reason() -> None:
+    nothing, judge = Measurements(), Judge(None, "none", reason="not there")
+    judges = Judges(judge, judge, judge, judge, judge, torch.device("cpu"))
+    found, outline = (Score(0.7, 0.6, 0.8, 0.5, 12, 30), Score(0.55, 0.4, 0.7, 0.5, 12, 30))
+    results = summarise(nothing, judges, Leakage({"curl": found}, {"curl": outline}))
+    curl = results["leakage_bald_curl"]
+    assert curl.estimate.value == pytest.approx(0.2)
+    assert (curl.estimate.ci_low, curl.estimate.ci_high) == pytest.approx((0.1, 0.3))
+    assert (curl.estimate.n, curl.estimate.people) == (30, 12)
+    assert "0.050" in curl.note
+    few = results["leakage_bald_fringe"].estimate
+    assert few.value is None
+    assert "too few people" in str(few.reason)
+    elsewhere = summarise(nothing, judges)["leakage_bald_curl"].estimate
+    assert elsewhere.value is None
+    assert elsewhere.reason

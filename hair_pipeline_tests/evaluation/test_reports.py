@@ -14,7 +14,7 @@ from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.ab_test import run_ab_test
 from hair_pipeline.evaluation.cases import Case
 from hair_pipeline.evaluation.contenders import Drawing, ModelContender, resolve
-from hair_pipeline.evaluation.judges import recogniser_of_pack
+from hair_pipeline.evaluation.judges import SAME_AS_LOSS, load_judges
 from hair_pipeline.evaluation.metrics.definitions import METRICS
 from hair_pipeline.evaluation.report import evaluate
 from hair_pipeline.evaluation.report_tables import worst_cases
@@ -188,6 +188,7 @@ def test_the_page_shows_confusions_worst_cases_seams_and_earlier_versions(tmp_pa
     table = pd.read_parquet(first.folder / "per_image.parquet")
     swapped = table[table.transfer]["leakage_swap"].dropna()
     assert len(swapped) == data["metrics"]["leakage_swap"]["n"] > 0
+    assert (swapped == 0).all()
     assert data["metrics"]["psnr_hair"]["n"] == data["images"]
     assert "identity_second_raw" in data["metrics"]
     assert "no second recogniser" in data["metrics"]["identity_second_raw"]["reason"]
@@ -231,9 +232,24 @@ def test_a_second_recogniser_judges_and_the_losss_own_stands_beside_it(tmp_path:
     assert judge["n"] == second["n"] > 0
     assert judge["value"] != second["value"]
     assert "flatters the model" not in result.report_path.read_text()
-    (pack / "w_other.onnx").unlink()
-    with pytest.raises(PipelineError, match="holds no face recogniser"):
-        recogniser_of_pack(pack)
+
+
+def test_a_copy_of_the_losss_recogniser_is_no_other_judge(tmp_path: Path) -> None:
+    """The loss takes it from an insightface pack; beside it the same ONNX lies alone."""
+    world = make_world(tmp_path, people=2, customers=0)
+    folder = world.settings.models_dir
+    network = SmallFaceNet(128)
+    network(torch.randn(16, 3, 112, 112))  # so that the running statistics are not trivial
+    export_onnx(network, folder / "alone.onnx")
+    (folder / "pack").mkdir()
+    shutil.copy(folder / "alone.onnx", folder / "pack" / "w600k_r50.onnx")
+    changed = {"recogniser": "pack", "evaluation_recogniser": "alone.onnx"}
+    models = world.profile.models.model_copy(update=changed)
+    judges = load_judges(world.settings, world.profile.model_copy(update={"models": models}), sets=False)
+    assert judges.recogniser.name == "alone"
+    assert judges.recogniser.note == SAME_AS_LOSS
+    assert judges.second.network is None
+    assert "the loss's own" in judges.second.reason
 
 
 def test_a_model_without_finite_values_is_an_error_in_the_report_and_no_approval_in_the_test(

@@ -12,6 +12,8 @@ from hair_pipeline.models.base import Base, encode
 from hair_pipeline.models.inpainter import HairInpainter
 from hair_pipeline.models.masks import resize_mask
 from hair_pipeline.models.pipeline import HairInpaintPipeline, SchedulerName
+from hair_pipeline.processing.bald import fill
+from hair_pipeline.profile import BaldConfig
 from hair_pipeline_tests.models.inputs import STYLE_DIM, make_model, tiny_base
 
 SIDE = 80
@@ -71,11 +73,14 @@ def test_locked_latents_are_the_originals_and_bytes_outside_stay(scheduler: Sche
         **STEPS,
         generator=generators(0),
         repaint_masks=[repaint],
+        bald_images=[fill(inputs["images"][0], repaint, BaldConfig())],
         callback_on_step_end=lambda _pipe, _step, _t, values: seen.append(values["latents"]),
     )
     assert len(seen) == 2
 
-    clean = encode(base.vae, pipeline._pixels(inputs["images"], 64))
+    bald = fill(inputs["images"][0], repaint, BaldConfig())
+    assert np.array_equal(bald[~repaint], inputs["images"][0][~repaint])
+    clean = encode(base.vae, pipeline._pixels([bald], 64))
     mask = torch.from_numpy(inputs["face_masks"][0] & ~repaint)[None, None]
     inside = resize_mask(resize_mask(mask, (64, 64)), clean.shape[-2:], "all").bool().expand_as(clean)
     assert inside.float().mean() > 0.1
@@ -85,6 +90,29 @@ def test_locked_latents_are_the_originals_and_bytes_outside_stay(scheduler: Sche
     assert result.images[0].shape == (SIDE, SIDE, 3)
     assert np.array_equal(result.images[0][~repaint], inputs["images"][0][~repaint])
     assert not np.array_equal(result.images[0][repaint], inputs["images"][0][repaint])
+
+
+def test_the_old_hair_has_no_influence_under_a_fixed_mask() -> None:
+    """Not even through the face beside it: another hair under the mask gives the same pixels, bit for bit."""
+    pipeline, _, _ = make_pipeline()
+    inputs = photos(1)
+    other = inputs["images"][0].copy()
+    other[inputs["hair_masks"][0]] = np.random.default_rng(1).integers(0, 256, 3, dtype=np.uint8)
+    first = pipeline(**inputs, **conditions(1), **STEPS, generator=generators(0))
+    second = pipeline(**(inputs | {"images": [other]}), **conditions(1), **STEPS, generator=generators(0))
+    assert largest_difference(first.raw, second.raw) == 0
+
+
+def test_the_locked_face_is_the_photos_whatever_a_given_bald_image_shows_there() -> None:
+    pipeline, _, _ = make_pipeline()
+    inputs = photos(1)
+    hair = inputs["hair_masks"]
+    given = {**conditions(1), **STEPS, "repaint_masks": hair}
+    clean = fill(inputs["images"][0], hair[0], BaldConfig())
+    noisy = np.where(hair[0][..., None], clean, clean ^ 1)  # as a JPEG would change it
+    first = pipeline(**inputs, **given, bald_images=[clean], generator=generators(0))
+    second = pipeline(**inputs, **given, bald_images=[noisy], generator=generators(0))
+    assert largest_difference(first.raw, second.raw) == 0
 
 
 def test_a_sample_does_not_depend_on_its_batch() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import insightface
@@ -23,7 +24,10 @@ from hair_pipeline.models.recogniser import (
     align_landmarks,
     export_onnx,
     load_recogniser,
+    recogniser_path,
 )
+from hair_pipeline.profile import load_profile
+from hair_pipeline.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +61,24 @@ def compare_with_insightface(path: Path) -> FaceRecogniser:
 
 def test_exported_small_net(small_onnx: Path) -> None:
     assert compare_with_insightface(small_onnx).dim == 512
+
+
+def test_of_an_insightface_pack_the_recogniser_is_taken(small_onnx: Path, tmp_path: Path) -> None:
+    """Beside it a pack holds landmarks and attributes: other sizes of input, or a few numbers as output."""
+    pack = tmp_path / "models" / "buffalo_l"
+    attributes = SmallFaceNet(3)
+    attributes(torch.randn(16, 3, CROP, CROP))
+    export_onnx(attributes, pack / "1_attributes.onnx")
+    paths = Settings(models_dir=tmp_path / "models", sample_models_dir=tmp_path)
+    profile = load_profile("sample")
+    profile = profile.model_copy(update={"models": profile.models.model_copy(update={"recogniser": "buffalo_l"})})
+    with pytest.raises(PipelineError, match="holds no face recogniser"):
+        recogniser_path(paths, profile)
+    shutil.copy(small_onnx, pack / "2_recognition.onnx")
+    assert recogniser_path(paths, profile) == pack / "2_recognition.onnx"
+    (pack / "0_damaged.onnx").write_bytes(b"\xff" * 100)
+    with pytest.raises(PipelineError, match=r"0_damaged\.onnx: is not a readable ONNX"):
+        recogniser_path(paths, profile)
 
 
 def test_real_recogniser(weights_dir: Path) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from hair_pipeline.processing.patches import cut, cut_patches, flaw_of, windows_inside
+from hair_pipeline.processing.patches import cut, cut_patches, flaw_of, largest_window, windows_inside
 from hair_pipeline.profile import PatchConfig
 from hair_pipeline_tests.inputs.tiny_inputs import draw_person
 
@@ -34,6 +34,19 @@ def test_windows_inside_is_exact(mask: np.ndarray, size: int) -> None:
     for y in range(mask.shape[0] - size + 1):
         for x in range(mask.shape[1] - size + 1):
             assert ((x, y) in found) == mask[y : y + size, x : x + size].all()
+
+
+@given(arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)), fill=st.just(True)), st.integers(1, 5))
+def test_the_largest_window_is_inside_and_none_is_larger(mask: np.ndarray, smallest: int) -> None:
+    found = largest_window(mask, smallest)
+    if found is None:
+        assert not len(windows_inside(mask, smallest))
+        return
+    x, y, side = found
+    assert side >= smallest
+    assert mask[y : y + side, x : x + side].shape == (side, side)
+    assert mask[y : y + side, x : x + side].all()
+    assert not len(windows_inside(mask, side + 1))
 
 
 def test_the_same_image_gives_the_same_patches_and_another_others() -> None:

@@ -399,3 +399,9 @@ class RegistryMachine(RuleBasedStateMachine):
 
 RegistryMachine.TestCase.settings = hypothesis_settings(max_examples=15, stateful_step_count=20, deadline=None)
 TestRegistryMachine = RegistryMachine.TestCase
+
+
+def test_promotion_and_rollback_load_no_torch() -> None:
+    """In an emergency the registry must answer at once."""
+    code = "import sys, hair_pipeline.release.registry; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=100).returncode == 0

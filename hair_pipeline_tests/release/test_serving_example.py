@@ -13,6 +13,7 @@ import pytest
 
 from hair_pipeline.files import read_image
 from hair_pipeline.processing.bald import make_bald
+from hair_pipeline.processing.fringe import with_forehead
 from hair_pipeline.profile import ReleaseConfig
 from hair_pipeline.release.export import export_weights
 from hair_pipeline.release.registry import Registry, promote_and_deploy, record_candidate
@@ -114,7 +115,8 @@ def test_a_promotion_reaches_the_running_service(tmp_path: Path, broker: str, mo
     finally:
         subprocess.run([sys.executable, str(EXAMPLE / "control.py"), "stop"], check=True, timeout=90)
     anna = people["anna"]
-    repaint = make_bald(anna.photo, anna.hair_mask, anna.face_mask, profile.processing.bald)[1]
+    masks = with_forehead(anna.hair_mask, anna.face_mask, np.array(anna.box, np.float32))
+    repaint = make_bald(anna.photo, *masks, profile.processing.bald)[1]
     assert (before != after).any()
     for picture in (before, after):
         assert np.array_equal(picture[~repaint], anna.photo[~repaint])

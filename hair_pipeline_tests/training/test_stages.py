@@ -11,6 +11,7 @@ from torch.utils.data import default_collate
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.training import loop
+from hair_pipeline.training.data import face_lock
 from hair_pipeline.training.latent_store import LatentStore
 from hair_pipeline.training.pixel_losses import Judges
 from hair_pipeline.training.sampler import Draw
@@ -68,6 +69,14 @@ def test_the_masked_loss_has_no_gradient_in_the_face_or_outside_the_mask(data: P
     assert bool(face.any())
     assert bool((gradient[face] == 0).all())
     assert bool((gradient[~face] != 0).any())
+
+
+def test_the_locked_face_is_encoded_without_the_hair_around_it(data: Path) -> None:
+    batch = first_batch(tiny_stage(data, stage_config()))
+    locked = face_lock(batch).expand_as(batch["latents"])
+    assert 0 < locked.float().mean() < 1
+    assert torch.equal(batch["latents"][locked], batch["masked_latents"][locked])
+    assert not (batch["latents"] == batch["masked_latents"])[~locked].any()
 
 
 def test_blended_pixel_losses_have_no_gradient_in_the_locked_face(data: Path, judges: Judges) -> None:

@@ -64,11 +64,11 @@ def identity_similarity(original: np.ndarray, output: np.ndarray) -> np.ndarray:
         original, output: (B, D) of `face_embeddings`.
 
     Returns:
-        (B,) float64; NaN where the recogniser returned no finite vector.
+        (B,) float64; NaN where the recogniser returned no finite vector, or a zero one.
     """
     norms = np.linalg.norm(original, axis=1) * np.linalg.norm(output, axis=1)
-    cosine: np.ndarray = (original * output).sum(1) / np.maximum(norms, 1e-12)
-    return cosine
+    products: np.ndarray = (original * output).sum(1)
+    return np.divide(products, norms, out=np.full_like(products, np.nan), where=norms > 0)
 
 
 @torch.no_grad()
