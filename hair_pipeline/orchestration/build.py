@@ -9,7 +9,12 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from hair_pipeline.orchestration.assets.inputs import catalog, k_hairstyle_images, training_face_outputs
+from hair_pipeline.orchestration.assets.inputs import (
+    catalog,
+    catalog_shards,
+    k_hairstyle_images,
+    training_face_outputs,
+)
 from hair_pipeline.orchestration.assets.processed import (
     identity_embeddings,
     image_parts,
@@ -23,11 +28,14 @@ from hair_pipeline.orchestration.code_versions import with_profile
 from hair_pipeline.orchestration.executors import build_executor
 from hair_pipeline.orchestration.jobs import JOBS
 from hair_pipeline.orchestration.resources import PipelineResource
+from hair_pipeline.orchestration.schedules import build_schedules
+from hair_pipeline.orchestration.sensors import build_sensors
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings, load_settings
 
 ASSETS = [
     catalog,
+    catalog_shards,
     identity_embeddings,
     image_parts,
     latents,
@@ -64,11 +72,14 @@ def build_defs(
     """
     settings = settings or load_settings()
     profile = settings.profile_values
-    assets = dg.map_asset_specs(lambda spec: with_profile(spec, profile), [*_base_assets(profile), *ASSETS])
+    parts: list = [*_base_assets(profile), *ASSETS]
+    assets = dg.map_asset_specs(lambda spec: with_profile(spec, profile), parts)
     return dg.Definitions(
         assets=[k_hairstyle_images, training_face_outputs, *assets],
         asset_checks=CHECKS,
         jobs=JOBS,
+        sensors=build_sensors(profile),
+        schedules=build_schedules(profile),
         executor=build_executor(settings.executor),
         resources={
             "pipeline": PipelineResource(),
