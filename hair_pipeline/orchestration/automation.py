@@ -22,6 +22,7 @@ from dagster._core.definitions.data_version import (
     extract_data_provenance_from_entry,
     extract_data_version_from_entry,
 )
+from dagster._core.storage.tags import MAX_RETRIES_TAG
 
 from hair_pipeline.files import hash_bytes
 
@@ -84,8 +85,8 @@ def ask(instance: dg.DagsterInstance, wish: Wish, attempts: int) -> list[dg.RunR
 
 
 def _marked(request: dg.RunRequest, tags: Mapping[str, str], run_key: str) -> dg.RunRequest:
-    """The request with more tags and a run key."""
-    return request._replace(run_key=run_key, tags={**request.tags, **tags})
+    """The request with more tags and a run key; Dagster itself is not to try the run again as well."""
+    return request._replace(run_key=run_key, tags={**request.tags, **tags, MAX_RETRIES_TAG: "0"})
 
 
 def assets_under_way(instance: dg.DagsterInstance, repository: dg.RepositoryDefinition) -> dict[dg.AssetKey, str]:

@@ -31,6 +31,7 @@ from hair_pipeline.orchestration.automation import (
     last_made,
     short,
 )
+from hair_pipeline.orchestration.instance import free_dead_runs
 from hair_pipeline.orchestration.jobs import (
     IMAGE_ASSETS,
     comparison_job,
@@ -113,6 +114,7 @@ def _sensor(
 
 
 def _busy(world: World, names: Sequence[str]) -> dg.SkipReason | None:
+    free_dead_runs(world.instance)  # of a machine that went down: here is where their processes would run
     under_way = assets_under_way(world.instance, world.repository)
     for name in names:
         if (run := under_way.get(dg.AssetKey(name))) is not None:
