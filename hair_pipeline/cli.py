@@ -67,7 +67,7 @@ def demo() -> None:
     console.print("[bold]1. Sample inputs[/bold] (rendered people; no photographs)")
     write_sample(SAMPLE_ROOT)
     console.print(f"   {SAMPLE_ROOT}\n[bold]2. Lineage[/bold]")
-    outcome = _run_lineage(settings, selection=None, force=False, launched_by="hair-pipeline demo")
+    outcome = _run_lineage(settings, launched_by="hair-pipeline demo")
     _finish(settings, outcome)
 
 
@@ -77,21 +77,39 @@ def run(
         str | None,
         typer.Option(help="Dagster asset selection, e.g. `group:processed`, `+eval_report`, `stage2_checkpoint+`."),
     ] = None,
+    shards: Annotated[
+        str | None,
+        typer.Option(help="Only these shards: `shard_0003`, a list with commas, or a range `shard_0000...shard_0099`."),
+    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only the shards whose last run failed.")] = False,
     force: Annotated[bool, typer.Option(help="Also run what is up to date.")] = False,
 ) -> None:
     """Run the lineage on the configured inputs, without the UI: only what is missing or out of date.
 
     The same executor and instance as the UI's, so everything shows there afterwards. Ctrl-C stops it; the same command
     goes on where it stopped.
+
+    With --shards or --failed it is a backfill of the processed assets: nothing that has no shards is run.
     """
     settings = load_settings()
-    outcome = _run_lineage(settings, select, force, launched_by="hair-pipeline run")
+    outcome = _run_lineage(
+        settings, launched_by="hair-pipeline run", selection=select, shards=shards, only_failed=failed, force=force
+    )
     _finish(settings, outcome)
 
 
-def _run_lineage(settings: Settings, selection: str | None, force: bool, launched_by: str) -> Outcome:
+def _run_lineage(
+    settings: Settings,
+    launched_by: str,
+    *,
+    selection: str | None = None,
+    shards: str | None = None,
+    only_failed: bool = False,
+    force: bool = False,
+) -> Outcome:
     from hair_pipeline.orchestration.instance import dagster_home, open_instance
     from hair_pipeline.orchestration.launch import launch
+    from hair_pipeline.orchestration.partitions import named_shards
     from hair_pipeline.orchestration.progress import StepProgress
     from hair_pipeline.orchestration.terminal import output_to
 
@@ -102,7 +120,13 @@ def _run_lineage(settings: Settings, selection: str | None, force: bool, launche
             screen = Console(file=terminal, highlight=False, force_terminal=terminal.isatty())
             with StepProgress(screen, log) as progress:
                 return launch(
-                    instance, selection=selection, force=force, launched_by=launched_by, on_step=progress.on_step
+                    instance,
+                    selection=selection,
+                    shards=None if shards is None else named_shards(instance, shards),
+                    only_failed=only_failed,
+                    force=force,
+                    launched_by=launched_by,
+                    on_step=progress.on_step,
                 )
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on where it stopped")

@@ -275,6 +275,21 @@ class AbTestConfig(Values):
     seed: int = 0
 
 
+class AutomationConfig(Values):
+    """What sensors and schedules do once they are switched on."""
+
+    interval_seconds: int = Field(60, ge=1, description="seconds between two looks of a sensor")
+    settle_looks: int = Field(
+        2, ge=1, description="looks in a row that must find the input folders the same before the catalog is built"
+    )
+    retrain_new_people: int = Field(
+        100, ge=1, description="so many processed people that the model in training has not seen make it train again"
+    )
+    retrain_cron: str = Field("0 3 * * 0", description="when the weekly re-training starts, as cron (UTC)")
+    observe_cron: str = Field("0 2 * * *", description="when the inputs are looked at in full, as cron (UTC)")
+    attempts: int = Field(3, ge=1, description="runs that may fail before an automation waits for a person")
+
+
 class ReleaseConfig(Values):
     """How the server learns that another version is in production. All of it is optional."""
 
@@ -310,6 +325,7 @@ class Profile(Values):
     evaluation: EvaluationConfig = EvaluationConfig()
     ab_test: AbTestConfig = AbTestConfig()
     release: ReleaseConfig = ReleaseConfig()
+    automation: AutomationConfig = AutomationConfig()
 
 
 def load_profile(name_or_path: str | Path) -> Profile:

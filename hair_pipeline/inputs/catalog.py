@@ -140,11 +140,6 @@ def read_catalog(path: Path, shard: str | None = None, columns: list[str] | None
     return pd.DataFrame(values)
 
 
-def list_shards(path: Path) -> list[str]:
-    """The names of the shards in a catalog, sorted."""
-    return sorted(read_catalog(path, columns=["shard"])["shard"].dropna().unique())
-
-
 def _check_roots(settings: Settings) -> None:
     roots = (
         (settings.k_hairstyle_root, "K_HAIRSTYLE_ROOT", "K-Hairstyle copy"),

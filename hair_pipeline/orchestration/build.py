@@ -11,7 +11,12 @@ import dagster as dg
 from dagster._core.definitions.external_asset import create_external_asset_from_source_asset
 
 from hair_pipeline.orchestration.alerts import run_failed
-from hair_pipeline.orchestration.assets.inputs import catalog, k_hairstyle_images, training_face_outputs
+from hair_pipeline.orchestration.assets.inputs import (
+    catalog,
+    catalog_shards,
+    k_hairstyle_images,
+    training_face_outputs,
+)
 from hair_pipeline.orchestration.assets.processed import (
     identity_embeddings,
     image_parts,
@@ -26,6 +31,8 @@ from hair_pipeline.orchestration.executors import build_executor
 from hair_pipeline.orchestration.jobs import JOBS
 from hair_pipeline.orchestration.owners import with_owner
 from hair_pipeline.orchestration.resources import PipelineResource
+from hair_pipeline.orchestration.schedules import build_schedules
+from hair_pipeline.orchestration.sensors import build_sensors
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings, load_settings
 
@@ -34,6 +41,7 @@ SOURCES = [create_external_asset_from_source_asset(source) for source in (k_hair
 
 ASSETS = [
     catalog,
+    catalog_shards,
     identity_embeddings,
     image_parts,
     latents,
@@ -70,14 +78,14 @@ def build_defs(
     """
     settings = settings or load_settings()
     profile = settings.profile_values
-    assets = dg.map_asset_specs(
-        lambda spec: with_owner(with_profile(spec, profile)), [*SOURCES, *_base_assets(profile), *ASSETS]
-    )
+    parts: list = [*SOURCES, *_base_assets(profile), *ASSETS]
+    assets = dg.map_asset_specs(lambda spec: with_owner(with_profile(spec, profile)), parts)
     return dg.Definitions(
         assets=assets,
         asset_checks=CHECKS,
         jobs=JOBS,
-        sensors=[run_failed],
+        sensors=[run_failed, *build_sensors(profile)],
+        schedules=build_schedules(profile),
         executor=build_executor(settings.executor),
         resources={
             "pipeline": PipelineResource(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -16,6 +17,7 @@ from pathlib import Path
 import dagster as dg
 import yaml
 from dagster._core.instance.ref import InstanceRef
+from dagster._core.launcher import DefaultRunLauncher
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import make_folder, write_bytes
@@ -103,21 +105,54 @@ def process_tag(pid: int | None = None) -> str | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return f"{pid}:{fields[19]}"
+    return None if fields[0] == "Z" else f"{pid}:{fields[19]}"
 
 
 def free_dead_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Mark runs whose command was killed as failed, and free their places in the pools; returns their ids.
+    """Mark runs whose process was killed as failed, and free their places in the pools; returns their ids.
 
-    Without this a `kill -9` of `hair-pipeline run` would hold the GPU for ever, as no daemon need be running.
+    Without this a `kill -9` of `hair-pipeline run`, or of the machine while the daemon runs jobs, would hold the GPU
+    for ever: Dagster watches the processes of cluster launchers, not those of its default one.
     """
     alive = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
     dead = []
     for run in instance.get_runs(dg.RunsFilter(statuses=alive)):
-        tag = run.tags.get(PID_TAG)
-        if tag is None or process_tag(int(tag.split(":")[0])) == tag:
-            continue
-        instance.report_run_failed(run, "The command that executed this run was killed.")
-        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-        dead.append(run.run_id)
+        if PID_TAG in run.tags:
+            tag = run.tags[PID_TAG]
+            is_dead = process_tag(int(tag.split(":")[0])) != tag
+        else:
+            is_dead = _launched_process_is_gone(instance, run)
+        if is_dead:
+            instance.report_run_failed(run, "The process that executed this run was killed.")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            dead.append(run.run_id)
     return dead
+
+
+_STARTED_PROCESS = re.compile(r"Started process for run \(pid: (\d+)\)")
+_CLOCK_SLACK = 5.0
+
+
+def _launched_process_is_gone(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Is the process of a run that the default launcher started on this machine gone? False where that is unknown.
+
+    A process that started after the run said so is another one with the same id.
+    """
+    if not isinstance(instance.run_launcher, DefaultRunLauncher):
+        return False
+    for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
+        found = _STARTED_PROCESS.search(entry.message or "")
+        if found is None and entry.dagster_event is not None:
+            found = _STARTED_PROCESS.search(entry.dagster_event.message or "")
+        if found is not None:
+            tag = process_tag(int(found[1]))
+            if tag is None:
+                return True
+            started = _boot_time() + int(tag.split(":")[1]) / os.sysconf("SC_CLK_TCK")
+            return started > entry.timestamp + _CLOCK_SLACK
+    return False
+
+
+def _boot_time() -> float:
+    lines = Path("/proc/stat").read_text().splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith("btime ")))

@@ -1,21 +1,47 @@
-"""Jobs: named selections of the lineage for the UI.
+"""Jobs: named selections of the lineage, for the UI, sensors and schedules.
 
-Belongs here: job definitions. Does not belong here: launching the lineage from the command line (`launch.py`).
+Belongs here: job definitions. Does not belong here: launching the lineage from the command line (`launch.py`), and when
+jobs run by themselves (`sensors.py`, `schedules.py`).
 """
 
 from __future__ import annotations
 
 import dagster as dg
 
+IMAGE_ASSETS = ("identity_embeddings", "bald_images", "hair_only_images", "hair_patches")
+"""Made from photos, a shard at a time."""
+
 inputs_job = dg.define_asset_job(
     "observe_inputs_and_catalog",
-    selection=dg.AssetSelection.groups("inputs"),
+    selection=dg.AssetSelection.assets("k_hairstyle_images", "training_face_outputs", "catalog"),
     description="Look at the inputs and rebuild the catalog; registers new shards.",
 )
 processed_job = dg.define_asset_job(
     "process_shards",
-    selection=dg.AssetSelection.assets("identity_embeddings", "bald_images", "hair_only_images", "hair_patches"),
+    selection=dg.AssetSelection.assets(*IMAGE_ASSETS),
     description="Cut the images of one or more shards into parts. Backfill it to process many.",
+)
+latents_job = dg.define_asset_job(
+    "encode_shards",
+    selection=dg.AssetSelection.assets("latents"),
+    description="Encode one or more processed shards for training.",
+)
+training_job = dg.define_asset_job(
+    "retrain",
+    selection=dg.AssetSelection.assets(
+        "patch_encoder", "style_classifier", "style_vectors", "latents", "stage1_checkpoint", "stage2_checkpoint"
+    ),
+    description="Train everything again on all shards, in order. What is finished and unchanged is not done again.",
+)
+evaluation_job = dg.define_asset_job(
+    "evaluate",
+    selection=dg.AssetSelection.assets("eval_report"),
+    description="Measure the new model on held-out people.",
+)
+comparison_job = dg.define_asset_job(
+    "compare",
+    selection=dg.AssetSelection.assets("ab_verdict"),
+    description="A/B test of the new model against the one in production.",
 )
 release_job = dg.define_asset_job(
     "release",
@@ -23,4 +49,4 @@ release_job = dg.define_asset_job(
     description="Export the approved model and, when a person has signed it off, promote it to production.",
 )
 
-JOBS = [inputs_job, processed_job, release_job]
+JOBS = [inputs_job, processed_job, latents_job, training_job, evaluation_job, comparison_job, release_job]

@@ -29,6 +29,7 @@ from hair_pipeline.evaluation.contenders import VERSION_DIGITS
 from hair_pipeline.evaluation.styles import ENCODER_FILE, export_styles
 from hair_pipeline.evaluation.verdicts import VerdictRecord, require_approval, require_evaluation
 from hair_pipeline.models.base import base_reference, load_base
+from hair_pipeline.models.patch_encoder import PatchEncoder
 from hair_pipeline.models.pipeline import HairInpaintPipeline
 from hair_pipeline.profile import Profile
 from hair_pipeline.release.model_card import model_card
@@ -91,6 +92,44 @@ def export_weights(settings: Settings, profile: Profile) -> ExportResult:
     numbers = {"files": float(len(paths)), "megabytes": sum(path.stat().st_size for path in paths) / 1e6}
     data_version = files.hash_bytes(*(part for item in sorted(hashes.items()) for part in item))
     return ExportResult(version, folder, paths, hashes, numbers, data_version)
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """What an exported version came to when it was loaded again.
+
+    Attributes:
+        version: its name. files: how many it has. parameters: of the UNet.
+        damaged: files that are gone or whose SHA-256 is another. not_finite: weights with a value that is no number.
+    """
+
+    version: str
+    files: int
+    parameters: int
+    damaged: list[str]
+    not_finite: list[str]
+
+
+def reload_exported(settings: Settings) -> Reloaded:
+    """Load the version exported last from its files alone, as the server does.
+
+    Raises:
+        PipelineError: nothing is exported.
+        OSError, ValueError: a file is missing or cannot be loaded.
+    """
+    exported = files.read_json(settings.checkpoints / EXPORTED)
+    folder = files.confined(settings.training_root, exported["folder"])
+    hashes: dict[str, str] = exported["files"]
+    damaged = [n for n, h in hashes.items() if not (folder / n).is_file() or files.hash_file(folder / n) != h]
+    not_finite: list[str] = []
+    parameters = 0
+    if not damaged:
+        unet = HairInpaintPipeline.from_pretrained(folder).unet.state_dict()
+        parameters = sum(value.numel() for value in unet.values())
+        encoder = PatchEncoder.load(folder / ENCODER_FILE).state_dict()
+        for part, state in (("unet", unet), ("style encoder", encoder)):
+            not_finite += [f"{part}: {name}" for name, value in state.items() if not value.isfinite().all()]
+    return Reloaded(exported["version"], len(hashes), parameters, damaged, not_finite)
 
 
 def _manifest(settings: Settings, version: str) -> Path:

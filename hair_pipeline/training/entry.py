@@ -20,6 +20,7 @@ from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.fingerprints import asset_versions, catalog_version, weights_version
+from hair_pipeline.training.people import record_people
 from hair_pipeline.training.runs import RunPlan, TrainResult, current, fresh_folder
 
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ def _train(
     if done is not None:
         log.info("%s: run %s is finished, nothing to do", plan.name, plan.run_id)
         if main:
+            record_people(plan.run_dir, settings)
             done.save(settings.runs / plan.name / "current.json", settings.training_root)
         processes.barrier()
         return done
@@ -189,6 +191,7 @@ def _train(
         if resume is False:
             shutil.rmtree(plan.run_dir, ignore_errors=True)
         adopted = plan.begin(resume=bool(resume), force=force, hardware=processes.hardware())
+        record_people(plan.run_dir, settings)
     processes.barrier()
 
     finished = _run(trainer, plan, settings, profile, resume is not False)

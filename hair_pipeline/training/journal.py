@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import decode_image, write_bytes
+from hair_pipeline.training.losses_log import LOSSES_FILE
 
-LOSSES_FILE = "losses.jsonl"
 _TENSORBOARD = "tensorboard"
 
 

@@ -2,7 +2,15 @@
 
 import dagster as dg
 
-from hair_pipeline.orchestration.partitions import SHARD_BACKFILL, SHARDS, register_shards
+from hair_pipeline.orchestration.partitions import (
+    SHARD_BACKFILL,
+    SHARDS,
+    observe_shards,
+    partitioned_inputs,
+    record_shards,
+    register_shards,
+)
+from hair_pipeline.processing.report import ShardReport
 
 
 class World:
@@ -10,6 +18,9 @@ class World:
 
     source_version = "1"
     shards: tuple[str, ...] = ("s0", "s1")
+    rows: dict = {}
+    """Shard -> another version of its rows than the first."""
+    broken_shards: frozenset[str] = frozenset()
     failing: frozenset[str] = frozenset()
     catalog_is_bad = False
     ran: list = []
@@ -17,6 +28,7 @@ class World:
     @classmethod
     def reset(cls) -> None:
         cls.source_version, cls.shards, cls.failing, cls.catalog_is_bad = "1", ("s0", "s1"), frozenset(), False
+        cls.rows, cls.broken_shards = {}, frozenset()
         cls.ran.clear()
 
 
@@ -28,6 +40,7 @@ def source():
 @dg.asset(deps=[source], code_version="1")
 def catalog(context: dg.AssetExecutionContext):
     register_shards(context.instance, World.shards)
+    observe_shards(context, dg.AssetKey("catalog_shards"), {s: World.rows.get(s, "1") for s in World.shards})
     World.ran.append("catalog")
     return dg.MaterializeResult(data_version=dg.DataVersion("catalog of " + World.source_version))
 
@@ -35,12 +48,23 @@ def catalog(context: dg.AssetExecutionContext):
 def sharded(name, deps):
     @dg.asset(name=name, deps=deps, partitions_def=SHARDS, backfill_policy=SHARD_BACKFILL, code_version="1")
     def asset(context: dg.AssetExecutionContext):
+        inputs = partitioned_inputs(context)
         World.ran.append((name, *context.partition_keys))
         if name in World.failing:
             raise dg.Failure("as told", allow_retries=False)
-        return dg.MaterializeResult(data_version=dg.DataVersion(name))
+        good = [shard for shard in context.partition_keys if shard not in World.broken_shards]
+        if len(good) == len(context.partition_keys):
+            yield dg.MaterializeResult(data_version=dg.DataVersion(f"{name} of {good}"))
+        record_shards(context, [report(name, shard) for shard in good], inputs)
+        if len(good) < len(context.partition_keys):
+            raise dg.Failure("some shards failed", allow_retries=False)
 
     return asset
+
+
+def report(asset, shard):
+    version = f"{asset} {World.rows.get(shard, '1')}"
+    return ShardReport(asset, shard, "", written=1, skipped={}, failed={}, data_version=version)
 
 
 def whole(name, deps):
@@ -63,7 +87,8 @@ defs = dg.Definitions(
     assets=[
         source,
         catalog,
-        sharded("patches", ["catalog"]),
+        dg.AssetSpec("catalog_shards", deps=[catalog], partitions_def=SHARDS),
+        sharded("patches", ["catalog_shards"]),
         whole("base", ["catalog"]),
         whole("encoder", ["patches"]),
         sharded("vectors", ["patches", "encoder", "base"]),

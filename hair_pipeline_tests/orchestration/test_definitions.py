@@ -10,7 +10,7 @@ from hair_pipeline.orchestration.compute_tags import CPU, GPU
 from hair_pipeline.settings import Settings
 
 GROUPS = {
-    "inputs": {"k_hairstyle_images", "training_face_outputs", "catalog"},
+    "inputs": {"k_hairstyle_images", "training_face_outputs", "catalog", "catalog_shards"},
     "processed": {
         "identity_embeddings",
         "bald_images",

@@ -47,3 +47,22 @@ def test_a_killed_command_frees_its_run_and_its_place_in_the_pool(tmp_path, monk
         assert instance.event_log_storage.get_concurrency_info("gpu").active_slot_count == 0
         statuses = [instance.get_run_by_id(run.run_id).status for run in running]
     assert statuses == [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED]
+
+
+def test_a_run_of_the_daemon_whose_process_is_gone_is_freed(tmp_path, monkeypatch):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
+    @dg.job
+    def nothing():
+        pass
+
+    with open_instance(Settings(training_root=tmp_path)) as instance:
+        run = instance.create_run_for_job(nothing, status=dg.DagsterRunStatus.STARTED)
+        silent = instance.create_run_for_job(nothing, status=dg.DagsterRunStatus.STARTED)
+        instance.report_engine_event(f"Started process for run (pid: {child.pid}).", run)
+        assert free_dead_runs(instance) == []
+        child.kill()
+        child.wait()
+        assert free_dead_runs(instance) == [run.run_id]
+        assert instance.get_run_by_id(silent.run_id).status == dg.DagsterRunStatus.STARTED

@@ -3,7 +3,10 @@
 import dagster as dg
 import pytest
 
-from hair_pipeline.orchestration.launch import Outcome, Round, _split, launch
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.orchestration.launch import Outcome, launch
+from hair_pipeline.orchestration.partitions import SHARDS, named_shards
+from hair_pipeline.orchestration.rounds import Round, split
 from hair_pipeline_tests.orchestration.small_lineage import World
 
 EVERYTHING = [
@@ -41,16 +44,54 @@ def test_a_change_that_leaves_the_data_as_they_are_stops_where_it_stops_matterin
     run(instance)
     World.source_version = "2"
     run(instance)
-    assert sorted(map(str, World.ran)) == sorted(map(str, ["catalog", ("patches", "s0", "s1"), "base"]))
+    assert sorted(World.ran) == ["base", "catalog"]
 
 
-def test_new_people_make_a_new_shard_and_downstream_follows(instance):
+def test_new_people_make_a_new_shard_and_only_it_is_processed(instance):
     run(instance)
     World.source_version, World.shards = "2", ("s0", "s1", "s2")
     run(instance)
-    assert ("vectors", "s2") in World.ran
-    assert World.ran[-1] == "stage"  # its data came out the same, so the report stays
+    # the encoder's and the stage's data come out the same, so the old vectors and the report stay
+    assert World.ran == ["catalog", "base", ("patches", "s2"), "encoder", ("vectors", "s2"), "stage"]
     assert not run(instance).materialised
+
+
+def test_a_changed_shard_keeps_its_own_data_version_whatever_it_is_made_with(instance):
+    run(instance)
+    World.source_version, World.rows = "2", {"s1": "2"}
+    run(instance)
+    assert World.ran == ["catalog", "base", ("patches", "s1"), "encoder", ("vectors", "s1"), "stage"]
+    run(instance, selection="key:patches", shards=["s0", "s1"], force=True)
+    assert World.ran == [("patches", "s0", "s1")]
+    assert not run(instance).materialised
+
+
+def test_a_hundred_and_one_shards_are_not_too_many_to_notice_a_change(instance):
+    World.shards = tuple(f"s{number:03}" for number in range(101))
+    run(instance)
+    World.source_version, World.rows = "2", {"s077": "2"}
+    run(instance)
+    assert World.ran == ["catalog", "base", ("patches", "s077"), "encoder", ("vectors", "s077"), "stage"]
+    assert not run(instance).materialised
+
+
+def test_only_failed_shards_are_done_again_and_their_siblings_count(instance):
+    World.shards, World.broken_shards = ("s0", "s1", "s2"), frozenset({"s1"})
+    outcome = run(instance, selection="key:catalog or key:patches")
+    assert outcome.failures == {"patches": "some shards failed"}
+    statuses = instance.get_status_by_partition(dg.AssetKey("patches"), World.shards, SHARDS)
+    assert [statuses[shard].value for shard in World.shards] == ["MATERIALIZED", "FAILED", "MATERIALIZED"]
+    World.broken_shards = frozenset()
+    assert not run(instance, selection="key:patches", only_failed=True).failures
+    assert World.ran == [("patches", "s1")]
+    assert not run(instance, selection="key:patches", only_failed=True).runs
+
+
+def test_shards_are_named_by_lists_and_ranges_and_unknown_ones_refused(instance):
+    instance.add_dynamic_partitions(SHARDS.name, ["s0", "s1", "s2", "s3"])
+    assert named_shards(instance, "s3, s0...s2") == ["s3", "s0", "s1", "s2"]
+    with pytest.raises(PipelineError, match="no such shard: s9"):
+        run(instance, shards=named_shards(instance, "s0...s9"))
 
 
 def test_a_failure_stops_what_depends_on_it_and_is_tried_again(instance):
@@ -88,6 +129,6 @@ def test_a_refusal_of_the_release_gate_is_not_a_fault():
 def test_runs_take_unbroken_ranges_of_bounded_length():
     registered = tuple(f"s{n:03}" for n in range(130))
     wanted = registered[:120] + registered[125:]
-    parts = list(_split(Round((dg.AssetKey("patches"),), wanted), registered))
+    parts = list(split(Round((dg.AssetKey("patches"),), wanted), registered))
     assert [len(part.shards) for part in parts] == [50, 50, 20, 5]
     assert tuple(shard for part in parts for shard in part.shards) == wanted

@@ -20,7 +20,7 @@ from hair_pipeline.models.patch_encoder import PatchEncoder
 from hair_pipeline.models.pipeline import HairInpaintPipeline
 from hair_pipeline.models.style_projection import StyleProjection
 from hair_pipeline.processing.bald import make_bald
-from hair_pipeline.release.export import export_weights
+from hair_pipeline.release.export import export_weights, reload_exported
 from hair_pipeline.release.registry import Registry, record_candidate
 from hair_pipeline.release.serving import head_crop, load, try_on_files
 from hair_pipeline_tests.evaluation.tiny_world import World, cases_of, make_world, write_stage2
@@ -109,6 +109,18 @@ def test_export_writes_what_others_load(exported: World) -> None:
     card = (checkpoints / "README.md").read_text()
     for word in ("K-Hairstyle", "research use", "insightface", "non-commercial", result.version):
         assert word in card
+
+
+def test_the_exported_version_is_loaded_again_and_damage_is_named(exported: World) -> None:
+    found = reload_exported(exported.settings)
+    assert (found.damaged, found.not_finite) == ([], [])
+    assert found.parameters > 10_000
+    folder = exported.settings.checkpoints / "versions" / found.version
+    weights = folder / "style_patch_encoder.pt"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-10])
+    assert reload_exported(exported.settings).damaged == ["style_patch_encoder.pt"]
+    weights.write_bytes(whole)
 
 
 def test_a_version_once_exported_is_never_rewritten(exported: World) -> None:

@@ -7,10 +7,12 @@ import dagster as dg
 
 from hair_pipeline.orchestration.compute_tags import CPU
 from hair_pipeline.orchestration.metadata import counts_table, shares_table
-from hair_pipeline.orchestration.partitions import register_shards
+from hair_pipeline.orchestration.partitions import SHARDS, observe_shards, register_shards
 from hair_pipeline.orchestration.resources import PipelineResource, explained
 
 GROUP = "inputs"
+INPUTS_STATE = "inputs_state"
+"""Metadata of the catalog: what a quick look at the input folders gave before it was built."""
 
 
 @dg.observable_source_asset(
@@ -53,13 +55,17 @@ def training_face_outputs(pipeline: PipelineResource) -> dg.DataVersion:
     **CPU,
 )
 def catalog(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
-    from hair_pipeline.inputs.catalog import build_catalog, list_shards
+    from hair_pipeline.inputs.catalog import build_catalog
+    from hair_pipeline.inputs.folder_state import inputs_state
+    from hair_pipeline.inputs.shard_versions import shard_versions
 
     with explained():
+        state = inputs_state(pipeline.settings)  # before anything is read: what comes later is another state
         result = build_catalog(pipeline.settings, pipeline.profile)
-        shards = list_shards(pipeline.settings.catalog_path)
+        shards = shard_versions(pipeline.settings.catalog_path)
     summary = result.summary
-    new = register_shards(context.instance, shards)
+    new = register_shards(context.instance, list(shards))
+    changed = observe_shards(context, catalog_shards.key, shards)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(result.data_version),
         metadata={
@@ -70,6 +76,7 @@ def catalog(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg
             "validation_people": summary["people"].get("validation", 0),
             "shards": len(shards),
             "new_shards": len(new),
+            "new_or_changed_shards": len(changed),
             "stage2_images": summary["stage2"].get("eligible", 0),
             "reliable_identities": summary["identity"].get("reliable", 0),
             "unchanged": result.unchanged,
@@ -77,5 +84,17 @@ def catalog(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg
             **{f"by_{name}": counts_table(counts, name) for name, counts in summary.counts.items() if counts},
             "train_against_validation": shares_table(summary.shares),
             "path": dg.MetadataValue.path(str(pipeline.settings.catalog_path)),
+            INPUTS_STATE: state,
         },
     )
+
+
+catalog_shards = dg.AssetSpec(
+    "catalog_shards",
+    deps=[catalog],
+    partitions_def=SHARDS,
+    group_name=GROUP,
+    description="The catalog's rows of one shard. Observed by the step `catalog`; a shard's data version changes only "
+    "with its own rows, so that new people do not make the other shards out of date.",
+    kinds={"parquet"},
+)

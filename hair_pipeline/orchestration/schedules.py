@@ -1,0 +1,45 @@
+"""Schedules: what happens at set times, once switched on.
+
+Belongs here: schedules. Does not belong here: what follows from a change (`sensors.py`).
+"""
+
+import dagster as dg
+
+from hair_pipeline.orchestration.automation import assets_under_way
+from hair_pipeline.orchestration.jobs import inputs_job, training_job
+from hair_pipeline.orchestration.partitions import SHARDS
+from hair_pipeline.orchestration.rounds import range_tags
+from hair_pipeline.profile import Profile
+
+
+def build_schedules(profile: Profile) -> list[dg.ScheduleDefinition]:
+    """All schedules, at the profile's times."""
+    return [
+        dg.ScheduleDefinition(
+            name="observe_inputs_daily",
+            job=inputs_job,
+            cron_schedule=profile.automation.observe_cron,
+            description="Looks at the inputs in full, which the sensor `new_inputs` does not: finds files overwritten "
+            "in place. An unchanged catalog is not built again.",
+        ),
+        dg.ScheduleDefinition(
+            name="retrain_weekly",
+            job=training_job,
+            cron_schedule=profile.automation.retrain_cron,
+            execution_fn=_retrain,
+            description="Trains again on whatever there is by then. A training whose data and settings are as they "
+            "were is not repeated.",
+        ),
+    ]
+
+
+def _retrain(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    assert context.repository_def is not None
+    shards = context.instance.get_dynamic_partitions(str(SHARDS.name))
+    if not shards:
+        return dg.SkipReason("there are no shards yet: materialise the catalog")
+    under_way = assets_under_way(context.instance, context.repository_def)
+    for name in ("catalog", "latents", "stage2_checkpoint"):
+        if (run := under_way.get(dg.AssetKey(name))) is not None:
+            return dg.SkipReason(f"run {run[:8]} is making {name}")
+    return dg.RunRequest(tags=range_tags(shards))

@@ -1,0 +1,89 @@
+"""The processed assets, executed over several shards in one run: versions, partial failure, and new people."""
+
+import json
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
+
+from hair_pipeline.orchestration.build import build_defs
+from hair_pipeline.orchestration.partitions import SHARDS
+from hair_pipeline.orchestration.rounds import Lineage, range_tags
+from hair_pipeline.settings import load_settings
+from hair_pipeline_tests.inputs.tiny_inputs import TinyInputs, write_tiny_inputs
+
+PARTS = ("identity_embeddings", "bald_images", "hair_only_images", "hair_patches")
+
+
+@pytest.fixture
+def inputs(tmp_path, monkeypatch) -> TinyInputs:
+    made = write_tiny_inputs(tmp_path, people=3, views=2, size=128)
+    profile = tmp_path / "profile.yaml"
+    profile.write_text("name: tiny\ninputs: {shard_size: 2, validation_fraction: 0.3}\nprocessing: {size: 128}\n")
+    monkeypatch.setenv("HAIR_PIPELINE_PROFILE", str(profile))
+    for field in ("k_hairstyle_root", "training_face_root", "training_root"):
+        monkeypatch.setenv(f"HAIR_PIPELINE_{field.upper()}", str(getattr(made.settings(), field)))
+    return made
+
+
+@pytest.fixture
+def instance(tmp_path):
+    (tmp_path / "dagster").mkdir()
+    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as instance:
+        yield instance
+
+
+def run(instance, *names, shards=()):
+    job = build_defs(settings=load_settings()).get_repository_def().get_job("__ASSET_JOB")
+    return job.get_subset(asset_selection={dg.AssetKey(name) for name in names}).execute_in_process(
+        instance=instance, tags=range_tags(shards), raise_on_error=False
+    )
+
+
+def out_of_date(instance) -> dict[str, tuple[str, ...]]:
+    graph = build_defs(settings=load_settings()).get_repository_def().asset_graph
+    stale = Lineage(instance, graph, [dg.AssetKey(name) for name in PARTS]).out_of_date()
+    return {key.to_user_string(): found.shards for key, found in stale.items()}
+
+
+def version(instance, asset: str, shard: str) -> str:
+    found = instance.event_log_storage.get_latest_tags_by_partition(
+        dg.AssetKey(asset), dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
+    )
+    return found[shard][DATA_VERSION_TAG]
+
+
+def test_each_shard_has_its_own_version_and_new_people_touch_only_theirs(inputs, instance):
+    assert run(instance, "catalog").success
+    shards = instance.get_dynamic_partitions(SHARDS.name)
+    assert len(shards) == 3
+    assert out_of_date(instance) == dict.fromkeys(PARTS, tuple(shards))
+    assert run(instance, *PARTS, shards=shards).success
+    for asset in PARTS:
+        for shard in shards:
+            manifest = json.loads((load_settings().processed / asset / f"{shard}.json").read_text())
+            assert version(instance, asset, shard) == manifest["data_version"]
+    assert out_of_date(instance) == {}
+    write_tiny_inputs(inputs.root, people=4, views=2, size=128)
+    assert run(instance, "catalog").success
+    (new,) = set(instance.get_dynamic_partitions(SHARDS.name)) - set(shards)
+    assert out_of_date(instance) == dict.fromkeys(PARTS, (new,))
+
+
+def test_a_broken_shard_fails_alone_and_the_others_show_what_they_came_to(inputs, instance):
+    assert run(instance, "catalog").success
+    shards = instance.get_dynamic_partitions(SHARDS.name)
+    for photo in inputs.k_hairstyle.rglob(f"{inputs.sources[1]}-*.jpg"):
+        photo.write_bytes(b"no picture any more")
+    done = run(instance, "bald_images", shards=shards)
+    assert not done.success
+    (failure,) = [event for event in done.all_events if event.is_step_failure]
+    assert "1 of 3 shards failed" in failure.step_failure_data.user_failure_data.description
+    statuses = instance.get_status_by_partition(dg.AssetKey("bald_images"), shards, SHARDS)
+    assert sorted(status.value for status in statuses.values()) == ["FAILED", "MATERIALIZED", "MATERIALIZED"]
+    (broken,) = [shard for shard, status in statuses.items() if status.value == "FAILED"]
+    assert out_of_date(instance)["bald_images"] == (broken,)
+    record = instance.fetch_materializations(dg.AssetKey("bald_images"), limit=1).records[0]
+    metadata = record.asset_materialization.metadata
+    assert metadata["written"].value == 2
+    assert metadata["preview"].value.startswith("![preview](data:image/jpeg;base64,")
