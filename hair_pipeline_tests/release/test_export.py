@@ -20,6 +20,7 @@ from hair_pipeline.models.patch_encoder import PatchEncoder
 from hair_pipeline.models.pipeline import HairInpaintPipeline
 from hair_pipeline.models.style_projection import StyleProjection
 from hair_pipeline.processing.bald import make_bald
+from hair_pipeline.processing.fringe import with_forehead
 from hair_pipeline.release.export import export_weights, reload_exported
 from hair_pipeline.release.registry import Registry, record_candidate
 from hair_pipeline.release.serving import head_crop, load, try_on_files
@@ -254,7 +255,8 @@ def test_try_on_files_finds_outputs_takes_masks_and_explains(exported: World, tm
         style_mask=tmp_path / "mask.png",
     )
     result = read_image(written)
-    repaint = make_bald(person.photo, person.hair_mask, person.face_mask, profile.processing.bald)[1]
+    masks = with_forehead(person.hair_mask, person.face_mask, np.array(person.box, np.float32))
+    repaint = make_bald(person.photo, *masks, profile.processing.bald)[1]
     assert np.array_equal(result[~repaint], person.photo[~repaint])
     with pytest.raises(PipelineError, match="the mask is 128x128, the photo 160x160"):
         try_on_files(
