@@ -30,9 +30,6 @@ __all__ = ["TRAINERS", "TrainResult", "current", "train"]
 
 log = logging.getLogger(__name__)
 
-_REVISION = "5"
-"""Raised when a trainer's code changes what the same configuration gives."""
-
 
 @dataclass(frozen=True)
 class Trainer:
@@ -42,11 +39,13 @@ class Trainer:
         module: below `hair_pipeline.training.trainers`.
         sections: profile sections (or values in them, dotted) that identify a run.
         data: content versions of everything it reads, by name.
+        revision: raised when the trainer's code changes what the same configuration gives.
     """
 
     module: str
     sections: tuple[str, ...]
     data: Callable[[Settings, Profile], dict[str, str]]
+    revision: str = "4"
 
 
 def _catalog(settings: Settings, profile: Profile) -> dict[str, str]:
@@ -63,12 +62,16 @@ def _vae(settings: Settings, profile: Profile) -> dict[str, str]:
 
 
 def _classifier(settings: Settings, profile: Profile) -> dict[str, str]:
+    from hair_pipeline.models.base import base_reference
     from hair_pipeline.models.weights import STAND_IN_CLASSIFIER, find_weight
 
-    if profile.classifier.start == "random":
-        return _catalog(settings, profile)
-    start = weights_version(find_weight(STAND_IN_CLASSIFIER, settings))
-    return _catalog(settings, profile) | {"start": start}
+    if profile.base_training is not None:
+        versions = _vae(settings, profile)
+    else:
+        versions = _catalog(settings, profile) | {"base": weights_version(base_reference(settings, profile))}
+    if profile.classifier.start == "stand_in":
+        versions["start"] = weights_version(find_weight(STAND_IN_CLASSIFIER, settings))
+    return versions
 
 
 def _patches(settings: Settings, profile: Profile) -> dict[str, str]:
@@ -125,9 +128,9 @@ _TRAINERS: dict[str, Trainer] = {
     "face-recogniser": Trainer("face_recogniser", (*_BASE, "base_training.recogniser"), _identities),
     "perceptual-trunk": Trainer("perceptual_trunk", (*_BASE, "base_training.perceptual"), _catalog),
     "patch-encoder": Trainer("patch_encoder", ("patch_encoder",), _patches),
-    "style-classifier": Trainer("style_classifier", ("classifier",), _classifier),
-    "stage1": Trainer("stage1", ("stage1", "models"), _stage1),
-    "stage2": Trainer("stage2", ("stage2", "models"), _stage2),
+    "style-classifier": Trainer("style_classifier", ("classifier",), _classifier, revision="5"),
+    "stage1": Trainer("stage1", ("stage1", "models"), _stage1, revision="5"),
+    "stage2": Trainer("stage2", ("stage2", "models"), _stage2, revision="5"),
 }
 TRAINERS = tuple(_TRAINERS)
 
@@ -163,7 +166,7 @@ def train(
 
     from hair_pipeline.training import processes
 
-    plan = RunPlan.make(name, trainer.sections, settings, profile, trainer.data(settings, profile), _REVISION)
+    plan = RunPlan.make(name, trainer.sections, settings, profile, trainer.data(settings, profile), trainer.revision)
     processes.connect()
     # under torchrun, the message of the process that failed first becomes the run's
     run = record(_train) if "TORCHELASTIC_ERROR_FILE" in os.environ else _train

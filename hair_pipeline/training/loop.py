@@ -50,6 +50,7 @@ class Progress:
     bad_in_a_row: int = 0
     ema_updates: int = 0
     validations: dict[str, dict[str, float]] = field(default_factory=dict)
+    beforehand: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,13 @@ class LoopResult:
     """What a finished run measured: validation at the start and at the end, and its counters.
 
     Attributes:
+        beforehand: numbers of `Task.before_first_step`.
         seconds: of this process; a resumed run's earlier parts are not in it.
         shares: where the time of the steps went, see `Stopwatch.shares`.
     """
 
     steps: int
+    beforehand: dict[str, float]
     start: dict[str, float]
     end: dict[str, float]
     bad_steps: int
@@ -224,6 +227,9 @@ def run(task: Task, config: LoopConfig, folder: Path, *, resume: bool = True) ->
 
         if _due(first, config.validate_every, config.steps, zero=True) and str(first) not in progress.validations:
             validate(first)
+        if first == 0:
+            progress.beforehand = task.before_first_step()
+            processes.copy_from_main(task.state().values())
         last: dict[str, float] = {}
         for step in range(first, config.steps):
             tally = Tally()
@@ -267,6 +273,7 @@ def run(task: Task, config: LoopConfig, folder: Path, *, resume: bool = True) ->
     log.info("%s: shares of the steps' time: %s", task.name, {name: f"{part:.1%}" for name, part in shares.items()})
     return LoopResult(
         steps=config.steps,
+        beforehand=progress.beforehand,
         start=progress.validations.get("0", {}),
         end=progress.validations[str(config.steps)],
         bad_steps=progress.bad_steps,

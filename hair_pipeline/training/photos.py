@@ -6,8 +6,9 @@ Belongs here: images and labels for the trainers that look at whole photos. Does
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -33,6 +34,7 @@ PRELOAD_BYTES = 1 << 30
 NO_LABEL = -100
 """Cross-entropy's ignore index: the image has no such label."""
 COLORS = tuple(COLOR.values())
+_DECODED_SHARE = 0.5
 
 
 class PhotoStore:
@@ -141,12 +143,17 @@ class LabelledImages(Dataset[Batch]):
         seed: of the augmentation.
         train: random choice of photo or hair-only and augmentation; otherwise even indices of a doubled list are
             photos and odd ones hair-only, unchanged.
+        decoded: photos by index as the base's VAE gives them back (`training.decoded`): in training taken half of the
+            times, otherwise always where there is one.
     """
 
-    def __init__(self, store: PhotoStore, seed: int, *, train: bool) -> None:
+    def __init__(
+        self, store: PhotoStore, seed: int, *, train: bool, decoded: Mapping[int, np.ndarray] | None = None
+    ) -> None:
         self.store = store
         self.seed = seed
         self.train = train
+        self.decoded = decoded or {}
         rows = store.rows
         bangs = rows.has_bangs.where(rows.has_face.astype(bool))
         self.labels = {
@@ -163,6 +170,8 @@ class LabelledImages(Dataset[Batch]):
         index = draw.index if self.train else draw.index // 2
         only_hair = bool(torch.rand((), generator=chance) < 0.5) if self.train else draw.index % 2 == 1
         sample = self.store[index]
+        if index in self.decoded and (not self.train or bool(torch.rand((), generator=chance) < _DECODED_SHARE)):
+            sample = replace(sample, image=self.decoded[index])
         image = hair_only(sample) if only_hair else sample.image
         if self.train:
             image = augment(image, chance, degrees=0)

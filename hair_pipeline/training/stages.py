@@ -6,6 +6,7 @@ what is decoded for them (`pixel_losses`), the samples (`data`) and where a stag
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class StageTask(Task):
         images: number of whole images in `data`.
         held_out: validation samples; may be empty.
         judges: networks of the pixel losses.
+        first_lesson: what the model learns ahead of the first step; returns numbers about it.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class StageTask(Task):
         images: int,
         held_out: StageDataset,
         judges: Judges,
+        first_lesson: Callable[[HairInpainter], dict[str, float]] | None = None,
     ) -> None:
         super().__init__(name, model, data)
         self.model = model
@@ -68,11 +71,15 @@ class StageTask(Task):
         self.images = images
         self.held_out = held_out
         self.judges = judges
+        self.first_lesson = first_lesson
         self.sampled: Sampled | None = None
         self.pixel_losses = PixelLosses(vae, judges, config.losses, int(scheduler.config.num_train_timesteps))
         if config.gradient_checkpointing:
             model.unet.enable_gradient_checkpointing()
             vae.enable_gradient_checkpointing()
+
+    def before_first_step(self) -> dict[str, float]:
+        return {} if self.first_lesson is None else self.first_lesson(self.model)
 
     def batches(self, config: LoopConfig) -> Batches:
         patches = len(self.data) - self.images

@@ -49,9 +49,10 @@ def start_from_prompts(
     train, held_out = (rows[rows.split == split] for split in ("train", "validation"))
     if not folder.is_dir() or not fits or train.empty:
         return {}
-    tokens = AttributeTokens.from_pretrained(folder, local_files_only=True).float().requires_grad_(False)
-    classes = attribute_classes(train)
-    vectors, wanted, known = _vectors(styles, train), tokens(classes), (classes >= 0)[..., None].float()
+    device = projection.null.device
+    tokens = AttributeTokens.from_pretrained(folder, local_files_only=True).float().requires_grad_(False).to(device)
+    classes = attribute_classes(train).to(device)
+    vectors, wanted, known = _vectors(styles, train).to(device), tokens(classes), (classes >= 0)[..., None].float()
     parameters = [parameter for name, parameter in projection.named_parameters() if name != "null"]
     optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, weight_decay=0.01)
     spread = vectors.std(0, correction=0, keepdim=True)
@@ -67,7 +68,8 @@ def start_from_prompts(
     if held_out.empty:
         return {}
     with torch.no_grad():
-        accuracies = _told_apart(projection(_vectors(styles, held_out)), tokens, attribute_classes(held_out))
+        found = projection(_vectors(styles, held_out).to(device))
+        accuracies = _told_apart(found, tokens, attribute_classes(held_out).to(device))
     log.info("style vectors of held-out people tell %s", accuracies)
     return accuracies
 

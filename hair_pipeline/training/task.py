@@ -129,6 +129,10 @@ class Task(ABC):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """AdamW parameter groups with their learning rates (`lr`)."""
 
+    def before_first_step(self) -> dict[str, float]:
+        """What is learnt ahead of the first step, after the validation at step 0; numbers about it. Not on resume."""
+        return {}
+
     def validate(self, step: int) -> dict[str, float]:
         """Numbers on held-out data, under the averaged weights; called at step 0, regularly and at the end."""
         del step

@@ -84,7 +84,7 @@ def patch_encoder(
 
 @dg.asset(
     group_name="texture",
-    deps=[catalog, "hair_only_images"],
+    deps=[catalog, "hair_only_images", "inpainting_base"],
     description="Two classifiers of curl and bangs, differently built and seeded: one for the style loss, the other "
     "only for evaluation.",
     code_version="1",

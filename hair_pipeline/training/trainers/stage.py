@@ -41,13 +41,15 @@ def run_stage(
     name: str,
     config: StageConfig,
     kinds: tuple[str, ...],
-    prepare: Callable[[HairInpainter], dict[str, float]],
+    prepare: Callable[[HairInpainter], None],
+    first_lesson: Callable[[HairInpainter], dict[str, float]] | None = None,
 ) -> Finished:
     """Train one stage.
 
     Args:
         kinds: kinds of latents it trains on; the first are whole images, and the ones it is validated on.
-        prepare: changes the new model before training (freezes a part, loads the stage before); what it measured.
+        prepare: changes the new model before training (freezes a part, loads the stage before).
+        first_lesson: what it learns after the validation at step 0, ahead of the first step.
 
     Raises:
         PipelineError: there is no sample to train on, or a network it needs is missing.
@@ -62,17 +64,20 @@ def run_stage(
     if config.precision != "fp32" and torch.cuda.is_available():
         base.unet.to(torch.bfloat16 if config.precision == "bf16" else torch.float16)
     model = HairInpainter.build(base, profile.models, style_dim, config.finetune_blocks)
-    measured = prepare(model)
+    prepare(model)
     notes: dict[str, str] = {}
     judges = open_judges(context, config, notes, identities=len(sources.identities.ids) if "photo" in kinds else 0)
-    task = stage_task(name, base, model, config, sources, kinds, style_dim, judges)
+    task = stage_task(name, base, model, config, sources, kinds, style_dim, judges, first_lesson)
     loop = LoopConfig.of_stage(config, len(task.data))
     try:
         result = context.loop(task, loop)
     except torch.OutOfMemoryError as error:
         raise out_of_memory(error, config) from error
 
-    metrics = measured | {"train_samples": float(len(task.data)), "validation_images": float(len(task.held_out))}
+    metrics = result.beforehand | {
+        "train_samples": float(len(task.data)),
+        "validation_images": float(len(task.held_out)),
+    }
     metrics |= {"steps": float(result.steps), "skipped_steps": float(result.bad_steps), "seconds": result.seconds}
     metrics |= {f"time_{name}": share for name, share in result.shares.items()}
     metrics |= {
@@ -114,6 +119,7 @@ def stage_task(
     kinds: tuple[str, ...],
     style_dim: int,
     judges: Judges,
+    first_lesson: Callable[[HairInpainter], dict[str, float]] | None = None,
 ) -> StageTask:
     """The stage's task over the given tables.
 
@@ -133,7 +139,9 @@ def stage_task(
     held_out = _spread(sources.latents.rows(kinds[0], "validation"), config.validation_images)
     data = StageDataset(sources, rows, config, train=True, timesteps=timesteps, style_dim=style_dim)
     check = StageDataset(sources, held_out, config, train=False, timesteps=timesteps, style_dim=style_dim)
-    return StageTask(name, model, base.vae, base.noise_scheduler, config, data, len(groups[0]), check, judges)
+    return StageTask(
+        name, model, base.vae, base.noise_scheduler, config, data, len(groups[0]), check, judges, first_lesson
+    )
 
 
 def open_judges(context: Context, config: StageConfig, notes: dict[str, str], *, identities: int) -> Judges:

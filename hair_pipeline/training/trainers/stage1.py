@@ -15,13 +15,13 @@ from hair_pipeline.training.trainers.stage import freeze_identity_branch, run_st
 
 
 def run(context: Context) -> Finished:
-    """Train Stage 1 from the base and new adapters."""
+    """Train Stage 1 from the base and new adapters; the style projection learns the base's own prompts first."""
+    settings = context.settings
 
-    def prepare(model: HairInpainter) -> dict[str, float]:
-        freeze_identity_branch(model)
-        settings = context.settings
+    def learn_prompts(model: HairInpainter) -> dict[str, float]:
         styles = read_style_vectors(settings.processed / "style_vectors")
         base = base_reference(settings, context.profile)
         return start_from_prompts(model.style_projection, base, styles, read_catalog(settings.catalog_path))
 
-    return run_stage(context, "stage1", context.profile.stage1, ("hair_only", "patch"), prepare)
+    stage = context.profile.stage1
+    return run_stage(context, "stage1", stage, ("hair_only", "patch"), freeze_identity_branch, learn_prompts)

@@ -15,8 +15,7 @@ def run(context: Context) -> Finished:
     """Train Stage 2 from Stage 1's final adapters."""
     before = current("stage1", context.settings)
 
-    def prepare(model: HairInpainter) -> dict[str, float]:
+    def prepare(model: HairInpainter) -> None:
         model.load_adapters(before.final_dir)
-        return {}
 
     return run_stage(context, "stage2", context.profile.stage2, ("photo",), prepare)

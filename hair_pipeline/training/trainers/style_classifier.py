@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from hair_pipeline.models.style_classifier import HEADS, StyleClassifier
 from hair_pipeline.models.weights import STAND_IN_CLASSIFIER, find_weight
 from hair_pipeline.profile import ClassifierConfig
 from hair_pipeline.training.context import Context, Finished, seed_everything
+from hair_pipeline.training.decoded import base_vae, decoded_photos
 from hair_pipeline.training.photos import LabelledImages, PhotoStore, in_batches, masked_cross_entropy, split_rows
 from hair_pipeline.training.sampler import Batches, StreamBatches
 from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
@@ -25,12 +27,17 @@ VARIANTS = ("evaluation", "loss")
 
 
 def run(context: Context) -> Finished:
-    """Train both classifiers on photos and hair-only images."""
+    """Train both classifiers on photos and hair-only images, as they are and as the base's VAE gives them back."""
     config = context.profile.classifier
     catalog = read_catalog(context.settings.catalog_path)
     train = PhotoStore(split_rows(catalog, "train"), context.settings, config.resolution)
     held_out_rows = split_rows(catalog, "validation")
     held_out = PhotoStore(held_out_rows, context.settings, config.resolution) if len(held_out_rows) else None
+    vae = base_vae(context)
+    decoded = decoded_photos(vae, train, context.run_dir / "train_decoded.safetensors")
+    held_out_decoded = (
+        {} if held_out is None else decoded_photos(vae, held_out, context.run_dir / "validation_decoded.safetensors")
+    )
     metrics: dict[str, float] = {}
     notes: dict[str, str] = {}
     models: dict[str, StyleClassifier] = {}
@@ -38,7 +45,9 @@ def run(context: Context) -> Finished:
         seed = config.seed + 1000 * number
         seed_everything(seed)
         model = _new(variant, config, context)
-        task = ClassifierTask(variant, model, train, held_out, config.learning_rate, seed)
+        task = ClassifierTask(
+            variant, model, (train, decoded), (held_out, held_out_decoded), config.learning_rate, seed
+        )
         loop = LoopConfig(
             steps=config.steps,
             batch_size=config.batch_size,
@@ -83,20 +92,33 @@ def _new(variant: str, config: ClassifierConfig, context: Context) -> StyleClass
 
 
 class ClassifierTask(Task):
-    """Class-balanced cross-entropy over curl and bangs; images without a label do not count for that head."""
+    """Class-balanced cross-entropy over curl and bangs; images without a label do not count for that head.
+
+    Args:
+        train, held_out: photos, and some of them as the base's VAE gives them back.
+    """
 
     def __init__(
         self,
         name: str,
         model: StyleClassifier,
-        train: PhotoStore,
-        held_out: PhotoStore | None,
+        train: tuple[PhotoStore, dict[int, np.ndarray]],
+        held_out: tuple[PhotoStore | None, dict[int, np.ndarray]],
         learning_rate: float,
         seed: int,
     ) -> None:
-        self.images = LabelledImages(train, seed, train=True)
+        photos, decoded = train
+        self.images = LabelledImages(photos, seed, train=True, decoded=decoded)
         super().__init__(name, model, self.images)
-        self.held_out = None if held_out is None else LabelledImages(held_out, seed, train=False)
+        held_out_photos, held_out_decoded = held_out
+        self.held_out = (
+            {}
+            if held_out_photos is None
+            else {
+                "": LabelledImages(held_out_photos, seed, train=False),
+                "decoded_": LabelledImages(held_out_photos, seed, train=False, decoded=held_out_decoded),
+            }
+        )
         self.learning_rate = learning_rate
         self.weights = {head: self.images.class_weights(head, classes) for head, classes in HEADS.items()}
 
@@ -117,7 +139,11 @@ class ClassifierTask(Task):
 
     def validate(self, step: int) -> dict[str, float]:
         del step
-        return {} if self.held_out is None else accuracies(self.network, self.held_out, self.device)
+        return {
+            prefix + name: value
+            for prefix, images in self.held_out.items()
+            for name, value in accuracies(self.network, images, self.device).items()
+        }
 
 
 def accuracies(model: torch.nn.Module, images: LabelledImages, device: torch.device) -> dict[str, float]:
