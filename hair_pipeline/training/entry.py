@@ -54,7 +54,7 @@ def _catalog(settings: Settings, profile: Profile) -> dict[str, str]:
 
 
 def _identities(settings: Settings, profile: Profile) -> dict[str, str]:
-    return _catalog(settings, profile) | _assets(settings, "identity_embeddings")
+    return _vae(settings, profile) | _assets(settings, "identity_embeddings")
 
 
 def _vae(settings: Settings, profile: Profile) -> dict[str, str]:
@@ -125,7 +125,7 @@ _BASE = ("base_training.resolution", "base_training.seed")
 _TRAINERS: dict[str, Trainer] = {
     "inpainting-vae": Trainer("inpainting_vae", (*_BASE, "base_training.vae", "processing.bald"), _catalog),
     "inpainting-unet": Trainer("inpainting_unet", (*_BASE, "base_training.unet", "processing.bald"), _vae),
-    "face-recogniser": Trainer("face_recogniser", (*_BASE, "base_training.recogniser"), _identities),
+    "face-recogniser": Trainer("face_recogniser", (*_BASE, "base_training.recogniser"), _identities, revision="5"),
     "perceptual-trunk": Trainer("perceptual_trunk", (*_BASE, "base_training.perceptual"), _catalog),
     "patch-encoder": Trainer("patch_encoder", ("patch_encoder",), _patches),
     "style-classifier": Trainer("style_classifier", ("classifier",), _classifier, revision="5"),

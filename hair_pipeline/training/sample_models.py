@@ -73,6 +73,7 @@ def train_sample_models(
     for shard in read_catalog(on_faces.catalog_path).query("accepted").shard.unique():
         gather_identity_embeddings(shard, on_faces, profile)
     results = {name: train(name, on_people, profile) for name in _ON_PEOPLE}
+    _lend(results["inpainting-vae"], on_people, on_faces)
     results["face-recogniser"] = train("face-recogniser", on_faces, profile)
     return assemble(out, profile, {"people": people, "faces": faces}, results, triplets)
 
@@ -102,6 +103,14 @@ def _inputs(folder: Path, rendering: Rendering, profile: Profile) -> Settings:
     )
     build_catalog(settings, profile)
     return settings
+
+
+def _lend(result: TrainResult, owner: Settings, borrower: Settings) -> None:
+    """Make a finished training current under other inputs too."""
+    place = result.final_dir.relative_to(owner.runs)
+    shutil.copytree(result.final_dir, borrower.runs / place, dirs_exist_ok=True)
+    record = Path(result.name) / "current.json"
+    shutil.copyfile(owner.runs / record, borrower.runs / record)
 
 
 def _collect(folder: Path, finals: dict[str, Path]) -> None:

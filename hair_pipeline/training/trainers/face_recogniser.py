@@ -5,6 +5,7 @@ Belongs here: its task and its measured quality. Does not belong here: architect
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from hair_pipeline.models.recogniser import CROP, SmallFaceNet, align, export_on
 from hair_pipeline.models.weights import STAND_IN_RECOGNISER
 from hair_pipeline.training.context import Context, Finished, base_training, network_loop, seed_everything
 from hair_pipeline.training.data import IDENTITY_DIM, VectorTable, read_reliable_identities
+from hair_pipeline.training.decoded import base_vae, decoded_photos
 from hair_pipeline.training.images import to_image, to_tensor
 from hair_pipeline.training.photos import PhotoStore, augment, split_rows
 from hair_pipeline.training.sampler import Batches, Draw, StreamBatches, generator
@@ -32,6 +34,8 @@ _MARGIN, _SCALE = 0.3, 24.0
 _COSINE_WEIGHT = 4.0
 _DISTURB = 0.6
 """Probability of each disturbance of a training crop."""
+_DECODED = 0.5
+"""Probability that a training crop comes from the decoded photo."""
 _READ_SIDE = 512
 """Photos are read at this side before the faces are cut out."""
 
@@ -51,7 +55,9 @@ def run(context: Context) -> Finished:
         return _nothing_to_learn(len(train_rows))
 
     seed_everything(config.seed)
-    train = Faces(PhotoStore(train_rows, settings, _READ_SIDE), identities, config.seed)
+    small = PhotoStore(train_rows, settings, config.resolution)
+    decoded = decoded_photos(base_vae(context), small, context.run_dir / "train_decoded.safetensors")
+    train = Faces(PhotoStore(train_rows, settings, _READ_SIDE), identities, config.seed, decoded)
     held_out = Faces(PhotoStore(held_out_rows, settings, _READ_SIDE), identities, None) if len(held_out_rows) else None
     network = SmallFaceNet(IDENTITY_DIM)
     task = RecogniserTask(network, train, held_out, config.recogniser.learning_rate)
@@ -87,25 +93,34 @@ class Faces(Dataset[Batch]):
         store: photos with boxes.
         identities: the embeddings to reach.
         seed: of the augmentation; None leaves the crops as they are.
+        decoded: photos by index as the base's VAE gives them back, of any size; half of the samples show these.
     """
 
-    def __init__(self, store: PhotoStore, identities: VectorTable, seed: int | None) -> None:
+    def __init__(
+        self,
+        store: PhotoStore,
+        identities: VectorTable,
+        seed: int | None,
+        decoded: Mapping[int, np.ndarray] | None = None,
+    ) -> None:
         self.store = store
+        self.decoded = decoded or {}
         self.identities = identities
         self.seed = seed
         self.people = pd.factorize(store.rows.source, sort=True)[0]
-        self._crops: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._crops: dict[tuple[int, bool], tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.store)
 
     def __getitem__(self, draw: Draw) -> Batch:
-        image, face = self._crop(draw.index)
-        if self.seed is not None:
-            chance = generator(self.seed, 7, draw.position)
-            image = disturb(image, face, chance)
-            image = augment(image, chance, degrees=5, jitter=0.15, flip=False)
-        return self._sample(draw.index, image)
+        if self.seed is None:
+            return self.unchanged(draw.index)
+        chance = generator(self.seed, 7, draw.position)
+        decoded = draw.index in self.decoded and bool(torch.rand((), generator=chance) < _DECODED)
+        image, face = self._crop(draw.index, decoded=decoded)
+        image = disturb(image, face, chance)
+        return self._sample(draw.index, augment(image, chance, degrees=5, jitter=0.15, flip=False))
 
     def unchanged(self, index: int) -> Batch:
         """A sample without augmentation."""
@@ -116,18 +131,21 @@ class Faces(Dataset[Batch]):
         assert embedding is not None
         return {"crop": to_tensor(image), "embedding": embedding, "person": torch.tensor(int(self.people[index]))}
 
-    def _crop(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _crop(self, index: int, *, decoded: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """The aligned face (112, 112, 3) uint8 and its face mask (112, 112) float32 in [0, 1]."""
-        if index not in self._crops:
+        if (index, decoded) not in self._crops:
             sample = self.store[index]
             assert sample.box is not None
             box = torch.from_numpy(np.asarray(sample.box, np.float32))[None]
             mask = torch.from_numpy(sample.face_mask)[None, None].float()
-            self._crops[index] = (
-                to_image(align(to_tensor(sample.image)[None], box, CROP)[0]),
+            image = sample.image
+            if decoded:
+                image = cv2.resize(self.decoded[index], image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+            self._crops[index, decoded] = (
+                to_image(align(to_tensor(image)[None], box, CROP)[0]),
                 align(mask, box, CROP)[0, 0].clamp(0, 1).numpy(),
             )
-        return self._crops[index]
+        return self._crops[index, decoded]
 
 
 def disturb(image: np.ndarray, face: np.ndarray, chance: torch.Generator) -> np.ndarray:
