@@ -34,7 +34,7 @@ PRELOAD_BYTES = 1 << 30
 NO_LABEL = -100
 """Cross-entropy's ignore index: the image has no such label."""
 COLORS = tuple(COLOR.values())
-_DECODED_SHARE = 0.5
+_DECODED_SHARE = 2 / 3
 
 
 class PhotoStore:
@@ -143,17 +143,25 @@ class LabelledImages(Dataset[Batch]):
         seed: of the augmentation.
         train: random choice of photo or hair-only and augmentation; otherwise even indices of a doubled list are
             photos and odd ones hair-only, unchanged.
-        decoded: photos by index as the base's VAE gives them back (`training.decoded`): in training taken half of the
-            times, otherwise always where there is one.
+        decoded: photos by index as the base's VAE gives them back (`training.decoded`): in training taken two times
+            out of three, otherwise always where there is one.
+        decoded_from: training samples before this position are photos only.
     """
 
     def __init__(
-        self, store: PhotoStore, seed: int, *, train: bool, decoded: Mapping[int, np.ndarray] | None = None
+        self,
+        store: PhotoStore,
+        seed: int,
+        *,
+        train: bool,
+        decoded: Mapping[int, np.ndarray] | None = None,
+        decoded_from: int = 0,
     ) -> None:
         self.store = store
         self.seed = seed
         self.train = train
         self.decoded = decoded or {}
+        self.decoded_from = decoded_from
         rows = store.rows
         bangs = rows.has_bangs.where(rows.has_face.astype(bool))
         self.labels = {
@@ -170,13 +178,16 @@ class LabelledImages(Dataset[Batch]):
         index = draw.index if self.train else draw.index // 2
         only_hair = bool(torch.rand((), generator=chance) < 0.5) if self.train else draw.index % 2 == 1
         sample = self.store[index]
-        if index in self.decoded and (not self.train or bool(torch.rand((), generator=chance) < _DECODED_SHARE)):
+        if index in self.decoded and (not self.train or self._takes_decoded(draw, chance)):
             sample = replace(sample, image=self.decoded[index])
         image = hair_only(sample) if only_hair else sample.image
         if self.train:
             image = augment(image, chance, degrees=0)
         labels = {name: values[index] for name, values in self.labels.items()}
         return {"image": to_tensor(image), "hair_only": torch.tensor(only_hair)} | labels
+
+    def _takes_decoded(self, draw: Draw, chance: torch.Generator) -> bool:
+        return draw.position >= self.decoded_from and bool(torch.rand((), generator=chance) < _DECODED_SHARE)
 
     def class_weights(self, name: str, classes: int) -> Tensor:
         """Inverse square root of the class frequencies, mean 1 over the classes that occur."""

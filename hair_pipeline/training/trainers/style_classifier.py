@@ -45,9 +45,7 @@ def run(context: Context) -> Finished:
         seed = config.seed + 1000 * number
         seed_everything(seed)
         model = _new(variant, config, context)
-        task = ClassifierTask(
-            variant, model, (train, decoded), (held_out, held_out_decoded), config.learning_rate, seed
-        )
+        task = ClassifierTask(variant, model, (train, decoded), (held_out, held_out_decoded), config, seed)
         loop = LoopConfig(
             steps=config.steps,
             batch_size=config.batch_size,
@@ -104,11 +102,13 @@ class ClassifierTask(Task):
         model: StyleClassifier,
         train: tuple[PhotoStore, dict[int, np.ndarray]],
         held_out: tuple[PhotoStore | None, dict[int, np.ndarray]],
-        learning_rate: float,
+        config: ClassifierConfig,
         seed: int,
     ) -> None:
         photos, decoded = train
-        self.images = LabelledImages(photos, seed, train=True, decoded=decoded)
+        # strands of photos are the easier lesson: a new classifier learns them first, or hardly learns either
+        first = config.steps * config.batch_size // 2 if config.start == "random" else 0
+        self.images = LabelledImages(photos, seed, train=True, decoded=decoded, decoded_from=first)
         super().__init__(name, model, self.images)
         held_out_photos, held_out_decoded = held_out
         self.held_out = (
@@ -119,7 +119,7 @@ class ClassifierTask(Task):
                 "decoded_": LabelledImages(held_out_photos, seed, train=False, decoded=held_out_decoded),
             }
         )
-        self.learning_rate = learning_rate
+        self.learning_rate = config.learning_rate
         self.weights = {head: self.images.class_weights(head, classes) for head, classes in HEADS.items()}
 
     def batches(self, config: LoopConfig) -> Batches:
