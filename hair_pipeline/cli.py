@@ -151,7 +151,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="Folder to write k_hairstyle/, training_face/ and customers/ into.")],
     people: Annotated[int, typer.Option(min=2, help="Number of people.")] = 60,
     views: Annotated[int, typer.Option(min=1, help="Photos per person, around the head.")] = 4,
-    customers: Annotated[int, typer.Option(min=0, help="Number of customer photos.")] = 48,
+    customers: Annotated[int, typer.Option(min=0, help="Number of customer photos.")] = 100,
     seed: Annotated[int, typer.Option(help="Another seed renders other people.")] = 0,
     faults: Annotated[bool, typer.Option(help="Also write every fault the real release has.")] = False,
 ) -> None:

@@ -80,7 +80,7 @@ def write_sample(
     *,
     people: int = 60,
     views: int = 4,
-    customers: int = 48,
+    customers: int = 100,
     seed: int = 0,
     faults: bool = False,
     workers: int = 2,
