@@ -1,5 +1,7 @@
 """A lineage of one training, run by `trainer.train_in_child`, for test_trainer."""
 
+import os
+
 import dagster as dg
 
 from hair_pipeline.orchestration import resources, trainer
@@ -8,8 +10,10 @@ from hair_pipeline.orchestration.executors import local_executor
 from hair_pipeline.orchestration.resources import explained
 from hair_pipeline.settings import load_settings
 
-trainer.COMMAND = ("-m", "hair_pipeline_tests.orchestration.line_trainer")
-resources.RETRIES = dg.RetryPolicy(max_retries=2, delay=0.2)
+COMMAND = ("-m", "hair_pipeline_tests.orchestration.line_trainer")
+if "HAIR_PIPELINE_TEST_FOLDER" in os.environ:  # in the processes that test_trainer starts, not in pytest's own
+    trainer.COMMAND = COMMAND
+    resources.RETRIES = dg.RetryPolicy(max_retries=2, delay=0.2)
 
 
 @dg.observable_source_asset

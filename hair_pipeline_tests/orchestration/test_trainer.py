@@ -121,6 +121,7 @@ def materialise(folder: Path, monkeypatch, **environment: str) -> dg.ExecuteInPr
     values = {"HAIR_PIPELINE_TEST_FOLDER": str(folder), "HAIR_PIPELINE_TEST_SECONDS": "0", **environment}
     for name, value in values.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(trainer, "COMMAND", stoppable.COMMAND)
     return dg.materialize([stoppable.stage2], raise_on_error=False)
 
 
