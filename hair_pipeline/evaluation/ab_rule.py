@@ -59,6 +59,10 @@ class Decision:
     people: int = field(default=0)
 
 
+_SMALLEST_DISTANCE = 1e-6
+"""Below this a distance is rounding, and a gain relative to it has no meaning."""
+
+
 def decide(
     people: np.ndarray,
     lpips_old: np.ndarray,
@@ -84,6 +88,10 @@ def decide(
             reason = f"{what} could not be measured on any image of both models"
             none = missing(reason)
             return Decision("inconclusive", [f"inconclusive: {reason}"], none, none, none, none)
+    if np.nanmean(lpips_pairs[0]) < _SMALLEST_DISTANCE:
+        reason = "the old model's mean hair-region distance is 0 (are its pictures the photos themselves?): no gain"
+        none = missing(f"{reason} can be computed")
+        return Decision("inconclusive", [f"inconclusive: {none.reason}"], none, none, none, none)
     draws = _draws(names, lpips_pairs, identity_pairs, config)
     both = names[np.isfinite(lpips_pairs).all(0) & np.isfinite(identity_pairs).all(0)]
     clusters = len(np.unique(both))
@@ -117,7 +125,7 @@ def _draws(
 
     old_l, new_l, old_s, new_s = means(lpips[0]), means(lpips[1]), means(identity[0]), means(identity[1])
     n_l, n_s = int(np.isfinite(lpips[0]).sum()), int(np.isfinite(identity[0]).sum())
-    lpips_gain = (old_l - new_l) / np.maximum(old_l, 1e-9)
+    lpips_gain = (old_l - new_l) / np.maximum(old_l, _SMALLEST_DISTANCE)
     identity_gain = (new_s - old_s) / np.maximum(np.abs(old_s), 1e-9)
     return {
         "improvement": ((lpips_gain + identity_gain) / 2, min(n_l, n_s)),

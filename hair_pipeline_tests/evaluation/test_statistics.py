@@ -121,6 +121,15 @@ def test_without_identity_or_people_the_rule_is_inconclusive_and_says_why() -> N
     assert "3 people" in few.reasons[0]
 
 
+def test_old_pictures_that_are_the_photos_themselves_leave_no_gain_to_compute() -> None:
+    n = 20
+    photos, new, identity = np.zeros(n), np.full(n, 0.2), np.linspace(0.7, 0.9, n)
+    decision = decide(np.arange(n).astype(str), photos, new, identity, identity, CONFIG)
+    assert decision.verdict == "inconclusive"
+    assert decision.lpips_gain.value is None
+    assert "the photos themselves" in decision.reasons[0]
+
+
 def test_images_of_one_person_do_not_count_as_many_people() -> None:
     """Four people with 25 lucky images each: the images are many, the people too few."""
     names = np.repeat(list("abcd"), 25)
