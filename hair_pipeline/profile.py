@@ -125,6 +125,7 @@ class BaseTrainingConfig(Values):
 class PatchEncoderConfig(Values):
     """The hair patch encoder and its InfoNCE training."""
 
+    start: Literal["random", "stand_in"] = Field("random", description="stand_in: from the one of data/sample_models")
     architecture: Literal["resnet", "vit"] = "resnet"
     width: int = Field(64, description="channels of the first stage (resnet) or embedding width (vit)")
     embedding_dim: int = 256

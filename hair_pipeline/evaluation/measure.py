@@ -6,7 +6,9 @@ Belongs here: which metric applies to which case. Does not belong here: the metr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -130,7 +132,8 @@ def _crop(region: str, case: Case, picture: np.ndarray, judges: Judges) -> np.nd
 
 
 def _measure_one(cases: Sequence[Case], drawings: Sequence[Drawing], judges: Judges, real: _Photos) -> Measurements:
-    rows = [_pixel_row(case, drawing) for case, drawing in zip(cases, drawings, strict=True)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and scipy let go of the interpreter
+        rows = list(pool.map(_pixel_row, cases, drawings))
     _add_identity(rows, drawings, judges, real)
     _add_lpips(rows, cases, drawings, judges)
     _add_classes(rows, drawings, judges, real)

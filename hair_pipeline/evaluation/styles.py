@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.samples import Sample
-from hair_pipeline.models.patch_encoder import PatchEncoder, pool_style
+from hair_pipeline.models.patch_encoder import PATCH_ENCODER_FILE, PatchEncoder, pool_style
 from hair_pipeline.models.style_classifier import StyleClassifier
 from hair_pipeline.processing.patches import cut_patches, largest_window
 from hair_pipeline.profile import PatchConfig, Profile
@@ -30,7 +30,7 @@ from hair_pipeline.training.photos import hair_only
 from hair_pipeline.training.runs import current
 from hair_pipeline.training.style_vectors import ClipSource, combine
 
-ENCODER_FILE = "style_patch_encoder.pt"
+ENCODER_FILE = PATCH_ENCODER_FILE
 CLASSIFIER_FILE = "style_classifier.safetensors"
 CLIP_FOLDER = "style_clip"
 CARD = "style_source.json"

@@ -83,11 +83,6 @@ def _scan(folder: str) -> tuple[list[tuple[str, int]], list[str]]:
     return files, folders
 
 
-def walk_files(root: Path) -> list[str]:
-    """Every file under `root`, sorted, as posix paths relative to it. Raises as `walk`."""
-    return sorted(prefix + name for prefix, files in walk(root) for name, _ in files)
-
-
 @dataclass
 class Inventory:
     """The files of the K-Hairstyle root; an archive stands for its entries, as a folder does.

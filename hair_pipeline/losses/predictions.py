@@ -6,7 +6,6 @@ Does not belong here: schedules of abar (the scheduler's) and losses.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 MIN_ALPHA = 1e-4
@@ -38,17 +37,6 @@ def to_clean(prediction_type: str, prediction: Tensor, noisy: Tensor, t: Tensor,
     raise ValueError(f"prediction type {prediction_type!r} is not epsilon, v_prediction or sample")
 
 
-def to_noise(prediction_type: str, prediction: Tensor, noisy: Tensor, t: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """The noise eps that a prediction implies, (B, C, h, w) float32."""
-    if prediction_type == "epsilon":
-        return prediction.float()
-    signal, sigma = coefficients(t, alphas_cumprod, noisy)
-    if prediction_type == "v_prediction":
-        return signal * prediction.float() + sigma * noisy.float()
-    clean = to_clean(prediction_type, prediction, noisy, t, alphas_cumprod)
-    return (noisy.float() - signal * clean) / sigma.clamp(min=MIN_ALPHA**0.5)
-
-
 def coefficients(t: Tensor, alphas_cumprod: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """(sqrt(abar_t), sqrt(1 - abar_t)), each (B, 1, 1, 1) float32 on the device of `like`."""
     alpha = alphas_cumprod.to(like.device)[t.to(like.device)].float()[:, None, None, None]
@@ -60,9 +48,3 @@ def add_noise(clean: Tensor, noise: Tensor, t: Tensor, alphas_cumprod: Tensor) -
     signal, sigma = coefficients(t, alphas_cumprod, clean)
     noisy: Tensor = signal * clean + sigma * noise
     return noisy
-
-
-def offset_noise(noise: Tensor, strength: float, generator: torch.Generator | None = None) -> Tensor:
-    """Noise plus a constant per sample and channel, so that overall brightness is learned too (Guttenberg 2023)."""
-    shift = torch.randn(*noise.shape[:2], 1, 1, generator=generator, dtype=noise.dtype)
-    return noise + strength * shift.to(noise.device)

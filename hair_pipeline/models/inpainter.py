@@ -215,27 +215,6 @@ class HairInpainter(nn.Module):
         ]
         return [group for group in groups if group["params"]]
 
-    def trainable_state(self) -> dict[str, Tensor]:
-        """A copy of the trained parameters, by name."""
-        return {name: parameter.detach().clone() for name, parameter in self.named_trainable().items()}
-
-    @torch.no_grad()
-    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
-        """Set the trained parameters from `trainable_state` of an equally built model.
-
-        Raises:
-            PipelineError: names or shapes differ.
-        """
-        own = self.named_trainable()
-        wrong = sorted(own.keys() ^ state.keys()) or [n for n in own if own[n].shape != state[n].shape]
-        if wrong:
-            raise PipelineError(
-                f"the saved weights do not fit this model: {wrong[0]} and {len(wrong) - 1} more differ",
-                remedy="use the configuration they were trained with, or start a new run",
-            )
-        for name, parameter in own.items():
-            parameter.copy_(state[name])
-
     def save_adapters(self, folder: Path, extra: dict[str, Any] | None = None) -> None:
         """Write the trained weights: files that stock diffusers reads, and `adapters.json` (written last).
 

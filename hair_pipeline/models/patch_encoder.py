@@ -6,17 +6,21 @@ Does not belong here: the InfoNCE training and its sampler (`training`).
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.files import atomic_open
+from hair_pipeline.files import atomic_open, atomic_path
 from hair_pipeline.profile import PatchEncoderConfig
 
+PATCH_ENCODER_FILE = "style_patch_encoder.pt"
 FORMAT = "hair-pipeline/patch-encoder/1"
 _VIT_CELLS = 8
 """The ViT cuts its input into 8 x 8 cells."""
@@ -74,8 +78,12 @@ class PatchEncoder(nn.Module):
         return F.normalize(self.head(self.features(patches)), dim=-1)
 
     def save(self, path: Path) -> None:
-        """Write tensors and plain metadata; loads with `torch.load(weights_only=True)`."""
-        state = {name: value.detach().cpu() for name, value in self.state_dict().items()}
+        """Write tensors and plain metadata: a `.pt` loads with `torch.load(weights_only=True)`, else safetensors."""
+        state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        if path.suffix == ".safetensors":
+            with atomic_path(path) as temporary:
+                save_file(state, temporary, {"format": FORMAT, "config": json.dumps(self.config)})
+            return
         with atomic_open(path) as file:
             torch.save({"format": FORMAT, "config": self.config, "state_dict": state}, file)
 
@@ -87,7 +95,7 @@ class PatchEncoder(nn.Module):
             PipelineError: missing, damaged, or not a patch encoder.
         """
         try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
+            saved = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pt(path)
             if saved["format"] != FORMAT:
                 raise ValueError(f"format {saved['format']!r}")
             encoder = cls(**saved["config"])
@@ -99,6 +107,18 @@ class PatchEncoder(nn.Module):
                 remedy="materialise patch_encoder, or give the file it exported",
             ) from error
         return encoder.eval()
+
+
+def _read_pt(path: Path) -> dict[str, Any]:
+    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return saved
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata()
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    return {"format": about["format"], "config": json.loads(about["config"]), "state_dict": state}
 
 
 def pool_style(vectors: Tensor) -> Tensor:

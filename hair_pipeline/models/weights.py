@@ -16,6 +16,7 @@ ATTRIBUTE_TOKENS = "attribute_tokens"
 STAND_IN_RECOGNISER = "face_recogniser.onnx"
 STAND_IN_PERCEPTUAL = "perceptual_alex.safetensors"
 STAND_IN_CLASSIFIER = "style_classifier"
+STAND_IN_PATCH_ENCODER = "style_patch_encoder.safetensors"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
 _BUNDLE = "data/sample_models of a checkout (or train them anew: hair-pipeline sample-models)"
@@ -28,6 +29,7 @@ SOURCES = {
     STAND_IN_RECOGNISER: _BUNDLE,
     STAND_IN_PERCEPTUAL: _BUNDLE,
     STAND_IN_CLASSIFIER: _BUNDLE,
+    STAND_IN_PATCH_ENCODER: _BUNDLE,
 }
 """Where a weight comes from, for the message shown when it is missing."""
 

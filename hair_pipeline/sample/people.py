@@ -6,7 +6,7 @@ Korean label values (`labels`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -192,6 +192,12 @@ def make_people(count: int, seed: int, *, first: int = 0, blurred_share: float =
             )
         )
     return people
+
+
+def with_other_hair(person: Person, index: int, seed: int) -> Person:
+    """The same person after a visit to the hairdresser: hairstyle number `index` of the seeded list, grown anew."""
+    rng = np.random.default_rng([seed, 11, index])
+    return replace(person, hair=_make_hair(index, seed + 1, rng), seed=int(rng.integers(2**31)))
 
 
 _VIEW_RANGES = (

@@ -20,21 +20,28 @@ RECIPE_FILE = Path(__file__).with_name("recipe.yaml")
 
 @dataclass(frozen=True)
 class Rendering:
-    """So many people and photos of each; another seed renders other people than the sample's (seed 0)."""
+    """So many people and photos of each; another seed renders other people than the sample's (seed 0).
+
+    Attributes:
+        other_hair: a person has another hairstyle in every photo.
+    """
 
     people: int
     views: int
     seed: int
+    other_hair: bool = False
 
     def write(self, folder: Path) -> None:
         """Render into `folder`; nothing is done where that was done before."""
-        write_sample(folder, people=self.people, views=self.views, customers=0, seed=self.seed)
+        write_sample(
+            folder, people=self.people, views=self.views, customers=0, seed=self.seed, other_hair=self.other_hair
+        )
 
 
 PEOPLE = Rendering(people=320, views=5, seed=7)
 """For everything but the recogniser."""
-FACES = Rendering(people=440, views=2, seed=8)
-"""For the recogniser: many people, seen from the front."""
+FACES = Rendering(people=440, views=4, seed=8, other_hair=True)
+"""For the recogniser: many people, who must be known whatever their hair."""
 
 
 def recipe_profile() -> Profile:

@@ -23,7 +23,7 @@ from hair_pipeline.files import encode_image, hash_files, read_json, write_bytes
 from hair_pipeline.sample.face_output import write_face_output
 from hair_pipeline.sample.faults import write_faults
 from hair_pipeline.sample.labels import make_label, style_folder
-from hair_pipeline.sample.people import Person, make_people, make_views
+from hair_pipeline.sample.people import Person, make_people, make_views, with_other_hair
 from hair_pipeline.sample.render import build_model, render
 
 FOLDERS = ("k_hairstyle", "training_face", "customers")
@@ -60,6 +60,7 @@ class _Task:
     views: int
     out: Path
     customer: bool
+    hairdresser: int | None
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def write_sample(
     customers: int = 100,
     seed: int = 0,
     faults: bool = False,
+    other_hair: bool = False,
     workers: int = 2,
 ) -> SampleSummary:
     """Render people and write `<out>/k_hairstyle`, `<out>/training_face` and `<out>/customers`.
@@ -92,6 +94,7 @@ def write_sample(
 
     Args:
         people, views: photos are people x views. customers: photos of further people, seen from the front.
+        other_hair: every view of a person shows another hairstyle.
         faults: also write every known fault of the formats and `<out>/faults.json` with what to expect.
         workers: processes; 1 renders in this one.
 
@@ -110,6 +113,7 @@ def write_sample(
         "customers": customers,
         "seed": seed,
         "faults": faults,
+        "other_hair": other_hair,
         "renderer": renderer_version(),
     }
     card = out / "sample.json"
@@ -120,7 +124,8 @@ def write_sample(
     _clear(out, known=found is not None)
     write_json(card, {"arguments": wanted, "complete": False})
     everybody = make_people(people + customers, seed)
-    tasks = [_Task(p, i, views, out, i >= people) for i, p in enumerate(everybody)]
+    hairdresser = seed if other_hair else None
+    tasks = [_Task(p, i, views, out, i >= people, hairdresser) for i, p in enumerate(everybody)]
     done = []
     total = people * views + customers
     with tqdm(total=total, desc="rendering people", unit="photo") as bar:
@@ -173,10 +178,14 @@ def _one_thread() -> None:
 
 
 def _write_person(task: _Task) -> _Done:
-    model = build_model(task.person)
+    person = task.person
+    model = build_model(person)
     faces = blurred = 0
-    views = make_views(task.person, task.views, frontal=task.customer)
+    views = make_views(person, task.views, frontal=task.customer)
     for place, view in enumerate(views):
+        if task.hairdresser is not None and place:
+            person = with_other_hair(task.person, task.index * task.views + place, task.hairdresser)
+            model = build_model(person)
         photo = render(model, view, blur_face=False if task.customer else None)
         faces += photo.box is not None
         blurred += photo.blur is not None
@@ -184,20 +193,19 @@ def _write_person(task: _Task) -> _Done:
             stem = f"customer_{task.index:04d}"
             folder = task.out / "customers"
             write_bytes(folder / f"{stem}.jpg", encode_image(photo.image, ".jpg", JPEG_QUALITY))
-            write_face_output(folder, stem, task.person, view, photo)
+            write_face_output(folder, stem, person, view, photo)
             break
         held_out = task.index % 12 == 7 or (task.index == 2 and place % 2 == 1)
-        stem = f"{task.person.source}-{view.number:03d}"
+        stem = f"{person.source}-{view.number:03d}"
         extension = ".JPG" if view.seed % 16 == 0 else ".jpg"
         part = "Validation" if held_out else "Training"
-        style, person = style_folder(task.person), f"{task.index + 1:04d}.{task.person.source}"
-        relative = f"{SET}/{style}/{person}"
-        label = make_label(task.person, view, photo, stem + extension, relative)
+        relative = f"{SET}/{style_folder(person)}/{task.index + 1:04d}.{person.source}"
+        label = make_label(person, view, photo, stem + extension, relative)
         images = task.out / "k_hairstyle" / part / "mqset" / "images" / relative
         labels = task.out / "k_hairstyle" / part / "mqset" / "labels" / relative
         write_bytes(images / (stem + extension), encode_image(photo.image, ".jpg", JPEG_QUALITY))
-        name = f"{task.person.source}_{view.number:03d}.json"
+        name = f"{person.source}_{view.number:03d}.json"
         write_bytes(labels / name, json.dumps(label, ensure_ascii=False).encode())
         if photo.box is not None:
-            write_face_output(task.out / "training_face", stem, task.person, view, photo)
+            write_face_output(task.out / "training_face", stem, person, view, photo)
     return _Done(1 if task.customer else len(views), faces, blurred)

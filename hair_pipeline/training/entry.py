@@ -75,7 +75,12 @@ def _classifier(settings: Settings, profile: Profile) -> dict[str, str]:
 
 
 def _patches(settings: Settings, profile: Profile) -> dict[str, str]:
-    return _catalog(settings, profile) | _assets(settings, "hair_patches")
+    from hair_pipeline.models.weights import STAND_IN_PATCH_ENCODER, find_weight
+
+    versions = _catalog(settings, profile) | _assets(settings, "hair_patches")
+    if profile.patch_encoder.start == "stand_in":
+        versions["start"] = weights_version(find_weight(STAND_IN_PATCH_ENCODER, settings))
+    return versions
 
 
 def _stage1(settings: Settings, profile: Profile) -> dict[str, str]:

@@ -8,6 +8,7 @@ The bundle:
     inpainting/attribute_tokens/          what it was told instead of prompts (`models.attribute_tokens`)
     face_recogniser.onnx                  (N, 3, 112, 112) -> (N, 512)
     perceptual_alex.safetensors           a state dict of lpips.LPIPS(net="alex"); also the feature extractor's weights
+    style_patch_encoder.safetensors       where the patch encoder of the sample profile starts from
     style_classifier/                     where the style classifiers of the sample profile start from
     card.json, README.md                  recipe, settings, seeds, times, measured quality, SHA-256 of every file
 """
@@ -24,15 +25,17 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from hair_pipeline.files import hash_file, read_json, write_bytes, write_json
 from hair_pipeline.inputs.catalog import build_catalog, read_catalog
 from hair_pipeline.models.attribute_tokens import AttributeTokens
+from hair_pipeline.models.patch_encoder import PATCH_ENCODER_FILE, PatchEncoder
 from hair_pipeline.models.perceptual import read_perceptual
 from hair_pipeline.models.weights import (
     ATTRIBUTE_TOKENS,
     STAND_IN_BASE,
     STAND_IN_CLASSIFIER,
+    STAND_IN_PATCH_ENCODER,
     STAND_IN_PERCEPTUAL,
     STAND_IN_RECOGNISER,
 )
-from hair_pipeline.processing.shards import gather_identity_embeddings
+from hair_pipeline.processing.shards import cut_hair_patches, gather_identity_embeddings
 from hair_pipeline.profile import Profile
 from hair_pipeline.sample.recipe import FACES, PEOPLE, Rendering, curl_triplets
 from hair_pipeline.settings import Settings
@@ -41,7 +44,7 @@ from hair_pipeline.training.runs import TrainResult, environment, fresh_folder
 from hair_pipeline.training.triplets import ranked_rightly
 
 CARD = "card.json"
-_ON_PEOPLE = ("inpainting-vae", "inpainting-unet", "perceptual-trunk", "style-classifier")
+_ON_PEOPLE = ("inpainting-vae", "inpainting-unet", "perceptual-trunk", "style-classifier", "patch-encoder")
 
 
 def train_sample_models(
@@ -70,7 +73,9 @@ def train_sample_models(
     """
     on_people = _inputs(work / "people", people, profile)
     on_faces = _inputs(work / "faces", faces, profile)
-    for shard in read_catalog(on_faces.catalog_path).query("accepted").shard.unique():
+    for shard in _shards(on_people):
+        cut_hair_patches(shard, on_people, profile)
+    for shard in _shards(on_faces):
         gather_identity_embeddings(shard, on_faces, profile)
     results = {name: train(name, on_people, profile) for name in _ON_PEOPLE}
     _lend(results["inpainting-vae"], on_people, on_faces)
@@ -105,6 +110,10 @@ def _inputs(folder: Path, rendering: Rendering, profile: Profile) -> Settings:
     return settings
 
 
+def _shards(settings: Settings) -> list[str]:
+    return list(read_catalog(settings.catalog_path).query("accepted").shard.unique())
+
+
 def _lend(result: TrainResult, owner: Settings, borrower: Settings) -> None:
     """Make a finished training current under other inputs too."""
     place = result.final_dir.relative_to(owner.runs)
@@ -126,6 +135,7 @@ def _collect(folder: Path, finals: dict[str, Path]) -> None:
     shutil.copytree(trained / "scheduler", base / "scheduler")
     shutil.copyfile(finals["perceptual-trunk"] / STAND_IN_PERCEPTUAL, folder / STAND_IN_PERCEPTUAL)
     shutil.copyfile(finals["face-recogniser"] / STAND_IN_RECOGNISER, folder / STAND_IN_RECOGNISER)
+    PatchEncoder.load(finals["patch-encoder"] / PATCH_ENCODER_FILE).save(folder / STAND_IN_PATCH_ENCODER)
     shutil.copytree(finals["style-classifier"], folder / STAND_IN_CLASSIFIER)
 
 
@@ -141,10 +151,16 @@ def _card(
     return {
         "recipe": "hair-pipeline sample-models",
         "data": {
-            name: {"people": r.people, "views": r.views, "seed": r.seed, "held_out": profile.inputs.validation_fraction}
+            name: {
+                "people": r.people,
+                "views": r.views,
+                "seed": r.seed,
+                "other_hair": r.other_hair,
+                "held_out": profile.inputs.validation_fraction,
+            }
             for name, r in renderings.items()
         },
-        "settings": profile.model_dump(mode="json", include={"base_training", "classifier"}),
+        "settings": profile.model_dump(mode="json", include={"base_training", "classifier", "patch_encoder"}),
         "training_seconds": {name: round(values.get("seconds", 0.0)) for name, values in quality.items()},
         "quality": {
             name: {key: round(value, 5) for key, value in values.items() if key != "seconds"}

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import UnreadableImage, atomic_path, decode_image, hash_bytes, hash_file, read_image
 from hair_pipeline.inputs.catalog import read_catalog
-from hair_pipeline.models.patch_encoder import PatchEncoder, pool_style
+from hair_pipeline.models.patch_encoder import PATCH_ENCODER_FILE, PatchEncoder, pool_style
 from hair_pipeline.models.style_classifier import StyleClassifier
 from hair_pipeline.processing.patches import largest_window
 from hair_pipeline.processing.report import ShardReport, reusable, save
@@ -32,7 +32,6 @@ from hair_pipeline.training.fingerprints import asset_versions, weights_version
 from hair_pipeline.training.images import find_image, on_background, shrink, to_tensor
 from hair_pipeline.training.patches import encode_patches
 from hair_pipeline.training.runs import current
-from hair_pipeline.training.trainers.patch_encoder import FILE as PATCH_ENCODER_FILE
 
 log = logging.getLogger(__name__)
 

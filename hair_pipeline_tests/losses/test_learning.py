@@ -55,7 +55,7 @@ def test_each_loss_alone_moves_the_weights_and_falls(name: str) -> None:
     batch = make_batch(size=1)
     batch.t[:] = 200
     noise = torch.randn_like(batch.noisy)
-    before = model.trainable_state()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_trainable().items()}
     optimizer = torch.optim.AdamW(model.parameter_groups(3e-3, 0.0), weight_decay=0.0)
     values = []
     for step in range(15):
@@ -71,7 +71,7 @@ def test_each_loss_alone_moves_the_weights_and_falls(name: str) -> None:
             assert all(total > 0 for total in moved.values()), moved
         optimizer.step()
         values.append(loss.item())
-    after = model.trainable_state()
+    after = model.named_trainable()
     assert any(not torch.equal(before[key], after[key]) for key in before)
     assert all(torch.isfinite(tensor).all() for tensor in after.values())
     assert values[-1] < values[0]

@@ -220,18 +220,6 @@ def test_parameter_groups() -> None:
     assert [group["name"] for group in model.parameter_groups(1e-4, 1e-5)] == ["new"]
 
 
-def test_trainable_state_round_trip_and_refusal() -> None:
-    model = make_model()
-    state = model.trainable_state()
-    with torch.no_grad():
-        for parameter in model.named_trainable().values():
-            parameter.zero_()
-    model.load_trainable_state(state)
-    assert all(torch.equal(parameter, state[name]) for name, parameter in model.named_trainable().items())
-    with pytest.raises(PipelineError, match="do not fit"):
-        make_model(lora_rank=8).load_trainable_state(state)
-
-
 def test_faults_are_named(tmp_path: Path) -> None:
     model = make_model()
     with pytest.raises(PipelineError, match="no such file"):

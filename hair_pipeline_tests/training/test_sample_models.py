@@ -19,6 +19,7 @@ def brief(profile: Profile) -> Profile:
     values["inputs"]["validation_fraction"] = 0.3
     values["base_training"] |= {"resolution": 64, "vae": few, "unet": few, "recogniser": few, "perceptual": few}
     values["classifier"] |= {"resolution": 64, "width": 4, "steps": 2, "batch_size": 4}
+    values["patch_encoder"] |= {"width": 8, "steps": 2, "people_per_batch": 2, "patches_per_person": 2}
     return Profile.model_validate(values)
 
 

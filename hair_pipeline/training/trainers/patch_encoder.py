@@ -16,8 +16,10 @@ from pytorch_metric_learning.losses import SupConLoss
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.catalog import read_catalog
-from hair_pipeline.models.patch_encoder import PatchEncoder, pool_style
+from hair_pipeline.models.patch_encoder import PATCH_ENCODER_FILE, PatchEncoder, pool_style
+from hair_pipeline.models.weights import STAND_IN_PATCH_ENCODER, find_weight
 from hair_pipeline.profile import PatchEncoderConfig
 from hair_pipeline.training.context import Context, Finished, seed_everything
 from hair_pipeline.training.patches import UNKNOWN, BalancedBatches, PatchDataset, PatchStore
@@ -27,7 +29,6 @@ from hair_pipeline.training.probes import linear_probe, person_probe
 from hair_pipeline.training.sampler import Batches
 from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
 
-FILE = "style_patch_encoder.pt"
 MAX_QUERIES = 256
 MAX_GALLERY = 1024
 _NEIGHBOURS = 9
@@ -42,10 +43,10 @@ def run(context: Context) -> Finished:
     held_out = store.table.person.isin(held_out_people).to_numpy()
     train_rows, held_out_rows = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     seed_everything(config.seed)
-    encoder = PatchEncoder.from_config(config)
+    encoder = _new(context)
 
     def save(folder: Path) -> None:
-        encoder.save(folder / FILE)
+        encoder.save(folder / PATCH_ENCODER_FILE)
 
     if not len(train_rows):
         note = "not trained: no training image has hair enough for a patch; no image will have a style vector"
@@ -57,6 +58,22 @@ def run(context: Context) -> Finished:
     metrics = result.end | {f"{name}_start": value for name, value in result.start.items()} | task.probes()
     metrics |= {"train_patches": float(len(train_rows)), "held_out_patches": float(len(held_out_rows))}
     return Finished(save, metrics, notes, result.pictures)
+
+
+def _new(context: Context) -> PatchEncoder:
+    config = context.profile.patch_encoder
+    new = PatchEncoder.from_config(config)
+    if config.start == "random":
+        return new
+    path = find_weight(STAND_IN_PATCH_ENCODER, context.settings)
+    encoder = PatchEncoder.load(path)
+    if encoder.config != new.config:
+        raise PipelineError(
+            f"the patch encoder to start from is {encoder.config}, the profile asks for {new.config}",
+            file=path,
+            remedy="give the profile's patch_encoder section these values, or set patch_encoder.start to random",
+        )
+    return encoder.train()
 
 
 def loop_config(config: PatchEncoderConfig) -> LoopConfig:
