@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.models.patch_encoder import PatchEncoder
+from hair_pipeline.models.weights import STAND_IN_PATCH_ENCODER
+from hair_pipeline.profile import PatchEncoderConfig
+from hair_pipeline.settings import Settings
 from hair_pipeline.training.patches import UNKNOWN, BalancedBatches, equalise
 from hair_pipeline.training.photos import NO_LABEL, augment, masked_cross_entropy
 from hair_pipeline.training.sampler import generator
-from hair_pipeline.training.trainers.patch_encoder import curl_retrieval, pair_masks, pooled
+from hair_pipeline.training.trainers.patch_encoder import curl_retrieval, initial_encoder, pair_masks, pooled
 
 Rows = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(-1, 2)), min_size=2, max_size=24)
 
@@ -107,3 +114,22 @@ def test_augmentation_depends_on_its_generator_alone(seed: int) -> None:
     assert np.array_equal(a, b)
     assert a.shape == image.shape
     assert a.dtype == np.uint8
+
+
+def test_the_shipped_encoder_is_the_start_or_refused(tmp_path: Path) -> None:
+    shipped = PatchEncoder(width=8, embedding_dim=16, input_size=32)
+    shipped.save(tmp_path / STAND_IN_PATCH_ENCODER)
+    settings = Settings(sample_models_dir=tmp_path, models_dir=tmp_path / "none")
+    values = PatchEncoderConfig(start="stand_in", width=8, embedding_dim=16, input_size=32)
+
+    start = initial_encoder(values, settings)
+    assert start.training
+    assert all(torch.equal(value, shipped.state_dict()[name]) for name, value in start.state_dict().items())
+    with pytest.raises(PipelineError, match="the profile asks for"):
+        initial_encoder(values.model_copy(update={"width": 12}), settings)
+    (tmp_path / STAND_IN_PATCH_ENCODER).write_bytes(b"damaged")
+    with pytest.raises(PipelineError, match="not a readable patch encoder"):
+        initial_encoder(values, settings)
+    (tmp_path / STAND_IN_PATCH_ENCODER).unlink()
+    with pytest.raises(PipelineError, match="missing"):
+        initial_encoder(values, settings)

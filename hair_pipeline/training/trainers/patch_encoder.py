@@ -21,6 +21,7 @@ from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.models.patch_encoder import PATCH_ENCODER_FILE, PatchEncoder, pool_style
 from hair_pipeline.models.weights import STAND_IN_PATCH_ENCODER, find_weight
 from hair_pipeline.profile import PatchEncoderConfig
+from hair_pipeline.settings import Settings
 from hair_pipeline.training.context import Context, Finished, seed_everything
 from hair_pipeline.training.patches import UNKNOWN, BalancedBatches, PatchDataset, PatchStore
 from hair_pipeline.training.photos import in_batches
@@ -43,7 +44,7 @@ def run(context: Context) -> Finished:
     held_out = store.table.person.isin(held_out_people).to_numpy()
     train_rows, held_out_rows = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     seed_everything(config.seed)
-    encoder = _new(context)
+    encoder = initial_encoder(config, context.settings)
 
     def save(folder: Path) -> None:
         encoder.save(folder / PATCH_ENCODER_FILE)
@@ -60,12 +61,16 @@ def run(context: Context) -> Finished:
     return Finished(save, metrics, notes, result.pictures)
 
 
-def _new(context: Context) -> PatchEncoder:
-    config = context.profile.patch_encoder
+def initial_encoder(config: PatchEncoderConfig, settings: Settings) -> PatchEncoder:
+    """The encoder that training starts from: a new one, or the sample models' (`config.start`).
+
+    Raises:
+        PipelineError: the sample models' is missing, unreadable or built differently.
+    """
     new = PatchEncoder.from_config(config)
     if config.start == "random":
         return new
-    path = find_weight(STAND_IN_PATCH_ENCODER, context.settings)
+    path = find_weight(STAND_IN_PATCH_ENCODER, settings)
     encoder = PatchEncoder.load(path)
     if encoder.config != new.config:
         raise PipelineError(
