@@ -107,6 +107,10 @@ class StageSources:
     labels: dict[str, tuple[int, int]]
 
 
+LABEL_COLUMNS = ("accepted", "image_id", "curl_class", "has_bangs", "has_face")
+"""Of the catalog, as `read_labels` wants them."""
+
+
 def read_labels(catalog: pd.DataFrame) -> dict[str, tuple[int, int]]:
     """Curl class and bangs class of every accepted image, -1 where unknown; bangs only where a face is seen."""
     labels: dict[str, tuple[int, int]] = {}

@@ -50,7 +50,7 @@ class Trainer:
 
 def _catalog(settings: Settings, profile: Profile) -> dict[str, str]:
     del profile
-    return {"catalog": catalog_version(read_catalog(settings.catalog_path))}
+    return {"catalog": catalog_version(settings)}
 
 
 def _identities(settings: Settings, profile: Profile) -> dict[str, str]:
@@ -257,7 +257,7 @@ def _out_of_memory(plan: RunPlan, error: Exception) -> PipelineError:
 
 def _refuse_empty_split(settings: Settings) -> None:
     """Refuse before anything is loaded when there is no image to train on."""
-    catalog = read_catalog(settings.catalog_path)
+    catalog = read_catalog(settings.catalog_path, columns=["accepted", "split"])
     accepted = catalog[catalog.accepted]
     if (accepted.split == "train").any():
         return

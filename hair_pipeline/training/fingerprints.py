@@ -9,10 +9,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import hash_bytes, hash_file
+from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.settings import Settings
 
 
@@ -37,10 +36,11 @@ def asset_versions(settings: Settings, asset: str, shards: Sequence[str] | None 
     return hash_bytes(asset, *versions)[:16]
 
 
-def catalog_version(catalog: pd.DataFrame) -> str:
+def catalog_version(settings: Settings) -> str:
     """The content version of the accepted images: their ids, files, people and split."""
-    rows = catalog[catalog.accepted].sort_values("image_id")
-    return hash_bytes(rows[["image_id", "source", "split", "content_hash"]].to_csv(index=False))[:16]
+    columns = ["image_id", "source", "split", "content_hash"]
+    catalog = read_catalog(settings.catalog_path, columns=["accepted", *columns])
+    return hash_bytes(catalog[catalog.accepted].sort_values("image_id")[columns].to_csv(index=False))[:16]
 
 
 def weights_version(reference: str | Path, part: str | None = None) -> str:

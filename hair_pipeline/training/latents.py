@@ -71,8 +71,7 @@ def encode_shard(shard: str, settings: Settings, profile: Profile) -> ShardRepor
     vae = load_base(reference, settings.models_dir).vae
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = _Encoder(vae.to(device).requires_grad_(False))
-    catalog = read_catalog(settings.catalog_path)
-    rows = catalog[catalog.accepted & (catalog.shard == shard)]
+    rows = read_catalog(settings.catalog_path, shard)
     index: list[dict[str, Any]] = []
     skipped: dict[str, int] = {}
     failed: dict[str, str] = {}
@@ -121,9 +120,8 @@ def encode_shard(shard: str, settings: Settings, profile: Profile) -> ShardRepor
 
 
 def _fingerprint(shard: str, settings: Settings, profile: Profile, vae: str) -> str:
-    catalog = read_catalog(settings.catalog_path)
-    rows = catalog[catalog.accepted & (catalog.shard == shard)].sort_values("image_id")
-    facts = rows[["image_id", "source", "split", "stage2", "content_hash"]].to_csv(index=False)
+    columns = ["image_id", "source", "split", "stage2", "content_hash"]
+    facts = read_catalog(settings.catalog_path, shard, columns).sort_values("image_id")[columns].to_csv(index=False)
     assets = [asset_versions(settings, name, [shard]) for name in ("bald_images", "hair_only_images", "hair_patches")]
     stages = profile.stage1, profile.stage2
     numbers = (*(stage.resolution for stage in stages), stages[0].patch_resolution, stages[1].mask_variants, _LAYOUT)

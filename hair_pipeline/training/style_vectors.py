@@ -47,8 +47,7 @@ def embed_shard(shard: str, settings: Settings, profile: Profile) -> ShardReport
     """
     folder = settings.processed / STYLE_ASSET
     manifest = folder / f"{shard}.json"
-    catalog = read_catalog(settings.catalog_path)
-    rows = catalog[catalog.accepted & (catalog.shard == shard)].sort_values("image_id")
+    rows = read_catalog(settings.catalog_path, shard, ["image_id", "source"]).sort_values("image_id")
     source = open_source(settings, profile)
     fingerprint = hash_bytes(
         source.version,

@@ -39,7 +39,7 @@ def run(context: Context) -> Finished:
     """Train the patch encoder on the texture bank."""
     config = context.profile.patch_encoder
     store = PatchStore(context.settings.processed / "hair_patches")
-    catalog = read_catalog(context.settings.catalog_path)
+    catalog = read_catalog(context.settings.catalog_path, columns=["source", "split"])
     held_out_people = set(catalog[catalog.split == "validation"].source)
     held_out = store.table.person.isin(held_out_people).to_numpy()
     train_rows, held_out_rows = np.flatnonzero(~held_out), np.flatnonzero(held_out)

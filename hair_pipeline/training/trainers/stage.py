@@ -22,6 +22,7 @@ from hair_pipeline.models.style_classifier import StyleClassifier
 from hair_pipeline.profile import StageConfig
 from hair_pipeline.training.context import Context, Finished, seed_everything
 from hair_pipeline.training.data import (
+    LABEL_COLUMNS,
     StageDataset,
     StageSources,
     read_labels,
@@ -106,7 +107,7 @@ def open_sources(context: Context) -> StageSources:
         LatentStore(settings.processed / "latents"),
         read_style_vectors(settings.processed / "style_vectors"),
         read_reliable_identities(settings.processed / "identity_embeddings"),
-        read_labels(read_catalog(settings.catalog_path)),
+        read_labels(read_catalog(settings.catalog_path, columns=list(LABEL_COLUMNS))),
     )
 
 
