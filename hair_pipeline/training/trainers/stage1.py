@@ -6,6 +6,7 @@ Belongs here: what is particular to Stage 1. Does not belong here: what both sta
 from __future__ import annotations
 
 from hair_pipeline.inputs.catalog import read_catalog
+from hair_pipeline.models.attribute_tokens import ATTRIBUTES
 from hair_pipeline.models.base import base_reference
 from hair_pipeline.models.inpainter import HairInpainter
 from hair_pipeline.training.context import Context, Finished
@@ -21,7 +22,9 @@ def run(context: Context) -> Finished:
     def learn_prompts(model: HairInpainter) -> dict[str, float]:
         styles = read_style_vectors(settings.processed / "style_vectors")
         base = base_reference(settings, context.profile)
-        return start_from_prompts(model.style_projection, base, styles, read_catalog(settings.catalog_path))
+        columns = ["accepted", "image_id", "split", "has_face", *ATTRIBUTES]
+        catalog = read_catalog(settings.catalog_path, columns=columns)
+        return start_from_prompts(model.style_projection, base, styles, catalog)
 
     stage = context.profile.stage1
     return run_stage(context, "stage1", stage, ("hair_only", "patch"), freeze_identity_branch, learn_prompts)
