@@ -24,7 +24,7 @@ from hair_pipeline.evaluation.blind_review import KEY_FILE, REVIEW_FOLDER, write
 from hair_pipeline.evaluation.contenders import Contender
 from hair_pipeline.evaluation.html import number, write_page
 from hair_pipeline.evaluation.ledger import Ledger
-from hair_pipeline.evaluation.measure import Result, as_json, for_page
+from hair_pipeline.evaluation.results import Result, as_json, for_page
 from hair_pipeline.evaluation.schema import SCHEMA, VerdictFile, checked
 from hair_pipeline.profile import Profile
 from hair_pipeline.training.runs import environment

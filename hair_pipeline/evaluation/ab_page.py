@@ -9,7 +9,7 @@ from typing import Any
 
 from hair_pipeline.evaluation.ab_rule import Decision
 from hair_pipeline.evaluation.html import difference, percent
-from hair_pipeline.evaluation.measure import Result
+from hair_pipeline.evaluation.results import Result
 from hair_pipeline.evaluation.statistics import Estimate
 from hair_pipeline.profile import AbTestConfig
 
@@ -98,7 +98,7 @@ def warnings(results: dict[str, Result], origin: str, left_out: dict[str, str], 
     found = []
     stand_ins = sorted({r.extractor for r in results.values() if r.key.endswith("_stand_in") and r.extractor})
     if stand_ins:
-        found.append(f"Judged by small networks trained on the inputs, not by published ones: {', '.join(stand_ins)}.")
+        found.append(f"Judged by small stand-in networks, not by published ones: {', '.join(stand_ins)}.")
     if "validation" in origin:
         found.append(f"The photos are of {origin}: the verdict says nothing about real customers.")
     if people < 100:

@@ -26,7 +26,8 @@ from hair_pipeline.evaluation.contenders import Contender, Drawing, ModelContend
 from hair_pipeline.evaluation.customers import Problems, customer_cases, find_customers, fingerprint
 from hair_pipeline.evaluation.judges import Judges, judges_version, load_judges
 from hair_pipeline.evaluation.ledger import Ledger
-from hair_pipeline.evaluation.measure import measure, summarise
+from hair_pipeline.evaluation.measure import measure
+from hair_pipeline.evaluation.results import summarise
 from hair_pipeline.evaluation.schema import SCHEMA
 from hair_pipeline.evaluation.verdicts import write_pointer
 from hair_pipeline.inputs.catalog import read_catalog
@@ -124,7 +125,11 @@ def _run(
         profile.ab_test,
         failures=failures,
     )
-    results = {name: summarise(ledger.measurements(name), judges) for name in MODELS}
+    measured = {name: ledger.measurements(name) for name in MODELS}
+    results = {
+        "old": summarise(measured["old"], judges),
+        "new": summarise(measured["new"], judges, baseline=measured["old"]),
+    }
     told = Photos(photos.origin, photos.fingerprint, left_out, failures)
     result = write_verdict(folder, identifier, decision, identity, results, frames, contenders, told, ledger, profile)
     ledger.close()

@@ -36,7 +36,7 @@ class Judge(Generic[T]):
     Attributes:
         network: None when it is not available; then `reason` says why.
         name: what metrics.json and the report call it.
-        stand_in: a small network trained on the inputs in place of the published one.
+        stand_in: a small network in place of the published one.
         note: a sentence for the report.
     """
 

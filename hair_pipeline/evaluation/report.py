@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from hair_pipeline.evaluation.cases import Case, ValidationPlan, load_cases, pla
 from hair_pipeline.evaluation.contenders import Contender, Drawing, ModelContender, stage2_current, untrained
 from hair_pipeline.evaluation.judges import judges_version, load_judges
 from hair_pipeline.evaluation.ledger import Ledger
-from hair_pipeline.evaluation.measure import Measurements, measure, summarise
+from hair_pipeline.evaluation.measure import Measurements, measure
 from hair_pipeline.evaluation.report_files import ReportResult, reusable, shown_cases, write_pointer, write_report
+from hair_pipeline.evaluation.results import summarise
 from hair_pipeline.evaluation.schema import SCHEMA
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.processing.leakage import stored_leakage
@@ -69,9 +69,11 @@ def evaluate(settings: Settings, profile: Profile) -> ReportResult:
     contenders = {"model": stage2_current(settings, profile, styles), "base": untrained(settings, profile)}
     ledger = Ledger(_unfinished(folder, fingerprint), list(contenders))
     _Run(plan, identities, contenders, judges, ledger, settings, profile).all()
+    measured = {name: ledger.measurements(name) for name in contenders}
+    bald = stored_leakage(settings, profile.processing)
     results = {
-        "model": summarise(ledger.measurements("model"), judges, stored_leakage(settings, profile.processing)),
-        "base": summarise(ledger.measurements("base"), judges),
+        "model": summarise(measured["model"], judges, bald, baseline=measured["base"]),
+        "base": summarise(measured["base"], judges),
     }
     left_out = plan.left_out | ledger.left_out
     report = write_report(folder, fingerprint, plan, results, ledger, left_out, settings, profile)
@@ -106,12 +108,12 @@ class _Run:
         swapped = {self._key(pair) for pair in transfer[: self.profile.evaluation.leakage_images]}
         finished = len(self.ledger.done)
         with tqdm(total=len(own) + len(transfer), initial=finished, desc="evaluate", unit="image") as bar:
-            for pairs, names in ((own, ("model", "base")), (transfer, ("model",))):
+            for pairs in (own, transfer):
                 remaining = [pair for pair in pairs if self._key(pair) not in self.ledger.done]
                 lost: dict[str, str] = {}
                 batches = load_cases(self.plan, remaining, self.identities, self.settings, self.profile, lost)
                 for number, cases in enumerate(batches):
-                    self._batch(cases, names, swapped, lost)
+                    self._batch(cases, swapped, lost)
                     if number % PRUNE_EVERY == PRUNE_EVERY - 1:
                         self._prune()
                     bar.update(len(cases))
@@ -121,12 +123,12 @@ class _Run:
         ids = self.plan.rows["image_id"]
         return f"{ids[pair[0]]}|{ids[pair[1]]}"
 
-    def _batch(self, cases: list[Case], names: Sequence[str], swapped: set[str], lost: dict[str, str]) -> None:
-        drawn = {name: _draw(self.contenders[name], cases) for name in names}
+    def _batch(self, cases: list[Case], swapped: set[str], lost: dict[str, str]) -> None:
+        drawn = {name: _draw(contender, cases) for name, contender in self.contenders.items()}
         measured = measure(cases, drawn, self.judges)
         self._add_swaps(cases, drawn["model"], measured["model"], swapped)
         for i, case in enumerate(cases):
-            self.ledger.keep(case.key, _cells(case, {name: drawn[name][i].final for name in names}), side=224)
+            self.ledger.keep(case.key, _cells(case, {name: drawn[name][i].final for name in drawn}), side=224)
             if (seams := pictures.seam_strip(case, drawn["model"][i].final)) is not None:
                 self.ledger.keep(case.key, {"seams": seams}, side=seams.shape[1])
         self.ledger.add([case.key for case in cases], measured, lost)

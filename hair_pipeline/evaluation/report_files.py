@@ -22,9 +22,9 @@ from hair_pipeline.evaluation.cases import ValidationPlan
 from hair_pipeline.evaluation.html import number, write_page
 from hair_pipeline.evaluation.judges import SAME_AS_LOSS
 from hair_pipeline.evaluation.ledger import Ledger
-from hair_pipeline.evaluation.measure import SET_METRICS, Result, as_json, for_page
 from hair_pipeline.evaluation.metrics.distribution import TRUSTED_IMAGES
 from hair_pipeline.evaluation.report_tables import confusion, confusion_tables, trends, worst_cases
+from hair_pipeline.evaluation.results import SET_METRICS, Result, as_json, for_page
 from hair_pipeline.evaluation.schema import SCHEMA, MetricsFile, checked, read_metrics
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
@@ -223,7 +223,7 @@ def _grids(frame: pd.DataFrame, rows: dict[str, dict[str, Any]], ledger: Ledger,
             "The texture of another held-out person's hair, of another curl class where one was available, in this "
             "person's hair region. There is no ground truth.",
             True,
-            columns,
+            columns | {"base": "Untrained base"},
         ),
     ]
     return [entry for entry in grids if entry["rows"]]
@@ -247,7 +247,7 @@ def _warnings(results: dict[str, Result], people: int, left_out: dict[str, str])
     stand_ins = sorted({r.extractor for r in results.values() if r.key.endswith("_stand_in") and r.extractor})
     if stand_ins:
         found.append(
-            f"Small networks trained on the inputs stand in for published ones ({', '.join(stand_ins)}). Their numbers "
+            f"Small networks stand in for published ones ({', '.join(stand_ins)}). Their numbers "
             "compare models within this report only and must not be set beside published LPIPS, FID or ArcFace values."
         )
     if results["identity_raw"].note.startswith(SAME_AS_LOSS):

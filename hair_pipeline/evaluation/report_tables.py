@@ -15,8 +15,8 @@ import pandas as pd
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.html import number, sparkline
-from hair_pipeline.evaluation.measure import ACCURACIES, Result, values_of
 from hair_pipeline.evaluation.metrics.definitions import METRICS
+from hair_pipeline.evaluation.results import ACCURACIES, Result, values_of
 from hair_pipeline.evaluation.schema import MetricsFile, read_metrics
 from hair_pipeline.vocabulary import CURL_CLASSES
 

@@ -32,7 +32,7 @@ class Interval(_Entry):
 
 
 class MetricEntry(Interval):
-    """One metric. Its key ends in `_stand_in` where a small network trained on the inputs judged."""
+    """One metric. Its key ends in `_stand_in` where a small stand-in network judged."""
 
     direction: Literal["higher", "lower", "zero"] = Field(description="which values are better")
     threshold: float | None = Field(description="pass mark, null where none is set")
@@ -42,6 +42,9 @@ class MetricEntry(Interval):
     title: str
     note: str
     baseline: Interval | None = Field(description="the same of the untrained base, or of the old model in an A/B test")
+    difference: Interval | None = Field(
+        None, description="value minus the baseline's on the same pictures; the interval is paired by person"
+    )
 
 
 class MetricsFile(_Entry):

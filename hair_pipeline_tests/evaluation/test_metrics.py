@@ -10,9 +10,10 @@ from hair_pipeline.evaluation import leakage
 from hair_pipeline.evaluation.cases import Case
 from hair_pipeline.evaluation.contenders import Drawing
 from hair_pipeline.evaluation.judges import Judge, Judges
-from hair_pipeline.evaluation.measure import Measurements, summarise
+from hair_pipeline.evaluation.measure import Measurements
 from hair_pipeline.evaluation.metrics import distribution, learned, pixels, seam
 from hair_pipeline.evaluation.regions import boundary_ring, bounding_square, masked_crop, seam_places
+from hair_pipeline.evaluation.results import summarise
 from hair_pipeline.evaluation.statistics import Estimate
 from hair_pipeline.inputs.samples import Sample
 from hair_pipeline.processing.bald import make_bald

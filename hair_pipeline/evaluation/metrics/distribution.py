@@ -7,6 +7,7 @@ region is looked at (`regions`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -81,17 +82,45 @@ def set_distance(
         distance: `frechet_distance` or `kernel_distance`. real, made: (N, D). people: N persons.
     """
     n = len(real)
-    names, index = np.unique(np.asarray(people, str), return_inverse=True)
+    index = np.unique(np.asarray(people, str), return_inverse=True)[1]
     if n < MIN_IMAGES:
         return missing(f"{n} images; at least {MIN_IMAGES} are needed")
     if not (np.isfinite(real).all() and np.isfinite(made).all()):
         return missing("the extractor returned values that are not finite")
-    value = distance(real, made)
-    groups = min(len(names), JACKKNIFE_GROUPS)
+    estimate = _over_people(lambda kept: distance(real[kept], made[kept]), index)
+    if distance is frechet_distance and estimate.ci_low is not None:
+        return replace(estimate, ci_low=max(0.0, estimate.ci_low))
+    return estimate
+
+
+def set_difference(
+    distance: Callable[[np.ndarray, np.ndarray], float],
+    real: np.ndarray,
+    made: np.ndarray,
+    baseline: np.ndarray,
+    people: Sequence[str],
+) -> Estimate:
+    """Distance of `made` minus distance of `baseline`, both to the same real set; interval as of `set_distance`.
+
+    Args:
+        distance: `frechet_distance` or `kernel_distance`. real, made, baseline: (N, D). people: N persons.
+    """
+    if len(real) < MIN_IMAGES:
+        return missing(f"{len(real)} images; at least {MIN_IMAGES} are needed")
+    if not all(np.isfinite(features).all() for features in (real, made, baseline)):
+        return missing("the extractor returned values that are not finite")
+    index = np.unique(np.asarray(people, str), return_inverse=True)[1]
+    return _over_people(lambda kept: distance(real[kept], made[kept]) - distance(real[kept], baseline[kept]), index)
+
+
+def _over_people(statistic: Callable[[np.ndarray], float], person: np.ndarray) -> Estimate:
+    """A statistic of the images kept, by a bool mask (N,), with the grouped jackknife's interval over persons."""
+    n, people = len(person), len(np.unique(person))
+    value = statistic(np.ones(n, bool))
+    groups = min(people, JACKKNIFE_GROUPS)
     if groups < 3:
-        return Estimate(value, n=n, people=len(names), reason="no interval: fewer than three people")
-    left_out = [distance(real[index % groups != g], made[index % groups != g]) for g in range(groups)]
+        return Estimate(value, n=n, people=people, reason="no interval: fewer than three people")
+    left_out = [statistic(person % groups != g) for g in range(groups)]
     error = np.sqrt((groups - 1) / groups * np.sum((np.array(left_out) - np.mean(left_out)) ** 2))
     reach = float(-special.stdtrit(groups - 1, 0.025) * error)
-    low = max(0.0, value - reach) if distance is frechet_distance else value - reach
-    return Estimate(value, low, value + reach, n, len(names))
+    return Estimate(value, value - reach, value + reach, n, people)
