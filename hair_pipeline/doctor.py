@@ -112,27 +112,28 @@ def _writable(root: Path) -> Finding:
 
 def _weights(settings: Settings, profile: Profile) -> Iterator[Finding]:
     from hair_pipeline.errors import PipelineError
+    from hair_pipeline.models import weights
     from hair_pipeline.models.recogniser import recogniser_of_pack
-    from hair_pipeline.models.weights import find_weight
 
+    perceptual = {"vgg": "lpips_vgg.safetensors", "alex": "lpips_alex.safetensors"}
+    starts = {"random": None, "stand_in": "stand_in"}
     names = {
-        "base": profile.models.base,
-        "recogniser": profile.models.recogniser,
-        "perceptual": {"vgg": "lpips_vgg.safetensors", "alex": "lpips_alex.safetensors"}.get(
-            profile.models.perceptual, "stand_in"
-        ),
-        "evaluation recogniser": profile.models.evaluation_recogniser,
+        "base": (profile.models.base, weights.STAND_IN_BASE),
+        "recogniser": (profile.models.recogniser, weights.STAND_IN_RECOGNISER),
+        "perceptual": (perceptual.get(profile.models.perceptual, "stand_in"), weights.STAND_IN_PERCEPTUAL),
+        "evaluation recogniser": (profile.models.evaluation_recogniser, weights.STAND_IN_RECOGNISER),
+        "the patch encoder's start": (starts[profile.patch_encoder.start], weights.STAND_IN_PATCH_ENCODER),
+        "the style classifiers' start": (starts[profile.classifier.start], weights.STAND_IN_CLASSIFIER),
     }
-    for role, name in names.items():
+    for role, (name, stand_in) in names.items():
         if name is None:
             continue
-        if name == "stand_in":
-            yield Finding("ok", f"weights for {role}: a small stand-in of data/sample_models")
-            continue
         try:
-            path = find_weight(name, settings)
+            path = weights.find_weight(stand_in if name == "stand_in" else name, settings)
             if path.is_dir() and role.endswith("recogniser"):
                 path = recogniser_of_pack(path)
-            yield Finding("ok", f"weights for {role}: {path}")
+            what = "a small stand-in, " if name == "stand_in" else ""
+            yield Finding("ok", f"weights for {role}: {what}{path}")
         except PipelineError as error:
-            yield Finding("note" if role == "base" else "error", f"weights for {role}: {error.what}", error.remedy)
+            hub = role == "base" and name != "stand_in"
+            yield Finding("note" if hub else "error", f"weights for {role}: {error.what}", error.remedy)
