@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from hair_pipeline import __version__
+from hair_pipeline.cli_registry import registry_app
 from hair_pipeline.errors import PipelineError, is_transient
 from hair_pipeline.files import refuse_if_full
 from hair_pipeline.profile import load_profile
@@ -24,7 +25,6 @@ from hair_pipeline.settings import SAMPLE_MODELS_ROOT, SAMPLE_MODELS_WORK, SAMPL
 
 if TYPE_CHECKING:
     from hair_pipeline.orchestration.launch import Outcome
-    from hair_pipeline.release.registry import Registry
 
 app = typer.Typer(
     name="hair-pipeline",
@@ -36,7 +36,6 @@ app = typer.Typer(
     "Start with `hair-pipeline demo`: it needs no data, no weights and no GPU. Inputs and outputs are set by "
     "HAIR_PIPELINE_* variables; `hair-pipeline doctor` shows them and what is missing.",
 )
-registry_app = typer.Typer(no_args_is_help=True, help="Versions, sign-offs, promotion to production and rollback.")
 app.add_typer(registry_app, name="registry")
 catalog_app = typer.Typer(no_args_is_help=True, help="What became of every input file, and why.")
 app.add_typer(catalog_app, name="catalog")
@@ -383,95 +382,6 @@ def catalog_summary(
     output = Console(highlight=False)
     for table in summary_tables(summary, attributes=attributes):
         output.print(table)
-
-
-@registry_app.command(name="list")
-def registry_list() -> None:
-    """List all versions with their verdict and status, oldest first."""
-    versions = _registry().list()
-    if not versions:
-        typer.echo("no version is registered yet: materialise exported_weights and production_registry")
-    for version, record in versions.items():
-        typer.echo(f"{version}  verdict: {record['verdict']['verdict']:<12}  {record['status']}")
-
-
-@registry_app.command(name="show")
-def registry_show(version: Annotated[str, typer.Argument(help="A version of `registry list`.")]) -> None:
-    """Show one version as JSON: files and hashes, verdict, sign-offs, history."""
-    import json
-
-    typer.echo(json.dumps(_registry().show(version), ensure_ascii=False, indent=2))
-
-
-@registry_app.command(name="sign-off")
-def registry_sign_off(
-    version: Annotated[str, typer.Argument(help="A version of `registry list`.")],
-    reviewer: Annotated[str, typer.Option(help="Who looked at the report.")],
-    decision: Annotated[str, typer.Option(help="approve or reject.")],
-    notes: Annotated[str, typer.Option(help="What was seen.")] = "",
-) -> None:
-    """Record a person's decision about a version, after looking at the A/B report."""
-    _registry().sign_off(version, reviewer, decision, notes)
-    typer.echo(f"{version}: {decision} by {reviewer}")
-    if decision == "approve":
-        typer.echo(f"next: uv run hair-pipeline registry promote {version}")
-
-
-@registry_app.command(name="import-review")
-def registry_import_review(
-    version: Annotated[str, typer.Argument(help="A version of `registry list`.")],
-    sheet: Annotated[Path, typer.Option(help="The filled sheet: sheet.csv, or what the review page saved.")],
-    key: Annotated[Path, typer.Option(help="blind_key.json of the same A/B test.")],
-    reviewer: Annotated[str, typer.Option(help="Who filled the sheet.")],
-) -> None:
-    """Record a filled blind-review sheet as a sign-off: approve or reject by the rule in docs/operator.md."""
-    from hair_pipeline.release.registry import import_review
-
-    settings = load_settings()
-    result = import_review(_registry(), version, sheet, key, reviewer, settings.profile_values.ab_test)
-    for reason in result.reasons:
-        typer.echo(f"- {reason}")
-    typer.echo(f"{version}: {result.decision} by {reviewer} ({result.photos} photos)")
-
-
-@registry_app.command(name="promote")
-def registry_promote(version: Annotated[str, typer.Argument(help="A version of `registry list`.")]) -> None:
-    """Put a version into production; refused without an `approve` verdict, a sign-off and intact files.
-
-    Then the server's config is written, the restart commands run and the server's health is asked for, as far as the
-    profile's `release` says so. If that fails, the earlier version is put back, on the server too.
-    """
-    from hair_pipeline.release.registry import promote_and_deploy
-
-    before = promote_and_deploy(_registry(), version, load_settings().profile_values.release)
-    typer.echo(f"production: {version} (before: {before or 'nothing'})")
-
-
-@registry_app.command(name="rollback")
-def registry_rollback(reason: Annotated[str, typer.Option(help="Kept in the history.")] = "") -> None:
-    """Put the previous production version back, on the server too."""
-    from hair_pipeline.release.registry import rollback_and_deploy
-
-    version = rollback_and_deploy(_registry(), reason, load_settings().profile_values.release)
-    typer.echo(f"production: {version}")
-
-
-@registry_app.command(name="deploy")
-def registry_deploy() -> None:
-    """Bring the server to the version in production once more: config, restart, health. Changes no version."""
-    from hair_pipeline.release.registry import deploy_production
-
-    registry = _registry()
-    with registry.deploying():
-        done = deploy_production(registry, load_settings().profile_values.release)
-    for line in done or ["the profile's release names neither a server config nor a command"]:
-        typer.echo(line)
-
-
-def _registry() -> Registry:
-    from hair_pipeline.release.registry import Registry
-
-    return Registry(load_settings().registry_path)
 
 
 def main() -> None:
