@@ -1,6 +1,11 @@
-"""Property tests run without a deadline, since machines differ, and the same cases every time."""
+"""Property tests run without a deadline, since machines differ, and the same cases every time; one thread a worker."""
+
+import os
 
 from hypothesis import settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as the tests may use cores: more threads would only wait
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=80)
 settings.load_profile("repeatable")
