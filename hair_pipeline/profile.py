@@ -159,7 +159,8 @@ class StyleVectorConfig(Values):
     """Where style vectors come from."""
 
     source: Literal["patch_encoder", "classifier", "combined", "clip"] = Field(
-        "patch_encoder", description="combined: the patch encoder's texture beside the classifier's view of the whole"
+        "patch_encoder",
+        description="combined: the patch encoder's texture, the classifier's view of the whole, and the colours",
     )
 
 

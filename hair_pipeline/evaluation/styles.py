@@ -20,6 +20,7 @@ from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.samples import Sample
 from hair_pipeline.models.patch_encoder import PATCH_ENCODER_FILE, PatchEncoder, pool_style
 from hair_pipeline.models.style_classifier import StyleClassifier
+from hair_pipeline.processing.palette import palette
 from hair_pipeline.processing.patches import cut_patches, largest_window
 from hair_pipeline.profile import PatchConfig, Profile
 from hair_pipeline.settings import Settings
@@ -85,7 +86,7 @@ class WholeHairStyles:
 
 
 class CombinedStyles:
-    """The patch encoder's vector beside the classifier's, as `training.style_vectors.CombinedSource` gives them."""
+    """Texture, whole and palette, as `training.style_vectors.CombinedSource` gives them."""
 
     def __init__(self, texture: PatchStyles, whole: WholeHairStyles) -> None:
         self.texture, self.whole = texture, whole
@@ -95,7 +96,8 @@ class CombinedStyles:
         if whole is None:
             return None
         parts = None if texture is None else torch.from_numpy(texture), torch.from_numpy(whole)
-        vector: np.ndarray = combine(*parts, self.texture.encoder.embedding_dim).numpy()
+        colours = palette(sample.image, sample.hair_mask)
+        vector: np.ndarray = combine(*parts, colours, self.texture.encoder.embedding_dim).numpy()
         return vector
 
 

@@ -24,6 +24,7 @@ from hair_pipeline.files import UnreadableImage, atomic_path, decode_image, hash
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.models.patch_encoder import PATCH_ENCODER_FILE, PatchEncoder, pool_style
 from hair_pipeline.models.style_classifier import StyleClassifier
+from hair_pipeline.processing.palette import PALETTE_DIM, palette
 from hair_pipeline.processing.patches import largest_window
 from hair_pipeline.processing.report import ShardReport, reusable, save
 from hair_pipeline.profile import PatchConfig, Profile
@@ -285,14 +286,17 @@ class ClassifierSource(_HairOnlySource):
         return self.classifier.features(images)
 
 
-def combine(texture: Tensor | None, whole: Tensor, texture_dim: int) -> Tensor:
-    """A unit vector of both halves (D1,) and (D2,); without a patch the texture's half is zero."""
+def combine(texture: Tensor | None, whole: Tensor, colours: np.ndarray, texture_dim: int) -> Tensor:
+    """A unit vector of three parts: texture (D1,), whole (D2,) and palette; without a patch the texture is zero."""
     texture = whole.new_zeros(texture_dim) if texture is None else F.normalize(texture, dim=-1)
-    return F.normalize(torch.cat([texture, F.normalize(whole, dim=-1)]), dim=-1)
+    return F.normalize(torch.cat([texture, F.normalize(whole, dim=-1), torch.from_numpy(colours)]), dim=-1)
 
 
 class CombinedSource(StyleSource):
-    """The patch encoder's vector beside the classifier's: texture, and what only the whole shows (bangs, outline)."""
+    """The patch encoder's vector, the classifier's and the palette: texture, bangs and outline, colour.
+
+    Neither network is trained to know colour, which tells people apart but not hairstyles.
+    """
 
     name = "combined"
     assets = PatchEncoderSource.assets
@@ -301,17 +305,23 @@ class CombinedSource(StyleSource):
     def __init__(self, settings: Settings, patches: PatchConfig) -> None:
         self.texture = PatchEncoderSource(settings, patches)
         self.whole = ClassifierSource(settings)
-        self.version = hash_bytes(self.texture.version, self.whole.version)
-        self.dim = self.texture.dim + self.whole.dim
+        self.version = hash_bytes(self.texture.version, self.whole.version, f"palette {PALETTE_DIM}")
+        self.dim = self.texture.dim + self.whole.dim + PALETTE_DIM
 
     def embed(self, shard: str, rows: pd.DataFrame) -> Embedded:
         texture, whole = self.texture.embed(shard, rows), self.whole.embed(shard, rows)
         vectors = {
-            image_id: combine(texture.vectors.get(image_id), vector, self.texture.dim)
+            image_id: combine(texture.vectors.get(image_id), vector, self._palette(shard, image_id), self.texture.dim)
             for image_id, vector in whole.vectors.items()
         }
         failed = {name: why for name, why in (texture.failed | whole.failed).items() if name not in vectors}
         return Embedded(vectors, failed, texture.patches, texture.windows)
+
+    def _palette(self, shard: str, image_id: str) -> np.ndarray:
+        path = find_image(self.whole.folder / shard, image_id)
+        assert path is not None  # the whole's vector was made of it
+        rgba = read_image(path, alpha=True)
+        return palette(rgba[..., :3], rgba[..., 3] > 127)
 
 
 class ClipSource(_HairOnlySource):
