@@ -37,7 +37,7 @@ def small_profile(steps: int, accumulation: int) -> Profile:
     values = load_profile("sample").model_dump()
     brief = {"steps": steps, "batch_size": 4, "learning_rate": 1e-3}
     values["base_training"] = {"resolution": 64, "vae": brief, "unet": brief, "recogniser": brief, "perceptual": brief}
-    values["patch_encoder"] |= {"steps": steps, "width": 8, "embedding_dim": 16, "input_size": 32}
+    values["patch_encoder"] |= {"start": "random", "steps": steps, "width": 8, "embedding_dim": 16, "input_size": 32}
     values["classifier"] |= {"start": "random", "steps": steps, "width": 4, "resolution": 64}
     for stage in ("stage1", "stage2"):
         values[stage] |= {"resolution": 64, "max_steps": steps, "batch_size": 4, "validate_every": steps}

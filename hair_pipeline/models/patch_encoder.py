@@ -22,6 +22,7 @@ from hair_pipeline.profile import PatchEncoderConfig
 
 PATCH_ENCODER_FILE = "style_patch_encoder.pt"
 FORMAT = "hair-pipeline/patch-encoder/1"
+_METADATA = "patch_encoder"
 _VIT_CELLS = 8
 """The ViT cuts its input into 8 x 8 cells."""
 
@@ -82,7 +83,8 @@ class PatchEncoder(nn.Module):
         state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         if path.suffix == ".safetensors":
             with atomic_path(path) as temporary:
-                save_file(state, temporary, {"format": FORMAT, "config": json.dumps(self.config)})
+                # one entry: the order of several changes from call to call, and with it the file's hash
+                save_file(state, temporary, {_METADATA: json.dumps({"format": FORMAT, "config": self.config})})
             return
         with atomic_open(path) as file:
             torch.save({"format": FORMAT, "config": self.config, "state_dict": state}, file)
@@ -115,10 +117,11 @@ def _read_pt(path: Path) -> dict[str, Any]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
+    about: dict[str, Any]
     with safe_open(path, framework="pt") as file:
-        about = file.metadata()
+        about = json.loads(file.metadata()[_METADATA])
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    return {"format": about["format"], "config": json.loads(about["config"]), "state_dict": state}
+    return about | {"state_dict": state}
 
 
 def pool_style(vectors: Tensor) -> Tensor:

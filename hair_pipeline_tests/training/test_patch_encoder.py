@@ -122,6 +122,10 @@ def test_the_shipped_encoder_is_the_start_or_refused(tmp_path: Path) -> None:
     settings = Settings(sample_models_dir=tmp_path, models_dir=tmp_path / "none")
     values = PatchEncoderConfig(start="stand_in", width=8, embedding_dim=16, input_size=32)
 
+    content = (tmp_path / STAND_IN_PATCH_ENCODER).read_bytes()
+    for _ in range(5):
+        shipped.save(tmp_path / STAND_IN_PATCH_ENCODER)
+        assert (tmp_path / STAND_IN_PATCH_ENCODER).read_bytes() == content
     start = initial_encoder(values, settings)
     assert start.training
     assert all(torch.equal(value, shipped.state_dict()[name]) for name, value in start.state_dict().items())

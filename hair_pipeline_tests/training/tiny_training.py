@@ -20,7 +20,7 @@ def tiny_profile() -> Profile:
     values = sample.model_dump()
     few = {"steps": 3, "batch_size": 4, "learning_rate": 1e-3}
     values["base_training"] = {"resolution": 64, "vae": few, "unet": few, "recogniser": few, "perceptual": few}
-    values["patch_encoder"] |= {"steps": 3, "width": 8, "embedding_dim": 16, "input_size": 32}
+    values["patch_encoder"] |= {"start": "random", "steps": 3, "width": 8, "embedding_dim": 16, "input_size": 32}
     values["classifier"] |= {"start": "random", "steps": 3, "width": 4, "resolution": 64}
     for stage in ("stage1", "stage2"):
         values[stage] |= {"resolution": 64, "max_steps": 4, "batch_size": 4, "validate_every": 2, "checkpoint_every": 2}
