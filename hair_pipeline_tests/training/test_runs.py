@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from hair_pipeline import cli
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.profile import Profile
+from hair_pipeline.profile import Profile, load_profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training import loop
 from hair_pipeline.training.context import Context
@@ -38,7 +38,7 @@ def settings(trained: Trained, tmp_path: Path) -> Settings:
 
 def profile(**changes: object) -> Profile:
     values = tiny_profile().model_dump()
-    values["patch_encoder"] |= {"steps": 6} | changes
+    values["patch_encoder"] |= {"steps": 6, "learning_rate": 1e-3} | changes
     return Profile.model_validate(values)
 
 
@@ -140,7 +140,7 @@ def test_the_command_refuses_too(interrupted: Settings, monkeypatch: pytest.Monk
     monkeypatch.setattr(cli, "load_settings", lambda: interrupted)
     result = CliRunner().invoke(cli.app, ["train", NAME, "--resume"])
     assert isinstance(result.exception, PipelineError)
-    assert "patch_encoder.steps: 6 -> 180" in result.exception.message
+    assert f"patch_encoder.steps: 6 -> {load_profile('sample').patch_encoder.steps}" in result.exception.message
 
 
 @pytest.mark.parametrize(
