@@ -137,7 +137,7 @@ def image_parts(context: dg.AssetExecutionContext, pipeline: PipelineResource) -
     partitions_def=SHARDS,
     backfill_policy=SHARD_BACKFILL,
     description="One vector per image that represents its hairstyle, from the frozen patch encoder by default.",
-    code_version="1",
+    code_version="2",
     kinds={"torch", "parquet"},
     **GPU,
 )
