@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unicodedata
 import zipfile
@@ -235,11 +236,12 @@ def run(root: str, what: str) -> None:
     from hair_pipeline.inputs.catalog import build_catalog
     from hair_pipeline.inputs.fingerprint import fingerprint_folder
     from hair_pipeline.inputs.perceptual_hash import near_pairs
-    from hair_pipeline.inputs.workers import cpu_count
     from hair_pipeline.settings import load_settings
 
     settings = load_settings()
     found: dict[str, object] = {}
+    memory = Memory()
+    memory.start()
     start = time.monotonic()
     if what == "catalog":
         result = build_catalog(settings, settings.profile_values)
@@ -259,32 +261,47 @@ def run(root: str, what: str) -> None:
         first, second = (generator.integers(0, 2**63, (count, 4)).astype(np.uint64) for count in counts)
         near_pairs(first, second, settings.profile_values.inputs.near_duplicate_distance)
     seconds = time.monotonic() - start
-    own, children = (
-        resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    workers = cpu_count() if children > 20 else 0
     times = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cpu = sum(used.ru_utime + used.ru_stime for used in times)
-    measured = {
-        "seconds": seconds,
-        "cpu": cpu,
-        "parent": own,
-        "child": children if workers else 0.0,
-        "workers": workers,
-    }
-    print(json.dumps(found | measured))
+    parent = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps(found | {"seconds": seconds, "cpu": cpu, "parent": parent, "together": max(parent, memory.peak)}))
 
 
-COLUMNS = ("seconds", "cpu", "parent", "child", "workers")
+class Memory(threading.Thread):
+    """Watches how much memory this process and its workers hold together, in MiB, ten times a second.
+
+    What `getrusage` says of children is of no use here: a new process begins with its parent's peak.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0.0
+
+    def run(self) -> None:
+        own = os.getpid()
+        page = resource.getpagesize()
+        while True:
+            pages = 0
+            for process in (str(own), *Path(f"/proc/{own}/task/{own}/children").read_text().split()):
+                try:
+                    pages += int(Path(f"/proc/{process}/statm").read_text().split()[1])
+                except OSError:
+                    continue  # it has ended
+            self.peak = max(self.peak, pages * page / 2**20)
+            time.sleep(0.1)
+
+
+COLUMNS = ("seconds", "cpu", "together", "parent")
 
 
 def report(rows: list[tuple[str, dict[str, object]]]) -> None:
-    """The table: time, and the most memory that parent and workers can have held together."""
-    print("\n| step | seconds | CPU seconds of all processes | peak memory: parent + workers, MiB |\n|---|---|---|---|")
+    """The table."""
+    print(
+        "\n| step | seconds | CPU seconds | peak memory of all processes, MiB | of the parent |\n|---|---|---|---|---|"
+    )
     for name, row in rows:
-        seconds, cpu, parent, child, workers = (float(str(row[key])) for key in COLUMNS)
-        memory = f"{parent + workers * child:.0f} ({parent:.0f} + {workers:.0f} x {child:.0f})"
-        print(f"| {name} | {seconds:.1f} | {cpu:.1f} | {memory} |")
+        seconds, cpu, together, parent = (float(str(row[key])) for key in COLUMNS)
+        print(f"| {name} | {seconds:.1f} | {cpu:.1f} | {together:.0f} | {parent:.0f} |")
 
 
 def main() -> None:

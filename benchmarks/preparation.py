@@ -1,6 +1,6 @@
 """How fast images are prepared on one core, against the straightforward way (`naive_preparation.py`).
 
-    uv run python benchmarks/preparation.py [--images 300]
+    uv run python benchmarks/preparation.py [--images 600]
 
 Same photos (rendered people, 512 x 512 JPEG, hair as a polygon in the label), same products (bald image, hair-only
 image, patches, all encoded and on disk), one run, one core. The ways take turns in rounds, so that what else the
@@ -34,7 +34,7 @@ from hair_pipeline.profile import Profile
 from hair_pipeline.sample.write import write_sample
 from hair_pipeline.settings import Settings
 
-ROUNDS = 3
+ROUNDS = 2
 VIEWS = 5
 BASELINE = "straightforward script (Telea r5, PNG)"
 OURS = {
@@ -47,7 +47,7 @@ FLOOR = "floor: decode and a minimal JPEG"
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--images", type=int, default=300, help="photos per way (default 300)")
+    arguments.add_argument("--images", type=int, default=600, help="photos per way (default 600)")
     images = arguments.parse_args().images
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})

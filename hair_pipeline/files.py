@@ -257,7 +257,7 @@ def decode_image(data: bytes, *, alpha: bool = False, max_pixels: int = MAX_IMAG
         raise UnreadableImage(f"{width}x{height} exceeds the limit of {max_pixels} pixels")
     if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-1024:]:
         raise UnreadableImage("truncated JPEG: it has no end marker")
-    flags = cv2.IMREAD_UNCHANGED if alpha else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    flags = cv2.IMREAD_UNCHANGED if alpha else cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
@@ -265,7 +265,7 @@ def decode_image(data: bytes, *, alpha: bool = False, max_pixels: int = MAX_IMAG
     if image is None:
         raise UnreadableImage("cannot be decoded")
     if not alpha:
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return image
     if image.ndim == 2:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGBA)
     return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if image.shape[2] == 4 else cv2.COLOR_BGR2RGBA)

@@ -82,7 +82,8 @@ def build_catalog(settings: Settings, profile: Profile) -> CatalogResult:
     found = _pair(settings, inventory, cache)
     tasks = _tasks(found.pairing, inventory, faces)
     del faces
-    inventory.stamps.clear()
+    for names in (inventory.stamps, inventory.images, inventory.labels, found.pairing.pairs, found.pairing.images):
+        names.clear()  # the tasks hold them now
     signatures = np.fromiter((task.signature for task in tasks), np.uint64, len(tasks))
     rows = ExaminedRows(cache / "examined", _examiner_key(profile))
     fresh = [task for task, missing in zip(tasks, rows.missing(signatures), strict=True) if missing]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,15 +41,25 @@ def short_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
 
 
-def walk(root: Path) -> Iterator[tuple[str, list[tuple[str, int]]]]:
-    """Each folder under `root` once, linked ones too: its path ("" or ending in "/") and its files (name, stamp).
+Folder = tuple[str, list[tuple[str, int]]]
+"""A folder's path, "" or ending in "/", and its files: name and stamp."""
+
+
+def walk(root: Path, below: Sequence[str] | None = None) -> Iterator[Folder]:
+    """Each folder under `root` once, linked ones too.
+
+    Args:
+        below: only these folders of the root, without the root itself.
 
     Raises:
         PipelineError: `root` is missing, or a folder may not be read.
     """
     base = os.fspath(root)
     seen: set[tuple[int, int]] = set()
-    waiting = [""]
+    waiting = [""] if below is None else [f"{name}/" for name in reversed(below)]
+    if below is not None:  # a link to the root leads to nothing new
+        status = os.stat(base)  # noqa: PTH116
+        seen.add((status.st_dev, status.st_ino))
     while waiting:
         prefix = waiting.pop()
         try:
@@ -59,12 +69,23 @@ def walk(root: Path) -> Iterator[tuple[str, list[tuple[str, int]]]]:
             seen.add((status.st_dev, status.st_ino))
             files, folders = _scan(f"{base}/{prefix}")
         except OSError as error:
-            remedy = "check HAIR_PIPELINE_K_HAIRSTYLE_ROOT, HAIR_PIPELINE_TRAINING_FACE_ROOT and the permissions"
-            what = f"the folder cannot be read ({error.strerror})"
-            raise PipelineError(what, file=error.filename, remedy=remedy) from error
+            raise _unreadable(error) from error
         files.sort()
         waiting.extend(f"{prefix}{name}/" for name in sorted(folders, reverse=True))
         yield prefix, files
+
+
+def folders_of(root: Path) -> list[str]:
+    """Names of the folders in `root`, sorted. Raises as `walk`."""
+    try:
+        return sorted(_scan(os.fspath(root))[1])
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: OSError) -> PipelineError:
+    remedy = "check HAIR_PIPELINE_K_HAIRSTYLE_ROOT, HAIR_PIPELINE_TRAINING_FACE_ROOT and the permissions"
+    return PipelineError(f"the folder cannot be read ({error.strerror})", file=error.filename, remedy=remedy)
 
 
 def _scan(folder: str) -> tuple[list[tuple[str, int]], list[str]]:

@@ -84,10 +84,7 @@ def parse_label(data: bytes) -> Label:
     Raises:
         BadLabel: not UTF-8 JSON, not an object with `filename` or `source`, or a filename that climbs out.
     """
-    values = _load_object(data)
-    filename, source = _base_name(clean_text(values.get("filename"))), clean_text(values.get("source"))
-    if filename is None and source is None:
-        raise BadLabel(Reason.NOT_A_LABEL, "it names neither a filename nor a source")
+    values, filename, source = _identified(data)
     problems: list[str] = []
     attributes = {column: _translate(values, key, problems) for column, (key, _) in ATTRIBUTES.items()}
     return Label(
@@ -108,11 +105,31 @@ def parse_label(data: bytes) -> Label:
 
 def parse_names(data: bytes) -> tuple[str | None, str | None]:
     """Only `filename` and `source` of a label: what pairing needs. Raises as `parse_label`."""
+    return _identified(data)[1:]
+
+
+def parse_outlines(data: bytes) -> Label:
+    """A label without its attributes: what drawing masks needs, in half the time. Raises as `parse_label`."""
+    values, filename, source = _identified(data)
+    problems: list[str] = []
+    return Label(
+        filename=filename,
+        source=source,
+        width=_positive_int(values.get("width")),
+        height=_positive_int(values.get("height")),
+        hair=_rings(values, "polygon1", problems),
+        blurred=_rings(values, "polygon2", problems),
+        problems=tuple(problems),
+    )
+
+
+def _identified(data: bytes) -> tuple[dict[str, Any], str | None, str | None]:
+    """A label's values, its filename and its source."""
     values = _load_object(data)
     filename, source = _base_name(clean_text(values.get("filename"))), clean_text(values.get("source"))
     if filename is None and source is None:
         raise BadLabel(Reason.NOT_A_LABEL, "it names neither a filename nor a source")
-    return filename, source
+    return values, filename, source
 
 
 def clean_text(value: object) -> str | None:

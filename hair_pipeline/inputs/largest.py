@@ -14,7 +14,7 @@ import numpy as np
 
 from hair_pipeline.files import UnreadableImage
 from hair_pipeline.inputs.geometry import same_framing
-from hair_pipeline.inputs.labels import BadLabel, Label, parse_label
+from hair_pipeline.inputs.labels import BadLabel, Label, parse_outlines
 from hair_pipeline.inputs.polygons import draw_polygon, polygon_scale
 from hair_pipeline.inputs.reader import read_bytes, read_photo
 from hair_pipeline.inputs.samples import Photo, Roots, load_photo
@@ -90,7 +90,7 @@ def largest_masks(photo: Photo, label: Label | None, width: int, height: int) ->
 
 def _own_label(path: str, settings: Roots) -> Label:
     try:
-        return parse_label(read_bytes(settings.k_hairstyle_root, path))
+        return parse_outlines(read_bytes(settings.k_hairstyle_root, path))
     except (OSError, BadLabel) as error:
         raise UnreadableImage(f"{path}: {error}") from error
 

@@ -113,10 +113,11 @@ def draw_polygon(
     """
     mask = np.zeros((height, width), np.uint8)
     scaled = [np.clip(ring * np.array(scale, np.float32), -_LIMIT, _LIMIT) for ring in rings]
-    for ring in sorted(scaled, key=lambda ring: -abs(cv2.contourArea(ring))):
+    for number, ring in enumerate(sorted(scaled, key=lambda ring: -abs(cv2.contourArea(ring)))):
         points = np.round(ring * (1 << _SUBPIXEL_BITS)).astype(np.int32)
-        part = np.zeros_like(mask)
+        part = np.zeros_like(mask) if number else mask
         cv2.fillPoly(part, [points], 1, shift=_SUBPIXEL_BITS)
-        inside = part.any() and bool(mask[part > 0].all())
-        mask[part > 0] = 0 if inside else 1
-    return mask.astype(bool)
+        if number:
+            inside = part.any() and bool(mask[part > 0].all())
+            mask[part > 0] = 0 if inside else 1
+    return mask.view(bool)

@@ -13,7 +13,7 @@ import numpy as np
 
 from hair_pipeline.files import UnreadableImage
 from hair_pipeline.inputs.geometry import letterbox
-from hair_pipeline.inputs.labels import BadLabel, parse_label
+from hair_pipeline.inputs.labels import BadLabel, parse_outlines
 from hair_pipeline.inputs.polygons import draw_polygon, polygon_scale
 from hair_pipeline.inputs.reader import read_bytes, read_photo
 from hair_pipeline.inputs.training_face import BadFace, SheetMasks, decode_sheet
@@ -88,7 +88,7 @@ def load_photo(row: Any, settings: Roots) -> Photo:
             f"{row.image_path} is {width}x{height}, the catalog says {int(row.width)}x{int(row.height)}"
         )
     try:
-        label = parse_label(read_bytes(settings.k_hairstyle_root, row.label_path))
+        label = parse_outlines(read_bytes(settings.k_hairstyle_root, row.label_path))
     except (OSError, BadLabel) as error:
         raise UnreadableImage(f"{row.label_path}: {error}") from error
     scale = polygon_scale((label.width, label.height), width, height)

@@ -20,11 +20,12 @@ from hair_pipeline.errors import PipelineError
 from hair_pipeline.vocabulary import ATTRIBUTES
 
 _ATTRIBUTES = ("curl_class", "has_bangs", *ATTRIBUTES)
-_COLUMNS = (
-    *("image_path", "label_path", "source", "accepted", "reason", "shard", "split", "mask_origin", "mask_iou"),
-    *("masks_disagree", "face_reason", "identity_reason", "stage2_reason", "label_problems", "faces_found"),
-    *("largest_path", "width", "height"),
+_REPEATED = (
+    *("source", "reason", "shard", "split", "mask_origin", "face_reason", "identity_reason", "stage2_reason"),
+    *("label_problems", "curl_class", *ATTRIBUTES),
 )
+"""Columns of few values, kept in memory as codes; the paths, of which each is another, are read one by one."""
+_COLUMNS = (*_REPEATED, "has_bangs", "accepted", "mask_iou", "masks_disagree", "faces_found", "width", "height")
 _MISSING = "missing"
 
 
@@ -82,19 +83,22 @@ def summarise(path: Path, *, archives: int | None = None) -> Summary:
         PipelineError: there is no catalog, or it cannot be read.
     """
     try:
-        table = pq.read_table(path, columns=[*_COLUMNS, *_ATTRIBUTES])
+        table = pq.read_table(path, columns=list(_COLUMNS), read_dictionary=_REPEATED).unify_dictionaries()
+        named = sum(len(table) - _column(path, name).null_count for name in ("image_path", "label_path"))
+        both_halves = _people_in_both(table, _column(path, "image_path"))
+        is_largest = pc.equal(_column(path, "largest_path"), _column(path, "image_path"))
+        table = table.append_column("is_largest", is_largest)
     except FileNotFoundError as error:
         raise PipelineError("no such file", file=path, remedy="materialise the asset catalog") from error
     except (pa.ArrowException, OSError) as error:
         remedy = "delete it and materialise the asset catalog again"
         raise PipelineError(f"is not a readable catalog ({error})", file=path, remedy=remedy) from error
     accepted = table.filter(table.column("accepted"))
-    named = len(table) * 2 - table.column("image_path").null_count - table.column("label_path").null_count
     files = {"found": named, "images_accepted": len(accepted), "rows_rejected": len(table) - len(accepted)}
     counts: dict[str, dict[str, int]] = {
         "files": files | ({"archives_read": archives} if archives else {}),
         "rejected": _count(table.column("reason").drop_null()),
-        "people": _people(table, accepted),
+        "people": _people(accepted, both_halves),
         "mask_origin": _count(accepted.column("mask_origin")),
         "mask_agreement": {
             "compared": len(accepted) - accepted.column("mask_iou").null_count,
@@ -107,7 +111,7 @@ def summarise(path: Path, *, archives: int | None = None) -> Summary:
         "split": _count(accepted.column("split")),
         "shards": {"shards": len(accepted.column("shard").unique())},
         "photo_size": _count(_sizes(accepted)),
-        "patches_from": _patch_sources(accepted),
+        "patches_from": _patch_sources(accepted.column("is_largest")),
         "label_problems": dict(sorted(Counter(_problems(accepted)).items())),
     }
     counts |= {name: _count(accepted.column(name), _MISSING) for name in _ATTRIBUTES}
@@ -126,24 +130,26 @@ def _count(column: pa.ChunkedArray, null: str | None = None) -> dict[str, int]:
     return dict(sorted(found, key=lambda item: (-item[1], item[0])))
 
 
-def _people(table: pa.Table, accepted: pa.Table) -> dict[str, int]:
+def _column(path: Path, name: str) -> pa.ChunkedArray:
+    return pq.read_table(path, columns=[name]).column(0)
+
+
+def _people(accepted: pa.Table, both_halves: int) -> dict[str, int]:
     pairs = accepted.group_by(["split", "source"]).aggregate([])
     sides = _count(pairs.column("split"))
     return {
         "people": len(accepted.column("source").unique()),
-        "in_training_and_validation": _people_in_both(table),
+        "in_training_and_validation": both_halves,
         **dict(sorted(sides.items())),
     }
 
 
-def _people_in_both(table: pa.Table) -> int:
+def _people_in_both(table: pa.Table, image_paths: pa.ChunkedArray) -> int:
     """People with images in both of the release's own halves, of which the split takes no notice."""
-    images = table.filter(pc.and_(table.column("image_path").is_valid(), table.column("source").is_valid()))
-    folders = pc.utf8_lower(images.column("image_path"))
     held = {}
     for half in ("training", "validation"):
-        inside = pc.match_substring_regex(folders, f"(^|/){half}(/|\\.zip!/)")
-        held[half] = set(images.column("source").filter(inside).unique().to_pylist())
+        inside = pc.match_substring_regex(image_paths, f"(^|/){half}(/|\\.zip!/)", ignore_case=True)
+        held[half] = set(table.column("source").filter(inside).drop_null().unique().to_pylist())
     return len(held["training"] & held["validation"])
 
 
@@ -152,9 +158,9 @@ def _sizes(accepted: pa.Table) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(width, height, "x")
 
 
-def _patch_sources(accepted: pa.Table) -> dict[str, int]:
-    own = pc.sum(pc.equal(accepted.column("largest_path"), accepted.column("image_path"))).as_py() or 0
-    return {"the_photo_itself": own, "a_larger_set": len(accepted) - own}
+def _patch_sources(is_largest: pa.ChunkedArray) -> dict[str, int]:
+    own = pc.sum(is_largest).as_py() or 0
+    return {"the_photo_itself": own, "a_larger_set": len(is_largest) - own}
 
 
 def _problems(accepted: pa.Table) -> Iterator[str]:

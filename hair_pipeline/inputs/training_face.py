@@ -11,6 +11,7 @@ import math
 import os
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -20,8 +21,9 @@ import numpy as np
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import UnreadableImage, confined, decode_image
-from hair_pipeline.inputs.inventory import short_hash, walk
+from hair_pipeline.inputs.inventory import folders_of, short_hash, walk
 from hair_pipeline.inputs.reasons import FaceReason, IdentityReason
+from hair_pipeline.inputs.workers import map_chunks
 from hair_pipeline.profile import InputsConfig
 
 EMBEDDING_DIM = 512
@@ -38,6 +40,7 @@ _MAX_NPY_BYTES = 1_000_000
 _FACE_FOLDER = re.compile(r"^face_(\d+)$", re.IGNORECASE)
 _PLAIN_NAME = re.compile(r"^\w[\w.-]*$")
 _DATE = re.compile(r"_(\d{8})$")
+_FOLDERS_PER_CHUNK = 2000
 
 
 class BadFace(Exception):
@@ -104,26 +107,47 @@ class FaceFiles(NamedTuple):
 
 
 def scan_faces(root: Path) -> dict[str, FaceFiles]:
-    """Find every face JSON under `root` in one walk: stem (NFC) -> its files.
+    """Find every face JSON under `root` in one walk, by all cores: stem (NFC) -> its files.
 
     The stem is the folder above `face_NN`, which covers the stem nested twice; a date suffix of that folder
     (`<stem>_YYYYMMDD`) is known under both names.
+
+    Raises:
+        PipelineError: `root` is missing, or a folder may not be read.
     """
     index: dict[str, FaceFiles] = {}
-    for prefix, files in walk(root):
-        parts = prefix.rsplit("/", 3)
-        if len(parts) < 3 or not _FACE_FOLDER.match(parts[-2]):
-            continue
-        jsons = tuple(prefix + name for name, _ in files if name.lower().endswith(".json"))
-        if not jsons:
-            continue
-        mark = short_hash(prefix + "\0".join(f"{name}\0{mark}" for name, mark in files))
-        stem = unicodedata.normalize("NFC", parts[-3])
-        for name in {stem, _DATE.sub("", stem)}:
-            known = index.get(name)
-            paths, other = ((), 0) if known is None else known
-            index[name] = FaceFiles(tuple(sorted(paths + jsons, key=_newest_first)), other ^ mark)
+    scanner = _FaceScanner(root)
+    folders = folders_of(root)
+    for found in map_chunks(scanner, folders, description="faces", chunk=_FOLDERS_PER_CHUNK, unit="folder"):
+        for stem, jsons, mark in found:
+            for name in {stem, _DATE.sub("", stem)}:
+                known = index.get(name)
+                if known is None:
+                    index[name] = FaceFiles(jsons, mark)
+                else:
+                    index[name] = FaceFiles(tuple(sorted(known.paths + jsons, key=_newest_first)), known.stamp ^ mark)
     return index
+
+
+@dataclass(frozen=True)
+class _FaceScanner:
+    """Walks some folders of the root; picklable for the worker processes."""
+
+    root: Path
+
+    def __call__(self, folders: Sequence[str]) -> list[tuple[str, tuple[str, ...], int]]:
+        """Stem, face JSONs and stamp of every `face_NN` folder that holds a JSON."""
+        found = []
+        for prefix, files in walk(self.root, folders):
+            parts = prefix.rsplit("/", 3)
+            if len(parts) < 3 or not _FACE_FOLDER.match(parts[-2]):
+                continue
+            jsons = [prefix + name for name, _ in files if name.lower().endswith(".json")]
+            if jsons:
+                mark = short_hash(prefix + "\0".join(f"{name}\0{mark}" for name, mark in files))
+                stem = unicodedata.normalize("NFC", parts[-3])
+                found.append((stem, tuple(sorted(jsons, key=_newest_first)), mark))
+        return found
 
 
 def index_faces(root: Path) -> dict[str, list[str]]:

@@ -63,11 +63,12 @@ def map_chunks(
     description: str,
     chunk: int,
     workers: int | None = None,
+    unit: str = "image",
 ) -> Iterator[Result]:
     """Yield `function(chunk)` for consecutive chunks of the items, in order; otherwise as `map_in_processes`."""
     workers = 1 if len(items) < 4 * chunk else min(workers or cpu_count(), len(items) // chunk)
     chunks = (items[start : start + chunk] for start in range(0, len(items), chunk))
-    with tqdm(total=len(items), desc=description, unit="image", disable=None, leave=False) as bar:
+    with tqdm(total=len(items), desc=description, unit=unit, disable=None, leave=False) as bar:
         if workers == 1:
             for part in chunks:
                 yield function(part)

@@ -30,8 +30,11 @@ def make_hair_only(image: np.ndarray, hair_mask: np.ndarray, config: HairOnlyCon
     if config is not None and config.soft_alpha:
         alpha = _soft_alpha(image, hair_mask)
     else:
-        alpha = hair_mask.view(np.uint8) * np.uint8(255)
-    return cv2.merge([*cv2.split(cv2.bitwise_and(image, image, mask=alpha)), alpha])
+        alpha = np.ascontiguousarray(hair_mask).view(np.uint8) * np.uint8(255)
+    alone = cv2.copyTo(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), alpha)
+    if config is not None and config.soft_alpha:
+        cv2.insertChannel(alpha, alone, 3)
+    return alone
 
 
 def _soft_alpha(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -75,7 +75,7 @@ def _corners(sums: np.ndarray, size: int, step: int, start: tuple[int, int]) -> 
     low_y, high_y = slice(y, sums.shape[0] - size, step), slice(y + size, None, step)
     low_x, high_x = slice(x, sums.shape[1] - size, step), slice(x + size, None, step)
     covered = sums[high_y, high_x] - sums[low_y, high_x] - sums[high_y, low_x] + sums[low_y, low_x]
-    rows, columns = np.nonzero(covered == size * size)
+    rows, columns = np.divmod(np.flatnonzero(covered == size * size), covered.shape[1])
     return np.stack([columns * step + x, rows * step + y], axis=1)
 
 
@@ -152,32 +152,40 @@ def _choose(
 ) -> tuple[list[Patch], int]:
     """Take windows from the zones by turns; returns them and how many were left out for a flaw."""
     patches: list[Patch] = []
-    flawed: list[np.ndarray] = []
+    x, y = (np.ascontiguousarray(column, np.int32) for column in corners.T)
+    zones = np.searchsorted(borders, y + size // 2, side="right")
+    tried: list[int] = []
+    flawed = 0
     for distance in (size // 2, size // 4):
-        free = corners
-        for corner in [np.array([patch.x, patch.y]) for patch in patches] + flawed:
-            free = _away_from(free, corner, distance)
-        zones = np.searchsorted(borders, free[:, 1] + size // 2, side="right")
-        queues = [free[zones == number] for number in range(len(ZONES))]
+        if len(patches) == wanted or not len(corners):
+            break
+        free = np.ones(len(corners), bool)
+        for place in tried:
+            free &= _away(x, y, place, distance)
         turns = deque(random.permutation(len(ZONES)).tolist())
         while turns and len(patches) < wanted:
             number = turns.popleft()
-            if not len(queues[number]):
+            choice = free & (zones == number)
+            place = int(choice.argmax())
+            if not choice[place]:
                 continue
-            x, y = queues[number][0].tolist()
-            window = image[y : y + size, x : x + size]
+            left, top = int(x[place]), int(y[place])
+            window = image[top : top + size, left : left + size]
             if flaw_of(window) is None:
-                patches.append(Patch(size, x, y, ZONES[number], window.copy()))
+                patches.append(Patch(size, left, top, ZONES[number], window.copy()))
                 turns.append(number)
             else:
-                flawed.append(queues[number][0])
+                flawed += 1
                 turns.appendleft(number)
-            queues = [_away_from(queue, np.array([x, y]), distance) for queue in queues]
-    return patches, len(flawed)
+            tried.append(place)
+            free &= _away(x, y, place, distance)
+    return patches, flawed
 
 
-def _away_from(corners: np.ndarray, corner: np.ndarray, distance: int) -> np.ndarray:
-    return corners[np.abs(corners - corner).max(axis=1, initial=0) >= max(1, distance)]
+def _away(x: np.ndarray, y: np.ndarray, place: int, distance: int) -> np.ndarray:
+    """Which corners are at least `distance` away from that at `place`, in x or in y."""
+    distance = max(1, distance)
+    return (np.abs(x - x[place]) >= distance) | (np.abs(y - y[place]) >= distance)
 
 
 def _zone_borders(sums: np.ndarray) -> tuple[int, int]:

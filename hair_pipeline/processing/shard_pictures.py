@@ -6,16 +6,14 @@ Belongs here: what is shown. Does not belong here: layout and encoding (`preview
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
 
-from hair_pipeline.files import read_image
 from hair_pipeline.processing.bald import make_bald
 from hair_pipeline.processing.hair_only import make_hair_only
-from hair_pipeline.processing.patches import ZONES, Cut, cut
-from hair_pipeline.processing.previews import contact_sheet, thumbnail
+from hair_pipeline.processing.patches import ZONES, cut
+from hair_pipeline.processing.previews import TILE, contact_sheet, thumbnail
 from hair_pipeline.processing.work import Picture
 from hair_pipeline.profile import ProcessingConfig
 
@@ -28,13 +26,17 @@ _ZONE_COLORS = dict(zip(ZONES, ((250, 210, 40), (80, 220, 120), (80, 170, 250)),
 
 
 def draw(
-    asset: str, pictures: Sequence[Picture], files: Sequence[Path], shown: int, config: ProcessingConfig
+    asset: str,
+    pictures: Sequence[Picture],
+    products: Sequence[np.ndarray | None],
+    shown: int,
+    config: ProcessingConfig,
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """A contact sheet, and the steps of one image left to right.
 
     Args:
         asset: whose. pictures: some of its images. shown: which of them shows the steps.
-        files: the image files made of them; empty for the patches.
+        products: what was made of each: its image (H, W, 3 or 4) uint8, or one of its patches; None without any.
         config: how they were made.
 
     Returns:
@@ -42,22 +44,14 @@ def draw(
     """
     tiles: list[np.ndarray] = []
     steps: list[np.ndarray] = []
-    for number, picture in enumerate(pictures):
+    for number, (picture, product) in enumerate(zip(pictures, products, strict=True)):
         loaded = Picture(picture.row, picture.roots, picture.size)  # dropped again: raw photos are large
-        if asset == "hair_patches":
-            tiles += [thumbnail(patch.image, _PATCH_TILE) for patch in _cut(loaded, config).patches[:1]]
-        elif asset == "hair_only_images":
-            tiles.append(thumbnail(read_image(files[number], alpha=True)))
-        else:
-            tiles += [thumbnail(loaded.sample.image), thumbnail(read_image(files[number]))]
+        if product is not None:
+            before = [thumbnail(loaded.sample.image)] if asset == "bald_images" else []
+            tiles += [*before, thumbnail(product, _PATCH_TILE if asset == "hair_patches" else TILE)]
         if number == shown:
             steps = [_step(image) for image in _STEPS[asset](loaded, config)]
     return contact_sheet(tiles), contact_sheet(steps, columns=len(steps))
-
-
-def _cut(picture: Picture, config: ProcessingConfig) -> Cut:
-    photo = picture.largest
-    return cut(photo.image, photo.hair_mask & ~photo.blurred, picture.row.image_id, config.patches)
 
 
 def _bald_steps(picture: Picture, config: ProcessingConfig) -> list[np.ndarray]:
@@ -77,8 +71,9 @@ def _hair_only_steps(picture: Picture, config: ProcessingConfig) -> list[np.ndar
 
 def _patch_steps(picture: Picture, config: ProcessingConfig) -> list[np.ndarray]:
     """Photo with the windows in the colour of their zone, then a few patches."""
-    found = _cut(picture, config)
-    marked = picture.largest.image.copy()
+    photo = picture.largest
+    found = cut(photo.image, photo.hair_mask & ~photo.blurred, picture.row.image_id, config.patches)
+    marked = photo.image.copy()
     thickness = max(1, round(max(marked.shape) / 200))
     for patch in found.patches:
         corner = patch.x + patch.size - 1, patch.y + patch.size - 1

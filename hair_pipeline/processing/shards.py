@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.files import atomic_path, hash_bytes, hash_file, make_folder, sync_files, write_bytes
+from hair_pipeline.files import (
+    atomic_path,
+    decode_image,
+    hash_bytes,
+    hash_file,
+    make_folder,
+    read_image,
+    sync_files,
+    write_bytes,
+)
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.samples import InputRoots
 from hair_pipeline.inputs.workers import map_in_processes
@@ -272,23 +281,37 @@ def _refuse_nothing(job: _Job) -> None:
 
 def _finish_images(job: _Job, profile: Profile, shown: dict[str, Picture]) -> ShardReport:
     assert job.images is not None
+    folder = job.images
     ordered = _ordered(job)
     files = [made.file for made in ordered if made.file is not None]
-    _remove_others(job.images, {name for name, _, _ in files})
-    sync_files(job.images / name for name, _, _ in files)
+    _remove_others(folder, {name for name, _, _ in files})
+    sync_files(folder / name for name, _, _ in files)
     version = hash_bytes(*(part for name, digest, _ in files for part in (name, digest)))
     numbers = {name: round(value / max(1, len(files)), 4) for name, value in _sums(ordered).items()}
-    _draw(job, profile, shown)
+
+    def product(image_id: str) -> np.ndarray | None:
+        name = job.made[image_id].file
+        return None if name is None else read_image(folder / name[0], alpha=job.asset == "hair_only_images")
+
+    _draw(job, profile, shown, product)
     return _finish(job, len(files), version, {}, numbers)
 
 
 def _finish_table(job: _Job, profile: Profile, shown: dict[str, Picture]) -> ShardReport:
     ordered = _ordered(job)
     records = {record.facts["image_id"]: record for record in journal.read(job.journal)}
+
+    def recorded(image_id: str) -> pa.Table:
+        return pa.ipc.open_stream(records[image_id].blob()).read_all()
+
+    def product(image_id: str) -> np.ndarray | None:
+        patches = recorded(image_id)["image"]
+        return decode_image(patches[0].as_py()) if len(patches) else None
+
     with atomic_path(job.table) as path, pq.ParquetWriter(path, PATCH_SCHEMA, compression=_COMPRESSION) as writer:
         for start in range(0, len(ordered), ROWS_PER_GROUP):
-            streams = [records[made.image_id].blob() for made in ordered[start : start + ROWS_PER_GROUP]]
-            group = pa.concat_tables(pa.ipc.open_stream(stream).read_all() for stream in streams)
+            images = [made.image_id for made in ordered[start : start + ROWS_PER_GROUP]]
+            group = pa.concat_tables(recorded(image_id) for image_id in images)
             if len(group):
                 writer.write_table(group.combine_chunks())
     left_out: dict[str, list[str]] = {}
@@ -297,7 +320,7 @@ def _finish_table(job: _Job, profile: Profile, shown: dict[str, Picture]) -> Sha
             left_out.setdefault(reason, []).append(made.image_id)
     sums = _sums(ordered)
     written = int(sum(value for name, value in sums.items() if name.startswith("patches_")))
-    _draw(job, profile, shown)
+    _draw(job, profile, shown, product)
     return _finish(job, written, hash_file(job.table), left_out, sums)
 
 
@@ -324,7 +347,7 @@ def _remove_others(folder: Path, keep: set[str]) -> None:
             path.unlink()
 
 
-def _draw(job: _Job, profile: Profile, shown: dict[str, Picture]) -> None:
+def _draw(job: _Job, profile: Profile, shown: dict[str, Picture], product: Callable[[str], np.ndarray | None]) -> None:
     """Write the contact sheet, and the steps of one image; `shown` keeps what was decoded for the next asset's."""
     roots = InputRoots(job.settings.k_hairstyle_root, job.settings.training_face_root)
     ids = job.rows.image_id.tolist()
@@ -336,8 +359,8 @@ def _draw(job: _Job, profile: Profile, shown: dict[str, Picture]) -> None:
             shown[ids[place]] = Picture(namespace(columns, place), roots, profile.processing.size)
     pictures = [shown[ids[place]] for place in chosen]
     with_face = next((number for number, place in enumerate(chosen) if bool(columns["stage2"][place])), 0)
-    files = [job.folder / job.shard / made.file[0] for place in chosen if (made := job.made[ids[place]]).file]
-    sheet, steps = shard_pictures.draw(job.asset, pictures, files, with_face, profile.processing)
+    products = [product(ids[place]) for place in chosen]
+    sheet, steps = shard_pictures.draw(job.asset, pictures, products, with_face, profile.processing)
     for path, picture in ((_preview_path(job), sheet), (_steps_path(job), steps)):
         if picture is not None:
             write_bytes(path, encode_preview(picture))

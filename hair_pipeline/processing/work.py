@@ -160,9 +160,13 @@ def _bald(picture: Picture, config: ProcessingConfig, folder: Path | None) -> tu
 
 
 def fill_to_hair_distance(sample: Sample, bald: np.ndarray) -> float:
-    """Distance between the mean colour of the hair and of what stands in its place, in RGB units of 0-255."""
-    mask = sample.hair_mask.view(np.uint8)
-    difference = np.subtract(_mean(sample.image, mask), _mean(bald, mask))
+    """Distance between the mean colour of the hair and of what stands in its place, in RGB units of 0-255.
+
+    Of every fourth row, or of all where those hold no hair.
+    """
+    mask = np.ascontiguousarray(sample.hair_mask).view(np.uint8)
+    rows = slice(None, None, 4 if mask[::4].any() else 1)
+    difference = np.subtract(_mean(sample.image[rows], mask[rows]), _mean(bald[rows], mask[rows]))
     return float(np.linalg.norm(difference))
 
 

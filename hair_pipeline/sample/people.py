@@ -6,6 +6,7 @@ Korean label values (`labels`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -212,13 +213,19 @@ _VIEW_RANGES = (
 )
 
 
-def make_views(person: Person, count: int, *, frontal: bool = False) -> list[View]:
-    """`count` views: always a front, a three-quarter and a back view, then others; `frontal` keeps all in front."""
+FRONT = ((-14, 14),)
+FACING = ((0, 15), (15, 30), (30, 45))
+"""Ranges of the camera's azimuth for `make_views`, degrees to either side of the nose."""
+
+
+def make_views(person: Person, count: int, ranges: Sequence[tuple[int, int]] | None = None) -> list[View]:
+    """`count` views: always a front, a three-quarter and a back view, then others; or from `ranges` by turns."""
     rng = np.random.default_rng([person.seed, 3])
     order = [0, 1, 2, *([3, 4, 5, 6, 7][int(i)] for i in rng.permutation(5))]
+    ranges = ranges or [_VIEW_RANGES[place] for place in order]
     views = []
     for index in range(count):
-        low, high = (-14, 14) if frontal else _VIEW_RANGES[order[index % len(order)]]
+        low, high = ranges[index % len(ranges)]
         yaw = float(rng.uniform(low, high)) * (1 if rng.random() < 0.5 else -1)
         yaw = (yaw + 180) % 360 - 180
         tight = person.hair.length in ("mens", "womens_short", "bob")

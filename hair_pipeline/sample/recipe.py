@@ -23,24 +23,22 @@ class Rendering:
     """So many people and photos of each; another seed renders other people than the sample's (seed 0).
 
     Attributes:
-        other_hair: a person has another hairstyle in every photo.
+        faces: photos to learn faces from (`write_sample`).
     """
 
     people: int
     views: int
     seed: int
-    other_hair: bool = False
+    faces: bool = False
 
     def write(self, folder: Path) -> None:
         """Render into `folder`; nothing is done where that was done before."""
-        write_sample(
-            folder, people=self.people, views=self.views, customers=0, seed=self.seed, other_hair=self.other_hair
-        )
+        write_sample(folder, people=self.people, views=self.views, customers=0, seed=self.seed, faces=self.faces)
 
 
 PEOPLE = Rendering(people=320, views=5, seed=7)
 """For everything but the recogniser."""
-FACES = Rendering(people=440, views=4, seed=8, other_hair=True)
+FACES = Rendering(people=900, views=3, seed=8, faces=True)
 """For the recogniser: many people, who must be known whatever their hair."""
 
 

@@ -23,7 +23,7 @@ from hair_pipeline.files import encode_image, hash_files, read_json, write_bytes
 from hair_pipeline.sample.face_output import write_face_output
 from hair_pipeline.sample.faults import write_faults
 from hair_pipeline.sample.labels import make_label, style_folder
-from hair_pipeline.sample.people import Person, make_people, make_views, with_other_hair
+from hair_pipeline.sample.people import FACING, FRONT, Person, make_people, make_views, with_other_hair
 from hair_pipeline.sample.render import build_model, render
 
 FOLDERS = ("k_hairstyle", "training_face", "customers")
@@ -84,7 +84,7 @@ def write_sample(
     customers: int = 100,
     seed: int = 0,
     faults: bool = False,
-    other_hair: bool = False,
+    faces: bool = False,
     workers: int = 2,
 ) -> SampleSummary:
     """Render people and write `<out>/k_hairstyle`, `<out>/training_face` and `<out>/customers`.
@@ -94,7 +94,8 @@ def write_sample(
 
     Args:
         people, views: photos are people x views. customers: photos of further people, seen from the front.
-        other_hair: every view of a person shows another hairstyle.
+        faces: a sample to learn faces from: every view of a person shows another hairstyle, within 45 degrees of the
+            front, and no face is blurred.
         faults: also write every known fault of the formats and `<out>/faults.json` with what to expect.
         workers: processes; 1 renders in this one.
 
@@ -113,7 +114,7 @@ def write_sample(
         "customers": customers,
         "seed": seed,
         "faults": faults,
-        "other_hair": other_hair,
+        "faces": faces,
         "renderer": renderer_version(),
     }
     card = out / "sample.json"
@@ -124,7 +125,7 @@ def write_sample(
     _clear(out, known=found is not None)
     write_json(card, {"arguments": wanted, "complete": False})
     everybody = make_people(people + customers, seed)
-    hairdresser = seed if other_hair else None
+    hairdresser = seed if faces else None
     tasks = [_Task(p, i, views, out, i >= people, hairdresser) for i, p in enumerate(everybody)]
     done = []
     total = people * views + customers
@@ -181,12 +182,14 @@ def _write_person(task: _Task) -> _Done:
     person = task.person
     model = build_model(person)
     faces = blurred = 0
-    views = make_views(person, task.views, frontal=task.customer)
+    learns_faces = task.hairdresser is not None
+    ranges = FRONT if task.customer else FACING if learns_faces else None
+    views = make_views(person, task.views, ranges)
     for place, view in enumerate(views):
         if task.hairdresser is not None and place:
             person = with_other_hair(task.person, task.index * task.views + place, task.hairdresser)
             model = build_model(person)
-        photo = render(model, view, blur_face=False if task.customer else None)
+        photo = render(model, view, blur_face=False if task.customer or learns_faces else None)
         faces += photo.box is not None
         blurred += photo.blur is not None
         if task.customer:

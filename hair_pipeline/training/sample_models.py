@@ -155,7 +155,7 @@ def _card(
                 "people": r.people,
                 "views": r.views,
                 "seed": r.seed,
-                "other_hair": r.other_hair,
+                "faces": r.faces,
                 "held_out": profile.inputs.validation_fraction,
             }
             for name, r in renderings.items()

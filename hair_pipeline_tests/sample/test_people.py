@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hair_pipeline import vocabulary
 from hair_pipeline.sample.identity import embed, projection, sample_identities
-from hair_pipeline.sample.people import make_people, make_views
+from hair_pipeline.sample.people import FACING, FRONT, make_people, make_views
 
 
 def test_a_person_does_not_depend_on_how_many_there_are() -> None:
@@ -52,7 +52,14 @@ def test_views_hold_a_front_a_three_quarter_and_a_back(seed: int, count: int) ->
 
 def test_frontal_views_stay_in_front() -> None:
     person = make_people(1, 0)[0]
-    assert all(abs(v.yaw) <= 14 for v in make_views(person, 8, frontal=True))
+    assert all(abs(v.yaw) <= 14 for v in make_views(person, 8, FRONT))
+
+
+def test_views_for_faces_stay_within_45_degrees_on_both_sides() -> None:
+    yaws = [v.yaw for person in make_people(8, 0) for v in make_views(person, 6, FACING)]
+    assert all(abs(yaw) <= 45 for yaw in yaws)
+    assert min(yaws) < -20
+    assert max(yaws) > 20
 
 
 def test_embeddings_tell_people_apart() -> None:
