@@ -296,9 +296,8 @@ COLUMNS = ("seconds", "cpu", "together", "parent")
 
 def report(rows: list[tuple[str, dict[str, object]]]) -> None:
     """The table."""
-    print(
-        "\n| step | seconds | CPU seconds | peak memory of all processes, MiB | of the parent |\n|---|---|---|---|---|"
-    )
+    print("\n| step | seconds | CPU seconds | peak memory of all processes, MiB | of the parent |")
+    print("|---|---|---|---|---|")
     for name, row in rows:
         seconds, cpu, together, parent = (float(str(row[key])) for key in COLUMNS)
         print(f"| {name} | {seconds:.1f} | {cpu:.1f} | {together:.0f} | {parent:.0f} |")
