@@ -61,12 +61,14 @@ class _Photos:
         faces: column suffix -> embeddings of these faces.
         curl: class seen in each photo, or None. own: places of own-style cases.
         regions: region -> (places, features).
+        borders: of each photo's repaint mask.
     """
 
     boxes: dict[int, np.ndarray]
     faces: dict[str, np.ndarray]
     curl: np.ndarray | None
     regions: dict[str, tuple[list[int], np.ndarray]]
+    borders: list[seam.Border]
 
 
 def _look_at_photos(cases: Sequence[Case], judges: Judges) -> _Photos:
@@ -88,7 +90,14 @@ def _look_at_photos(cases: Sequence[Case], judges: Judges) -> _Photos:
             if places:
                 crops = [_crop(region, cases[i], cases[i].sample.image, judges) for i in places]
                 regions[region] = places, distribution.extract(judges.extractor.network, crops, judges.device)
-    return _Photos(boxes, faces, curl, regions)
+    with _threads() as pool:
+        borders = list(pool.map(lambda case: seam.Border(case.sample.image, case.repaint_mask), cases))
+    return _Photos(boxes, faces, curl, regions, borders)
+
+
+def _threads() -> ThreadPoolExecutor:
+    """One per core: numpy, scipy and OpenCV let go of the interpreter."""
+    return ThreadPoolExecutor(os.cpu_count())
 
 
 def _recognisers(judges: Judges) -> dict[str, Any]:
@@ -109,8 +118,8 @@ def _crop(region: str, case: Case, picture: np.ndarray, judges: Judges) -> np.nd
 
 
 def _measure_one(cases: Sequence[Case], drawings: Sequence[Drawing], judges: Judges, real: _Photos) -> Measurements:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and scipy let go of the interpreter
-        rows = list(pool.map(_pixel_row, cases, drawings))
+    with _threads() as pool:
+        rows = list(pool.map(_pixel_row, cases, drawings, real.borders))
     _add_identity(rows, drawings, judges, real)
     _add_lpips(rows, cases, drawings, judges)
     _add_classes(rows, drawings, judges, real)
@@ -123,7 +132,7 @@ def _measure_one(cases: Sequence[Case], drawings: Sequence[Drawing], judges: Jud
     return Measurements(rows, features)
 
 
-def _pixel_row(case: Case, drawing: Drawing) -> dict[str, Any]:
+def _pixel_row(case: Case, drawing: Drawing, border: seam.Border) -> dict[str, Any]:
     sample = case.sample
     row: dict[str, Any] = {
         "case": case.key,
@@ -146,7 +155,7 @@ def _pixel_row(case: Case, drawing: Drawing) -> dict[str, Any]:
         "bangs_seen": None,
         "curl_seen_real": None,
         "leakage_swap": NAN,
-        "halo": seam.halo(sample.image, drawing.final, case.repaint_mask),
+        "halo": border.halo(drawing.final),
         "rim_sharpness": seam.rim_sharpness(sample.image, drawing.final, case.repaint_mask, sample.hair_mask),
         "untouched_changed": seam.untouched_share_changed(sample.image, drawing.final, case.repaint_mask),
     }

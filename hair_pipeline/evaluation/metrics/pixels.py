@@ -30,7 +30,7 @@ def psnr(photo: np.ndarray, output: np.ndarray, region: np.ndarray) -> float:
 
 
 def similarity_map(photo: np.ndarray, output: np.ndarray) -> np.ndarray:
-    """Local structural similarity of the luminance, float64 (H, W) in [-1, 1].
+    """Local structural similarity of the luminance, float32 (H, W) in [-1, 1].
 
     Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861, with its Gaussian window (sigma 1.5).
     """
@@ -55,5 +55,5 @@ def ssim(local: np.ndarray, region: np.ndarray) -> float:
 
 
 def _luminance(image: np.ndarray) -> np.ndarray:
-    """ITU-R BT.601 luma, float64 (H, W)."""
-    return image.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+    """ITU-R BT.601 luma, float32 (H, W)."""
+    return image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)

@@ -35,11 +35,7 @@ def halo(photo: np.ndarray, output: np.ndarray, repaint_mask: np.ndarray) -> flo
     Returns:
         NaN when the mask has no border inside the picture.
     """
-    real, made = _across(photo, repaint_mask), _across(output, repaint_mask)
-    if real is None or made is None:
-        return float("nan")
-    smooth = real.step < SMOOTH
-    return float(np.mean(made.overshoot - real.overshoot) + np.mean(np.where(smooth, made.step - real.step, 0.0)))
+    return Border(photo, repaint_mask).halo(output)
 
 
 @dataclass(frozen=True)
@@ -50,21 +46,59 @@ class _Across:
     overshoot: np.ndarray
 
 
-def _across(image: np.ndarray, mask: np.ndarray) -> _Across | None:
-    """Step and overshoot along the border; None without a border."""
-    band = max(2, round(BAND * image.shape[0]))
-    distance = _signed_distance(mask)
-    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    inside, c_in = _local_mean(lab, (distance > band) & (distance <= 2 * band), 3 * band)
-    outside, c_out = _local_mean(lab, (distance < -band) & (distance >= -2 * band), 3 * band)
-    rim, c_rim = _local_mean(lab, np.abs(distance) <= band, band)
-    border = (np.abs(distance) <= 1) & inside & outside & rim
-    if not border.any():
-        return None
-    a, b, p = c_in[border], c_out[border], c_rim[border]
-    span = b - a
-    along = np.clip((span * (p - a)).sum(1) / np.maximum((span**2).sum(1), 1e-6), 0, 1)
-    return _Across(np.linalg.norm(span, axis=1), np.linalg.norm(p - (a + along[:, None] * span), axis=1))
+class Border:
+    """A mask's border in a photo, with which any number of pictures of it can be compared.
+
+    Args:
+        photo: uint8 RGB (H, W, 3). mask: bool (H, W).
+    """
+
+    def __init__(self, photo: np.ndarray, mask: np.ndarray) -> None:
+        band = max(2, round(BAND * mask.shape[0]))
+        distance = _signed_distance(mask)
+        self._bands = (
+            _Band((distance > band) & (distance <= 2 * band), 3 * band),
+            _Band((distance < -band) & (distance >= -2 * band), 3 * band),
+            _Band(np.abs(distance) <= band, band),
+        )
+        self._border = np.abs(distance) <= 1
+        for part in self._bands:
+            self._border &= part.near
+        self._real = self._across(photo)
+
+    def halo(self, output: np.ndarray) -> float:
+        """`halo` of a picture (H, W, 3) uint8 RGB."""
+        if not self._border.any():
+            return float("nan")
+        real, made = self._real, self._across(output)
+        smooth = real.step < SMOOTH
+        return float(np.mean(made.overshoot - real.overshoot) + np.mean(np.where(smooth, made.step - real.step, 0.0)))
+
+    def _across(self, image: np.ndarray) -> _Across:
+        """Step and overshoot along the border."""
+        lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+        a, b, p = (part.mean(lab)[self._border] for part in self._bands)
+        span = b - a
+        along = np.clip((span * (p - a)).sum(1) / np.maximum((span**2).sum(1), 1e-6), 0, 1)
+        return _Across(np.linalg.norm(span, axis=1), np.linalg.norm(p - (a + along[:, None] * span), axis=1))
+
+
+class _Band:
+    """Pixels of a region (H, W) bool, averaged around every pixel in a square of `radius`; `near`: there are some."""
+
+    def __init__(self, region: np.ndarray, radius: int) -> None:
+        self._size = (2 * radius + 1, 2 * radius + 1)
+        self._weight = region.astype(np.float32)
+        self._total = self._summed(self._weight)
+        self.near: np.ndarray = self._total > 0.5
+
+    def mean(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) float32."""
+        total: np.ndarray = self._summed(image * self._weight[..., None])
+        return total / np.maximum(self._total, 1.0)[..., None]
+
+    def _summed(self, values: np.ndarray) -> np.ndarray:
+        return cv2.boxFilter(values, -1, self._size, normalize=False, borderType=cv2.BORDER_CONSTANT)
 
 
 def rim_sharpness(photo: np.ndarray, output: np.ndarray, repaint_mask: np.ndarray, hair_mask: np.ndarray) -> float:
@@ -108,15 +142,6 @@ def _signed_distance(mask: np.ndarray) -> np.ndarray:
     outside = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 5)
     distance: np.ndarray = inside - outside
     return distance
-
-
-def _local_mean(lab: np.ndarray, region: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean colour of the region's pixels around every pixel: (bool there are some, (H, W, 3))."""
-    size = (2 * radius + 1, 2 * radius + 1)
-    weight = region.astype(np.float32)
-    total = cv2.boxFilter(weight, -1, size, normalize=False, borderType=cv2.BORDER_CONSTANT)
-    colour = cv2.boxFilter(lab * weight[..., None], -1, size, normalize=False, borderType=cv2.BORDER_CONSTANT)
-    return total > 0.5, colour / np.maximum(total, 1.0)[..., None]
 
 
 def _gradient_energy(image: np.ndarray) -> np.ndarray:
