@@ -150,7 +150,8 @@ class HairInpaintPipeline(DiffusionPipeline):
             style: (B, S') style vectors, or None for no style.
             identity: (B, 512) identity embeddings, or None for no identity.
             resolution: side at which is generated, a multiple of the VAE's factor.
-            guidance_scale: classifier-free guidance (Ho & Salimans 2022) between no condition and both; 1 is off.
+            guidance_scale: classifier-free guidance (Ho & Salimans 2022) between no condition and both, outside the
+                face, whose likeness it would cost; 1 is off.
             generator: one generator, or one per sample; with one per sample, a sample's noise does not depend on
                 the rest of the batch. Generators on the CPU give the same noise on every device.
             style_strength: 0 is no style, 1 the style as trained.
@@ -186,6 +187,7 @@ class HairInpaintPipeline(DiffusionPipeline):
                 repaint,
                 locked,
                 resize_mask(face, size) * identity_strength,
+                1 - resize_mask(face, size, "any"),
                 conditions,
                 num_inference_steps,
                 guidance_scale,
@@ -236,6 +238,7 @@ class HairInpaintPipeline(DiffusionPipeline):
         repaint: Tensor,
         locked: Tensor,
         identity_mask: Tensor,
+        guided: Tensor,
         conditions: tuple[Tensor, Tensor, Tensor],
         steps: int,
         guidance_scale: float,
@@ -259,7 +262,7 @@ class HairInpaintPipeline(DiffusionPipeline):
             prediction = self._predict(scaled, t.expand(len(scaled)), *inputs, tokens, identity, ip_mask).float()
             if copies == 2:
                 without, with_ = prediction.chunk(2)
-                prediction = without + guidance_scale * (with_ - without)
+                prediction = with_ + (guidance_scale - 1) * guided * (with_ - without)
             latents = self.scheduler.step(prediction, t, latents, return_dict=False)[0]
             latents = self._blend(latents, bald, noise, locked, timesteps[index + 1 : index + 2])
             if callback is not None:

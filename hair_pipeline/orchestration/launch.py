@@ -6,9 +6,11 @@ of date (`rounds.py`), what a step does, or printing (the caller gets events).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluation
@@ -28,6 +30,10 @@ GATE_ASSETS = frozenset({"exported_weights", "production_registry"})
 
 
 DEFINITIONS_MODULE = "hair_pipeline.definitions"
+PRELOAD_TORCH = "HAIR_PIPELINE_PRELOAD_TORCH"
+"""Set in the environment for the fork server when the whole lineage is launched: half a dozen steps need torch."""
+_GPU_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))
+"""Of NVIDIA, AMD and WSL. Where there is a GPU, some library may touch it when imported, and a fork may not use it."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,8 @@ def launch(
     selected = AssetSelection.from_string(selection).resolve(graph) if selection else None
     lineage = Lineage(instance, graph, selected, shards)
     _refuse_unknown_shards(lineage)
+    if selection is None and shards is None and lineage.out_of_date():
+        _expect_torch()
     if only_failed:
         lineage = Lineage(instance, graph, selected, lineage.failed_shards())
         force = True
@@ -116,6 +124,12 @@ def launch(
         for part in split(round_, lineage.registered):
             execute(part, outcome)
         done.update(round_.assets)
+
+
+def _expect_torch() -> None:
+    """Let the fork server load torch, unless there is a GPU."""
+    if not any(device.exists() for device in _GPU_DEVICES):
+        os.environ.setdefault(PRELOAD_TORCH, "1")
 
 
 def _not_made(outcome: Outcome, done: set[dg.AssetKey]) -> set[dg.AssetKey]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from hair_pipeline.processing.fringe import BROW
 from hair_pipeline.profile import BaldConfig
 
 FACE_HEIGHT_OF_IMAGE = 0.3
@@ -46,6 +47,7 @@ def make_bald(
     face_mask: np.ndarray,
     config: BaldConfig,
     *,
+    box: np.ndarray | None = None,
     extra_growth: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Remove the hair.
@@ -55,17 +57,24 @@ def make_bald(
         hair_mask: (H, W) bool.
         face_mask: (H, W) bool, all False when unknown.
         config: method, growth and scale.
+        box: x1, y1, x2, y2 of the face in pixels; None when unknown. What `config` hides of the face goes by it.
         extra_growth: added to `config.growth`, in face heights.
 
     Returns:
         The bald image (H, W, 3) uint8, byte-identical to `image` outside the repaint mask, and the repaint mask
         (H, W) bool: the hair mask grown, without the face's core. The fill uses only colours from outside it.
     """
-    repaint = repaint_mask(hair_mask, face_mask, config, extra_growth)
+    repaint = repaint_mask(hair_mask, face_mask, config, extra_growth, box)
     return fill(image, repaint, config), repaint
 
 
-def repaint_mask(hair_mask: np.ndarray, face_mask: np.ndarray, config: BaldConfig, growth: float = 0.0) -> np.ndarray:
+def repaint_mask(
+    hair_mask: np.ndarray,
+    face_mask: np.ndarray,
+    config: BaldConfig,
+    growth: float = 0.0,
+    box: np.ndarray | None = None,
+) -> np.ndarray:
     """Grow the hair mask by `config.growth + growth` face heights, close its small holes, add what else is hidden.
 
     Over the face it grows only 0.4 times as far: the rim of the hair goes, eyes under a fringe stay. Crumbs of face
@@ -85,7 +94,7 @@ def repaint_mask(hair_mask: np.ndarray, face_mask: np.ndarray, config: BaldConfi
     full = hair_mask.shape[1], hair_mask.shape[0]
     repaint = (_resized(grown, full, 128) & ~_resized(core, full, 128)) | hair_mask
     if config.hide_forehead or config.hide_beside_jaw:
-        head = _Head.measure(face_mask, height)
+        head = _Head.measure(face_mask, height, box)
         if head is not None and hair_mask.any():
             _hide(repaint, hair_mask, face_mask, head, config)
     return repaint
@@ -111,10 +120,11 @@ def _resized(mask: np.ndarray, size: tuple[int, int], threshold: int) -> np.ndar
 
 @dataclass(frozen=True)
 class _Head:
-    """Rows and columns of a face, estimated from its mask alone, so that every photo with one is treated alike.
+    """Rows and columns of a face, by its box.
 
-    The widest row is at the ears or cheekbones, the chin is where the width has dropped to the neck's, and the brows
-    stand `BROWS_ABOVE_CHIN` above it.
+    Without a box they are estimated from the mask, which is less sure where hair covers half of the face: the widest
+    row is at the ears or cheekbones, the chin is where the width has dropped to the neck's, and the brows stand
+    `BROWS_ABOVE_CHIN` above it.
     """
 
     top: int
@@ -125,11 +135,18 @@ class _Head:
     height: float
 
     @classmethod
-    def measure(cls, face_mask: np.ndarray, height: float) -> _Head | None:
+    def measure(cls, face_mask: np.ndarray, height: float, box: np.ndarray | None) -> _Head | None:
         widths = np.count_nonzero(face_mask, axis=1)
         rows = np.flatnonzero(widths)
         if rows.size < 8:
             return None
+        if box is not None:
+            top, chin = max(0, round(float(box[1]))), max(0, round(float(box[3])))
+            columns = np.flatnonzero(face_mask[: chin + 1].any(axis=0))
+            if columns.size:
+                tall = float(box[3] - box[1])
+                brow = max(0, round(float(box[1]) + BROW * tall))
+                return cls(top, brow, chin, int(columns[0]), int(columns[-1]), tall)
         width = 0.8 * height
         widest = int(np.argmax(np.convolve(widths, np.ones(5), mode="same")))
         narrow = np.flatnonzero(widths[widest:] < 0.6 * width)

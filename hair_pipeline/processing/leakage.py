@@ -94,7 +94,7 @@ def _measure_stored(rows: pd.DataFrame, settings: Settings, config: ProcessingCo
             balds.append(bald_features(_stored(row, settings)))
         except UnreadableImage:
             continue
-        masks.append(mask_features(repaint_mask(sample.hair_mask, sample.face_mask, config.bald)))
+        masks.append(mask_features(repaint_mask(sample.hair_mask, sample.face_mask, config.bald, box=sample.box)))
         kept.append(row.Index)
     return _score_both(balds, masks, rows.loc[kept])
 
@@ -108,7 +108,7 @@ def measure(rows: pd.DataFrame, samples: list[Sample], config: BaldConfig) -> Le
     """Measure a way of removing hair on loaded samples, one per row."""
     balds, masks = [], []
     for sample in samples:
-        bald, repaint = make_bald(sample.image, sample.hair_mask, sample.face_mask, config)
+        bald, repaint = make_bald(sample.image, sample.hair_mask, sample.face_mask, config, box=sample.box)
         balds.append(bald_features(bald))
         masks.append(mask_features(repaint))
     return _score_both(balds, masks, rows)

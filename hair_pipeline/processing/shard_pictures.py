@@ -57,7 +57,7 @@ def draw(
 def _bald_steps(picture: Picture, config: ProcessingConfig) -> list[np.ndarray]:
     """Photo, hair and face mask, repaint mask, bald image."""
     sample = picture.sample
-    bald, repaint = make_bald(sample.image, sample.hair_mask, sample.face_mask, config.bald)
+    bald, repaint = make_bald(sample.image, sample.hair_mask, sample.face_mask, config.bald, box=sample.box)
     masks = tint(tint(sample.image, sample.face_mask, _FACE), sample.hair_mask, _HAIR)
     return [sample.image, masks, tint(sample.image, repaint, _REPAINT), bald]
 

@@ -151,7 +151,7 @@ class Worker:
 def _bald(picture: Picture, config: ProcessingConfig, folder: Path | None) -> tuple[Made, bytes]:
     """Write the bald image."""
     sample = picture.sample
-    image, repaint = make_bald(sample.image, sample.hair_mask, sample.face_mask, config.bald)
+    image, repaint = make_bald(sample.image, sample.hair_mask, sample.face_mask, config.bald, box=sample.box)
     made = _write(picture, image, folder, ".jpg" if config.image_format == "compact" else ".png")
     made.numbers = {"repaint_share": float(np.count_nonzero(repaint) / repaint.size)}
     if sample.hair_mask.any():

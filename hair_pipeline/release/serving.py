@@ -27,7 +27,7 @@ from hair_pipeline.inputs.training_face import (
     read_embedding,
     read_sheet,
 )
-from hair_pipeline.processing.bald import make_bald
+from hair_pipeline.processing.bald import make_bald, repaint_mask
 from hair_pipeline.processing.compositing import paste_back
 from hair_pipeline.processing.fringe import with_forehead
 from hair_pipeline.profile import BaldConfig, InputsConfig, Profile
@@ -127,6 +127,7 @@ class TryOn:
         identity: np.ndarray | None,
         style: np.ndarray | None,
         *,
+        box: np.ndarray | None = None,
         seed: int = 0,
     ) -> np.ndarray:
         """Redraw the hair.
@@ -136,6 +137,7 @@ class TryOn:
             hair_mask, face_mask: bool (H, W), as training_face gives them; the face mask may be empty.
             identity: training_face's InsightFace embedding (512,), or None.
             style: a vector of `style_of`, or None for hair of the model's own choice.
+            box: x1, y1, x2, y2 of the face in photo pixels, where it is known.
 
         Returns:
             uint8 RGB (H, W, 3), byte-identical to the photo outside the grown, feathered hair mask.
@@ -153,11 +155,12 @@ class TryOn:
         hair = cut(hair_mask, crop, padding=cv2.BORDER_CONSTANT)
         face = cut(face_mask, crop, padding=cv2.BORDER_CONSTANT)
         blank = np.zeros_like(hair)
-        sample = to_sample(Photo("photo", "photo", image, hair, face, blank, None), self.profile.processing.size)
+        own_box = None if box is None else (box - [crop.x, crop.y, crop.x, crop.y]).astype(np.float32)
+        sample = to_sample(Photo("photo", "photo", image, hair, face, blank, own_box), self.profile.processing.size)
         generated = cv2.resize(
             self._draw(sample, identity, style, seed), (crop.side, crop.side), interpolation=cv2.INTER_CUBIC
         )
-        repaint = make_bald(image, hair, face, self.profile.processing.bald)[1]
+        repaint = repaint_mask(hair, face, self.profile.processing.bald, box=own_box)
         return self._into_photo(photo, crop, generated, repaint)
 
     def redraw(self, person: Request, style: Request, *, seed: int = 0) -> np.ndarray:
@@ -174,12 +177,12 @@ class TryOn:
         """
         vector = self.style_of(style.photo, style.hair_mask)
         hair, face = with_forehead(person.hair_mask, person.face_mask, person.box)
-        return self(person.photo, hair, face, person.identity, vector, seed=seed)
+        return self(person.photo, hair, face, person.identity, vector, box=person.box, seed=seed)
 
     def _draw(self, sample: Sample, identity: np.ndarray | None, style: np.ndarray | None, seed: int) -> np.ndarray:
         """What the model draws for a square, before paste-back; uint8 (S, S, 3)."""
-        bald, repaint = make_bald(sample.image, sample.hair_mask, sample.face_mask, self.profile.processing.bald)
-        config = self.profile.evaluation
+        removal, config = self.profile.processing.bald, self.profile.evaluation
+        bald, repaint = make_bald(sample.image, sample.hair_mask, sample.face_mask, removal, box=sample.box)
         output = self.contender.pipeline(
             images=[sample.image],
             hair_masks=[sample.hair_mask],

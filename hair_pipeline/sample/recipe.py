@@ -37,9 +37,9 @@ class Rendering:
 
 
 PEOPLE = Rendering(people=320, views=5, seed=7)
-"""For everything but the recogniser."""
+"""For the inpainting base, the perceptual trunk and the patch encoder: people from all sides."""
 FACES = Rendering(people=900, views=3, seed=8, faces=True)
-"""For the recogniser: many people, who must be known whatever their hair."""
+"""For what must know a face whatever its hair, or a hairstyle whoever wears it: many people, each with several."""
 
 
 def recipe_profile() -> Profile:

@@ -217,12 +217,13 @@ def _bald_variants(
     if stored is None:
         raise UnreadableImage("its bald image is missing")
     balds = [read_image(stored)]
-    repaints = [repaint_mask(sample.hair_mask, sample.face_mask, config)]
+    repaints = [repaint_mask(sample.hair_mask, sample.face_mask, config, box=sample.box)]
     image = shrink(sample.image, side)
     hair, face = (shrink(mask.astype(np.float32), side) >= 0.5 for mask in (sample.hair_mask, sample.face_mask))
+    box = None if sample.box is None else sample.box * (side / sample.image.shape[0])
     for variant in range(1, profile.stage2.mask_variants):
         varied = vary_mask(hair, face, int(hash_bytes(sample.image_id, str(variant))[:8], 16))
-        bald, repaint = make_bald(image, varied, face, config)
+        bald, repaint = make_bald(image, varied, face, config, box=box)
         balds.append(bald)
         repaints.append(repaint)
     return balds, repaints

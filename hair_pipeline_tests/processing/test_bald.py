@@ -162,6 +162,12 @@ def test_hiding_the_forehead_and_beside_the_jaw() -> None:
     assert beside[lowest + 10].sum() > 40
     assert not (beside & ~plain & bob.face_mask).any()
 
+    box = np.array([190, 150, 320, 350], np.float32)  # brows at 190, wherever hair leaves the face bare
+    by_box = repaint_mask(hair, face, BaldConfig(hide_forehead=True), box=box)
+    assert by_box[:190][face[:190]].all()
+    plain = repaint_mask(hair, face, BaldConfig())
+    np.testing.assert_array_equal(by_box[190:], plain[190:])
+
     nobody, hidden = np.zeros_like(bob.face_mask), BaldConfig(hide_forehead=True, hide_beside_jaw=True)
     without_a_face = repaint_mask(bob.hair_mask, nobody, hidden)
     np.testing.assert_array_equal(without_a_face, repaint_mask(bob.hair_mask, nobody, BaldConfig()))

@@ -24,7 +24,7 @@ from hair_pipeline.orchestration.resources import PipelineResource, explained
     ],
     description="The metrics on held-out people, with confidence intervals, beside the untrained base, and an HTML "
     "report with pictures, worst cases and earlier versions.",
-    code_version="3",
+    code_version="4",
     kinds={"torch", "html"},
     **GPU,
 )
@@ -50,7 +50,7 @@ def eval_report(pipeline: PipelineResource) -> dg.MaterializeResult:
     deps=[stage2_checkpoint, eval_report],
     description="The new model against the one in production (or the untrained base) on customer images: approve, "
     "reject or inconclusive; and a blind review for people.",
-    code_version="3",
+    code_version="4",
     kinds={"torch", "html"},
     **GPU,
 )

@@ -24,10 +24,9 @@ from hair_pipeline.training.sampler import Batches, StreamBatches
 from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
 
 VARIANTS = ("evaluation", "loss")
-_PHOTOS_FIRST = {"evaluation": 0.5, "loss": 1.0}
+_PHOTOS_FIRST = 0.5
 """Share of a new network's training in which it sees photos only. Strands of photos are the easier lesson: learnt
-together with decoded ones, hardly either is learnt. The loss's network, strided from its first layer on, even unlearns
-them when decoded ones follow.
+together with decoded ones, hardly either is learnt.
 """
 
 
@@ -111,7 +110,7 @@ class ClassifierTask(Task):
         seed: int,
     ) -> None:
         photos, decoded = train
-        first = int(_PHOTOS_FIRST[name] * config.steps * config.batch_size) if config.start == "random" else 0
+        first = int(_PHOTOS_FIRST * config.steps * config.batch_size) if config.start == "random" else 0
         self.images = LabelledImages(photos, seed, train=True, decoded=decoded, decoded_from=first)
         super().__init__(name, model, self.images)
         held_out_photos, held_out_decoded = held_out
