@@ -24,6 +24,7 @@ from hair_pipeline.files import atomic_path
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 IP_ADAPTER_FILE = "ip_adapter.safetensors"
+_FIRST_TOKEN_SIZE = 0.1
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 IDENTITY_DIM = 512
 IDENTITY_TOKENS = 4
@@ -41,11 +42,14 @@ def cross_attention_processors(unet: UNet2DConditionModel) -> dict[str, nn.Modul
 def add_ip_adapter(unet: UNet2DConditionModel) -> None:
     """Install a new IP-Adapter FaceID: 512-vector -> 4 tokens; keys and values start as copies of the text's.
 
+    The tokens start at a tenth of their usual size: an identity that means nothing yet is noise to the face.
+
     Call it before `add_lora`: it casts and rebuilds parts of the UNet.
     """
     dim = unet.config.cross_attention_dim
     hidden = _HIDDEN_MULTIPLE * IDENTITY_DIM
     first, second, norm = nn.Linear(IDENTITY_DIM, hidden), nn.Linear(hidden, dim * IDENTITY_TOKENS), nn.LayerNorm(dim)
+    nn.init.constant_(norm.weight, _FIRST_TOKEN_SIZE)
     image_proj = {
         f"{prefix}.{name}": value.detach()
         for prefix, module in (("proj.0", first), ("proj.2", second), ("norm", norm))

@@ -173,10 +173,10 @@ class HairInpaintPipeline(DiffusionPipeline):
         bald_images = [np.where(mask[..., None], bald, photo) for photo, bald, mask in samples]
 
         size = self._latent_size(resolution)
-        repaint = resize_mask(self._masks(repaint_masks, resolution), size, "any")
+        hole = self._masks(repaint_masks, resolution)
+        repaint = resize_mask(hole, size, "any")
         face = self._masks(face_masks, resolution)
-        free = 1 - self._masks(repaint_masks, resolution)
-        locked = resize_mask(face * free, size, "all") * (1 - repaint)
+        locked = resize_mask(face * (1 - hole), size, "all") * (1 - repaint)
         with self._autocast():
             bald = encode(self.vae, self._pixels(bald_images, resolution)).float()
             conditions = self._conditions(
@@ -187,7 +187,7 @@ class HairInpaintPipeline(DiffusionPipeline):
                 repaint,
                 locked,
                 resize_mask(face, size) * identity_strength,
-                1 - resize_mask(face, size, "any"),
+                resize_mask(hole, size),
                 conditions,
                 num_inference_steps,
                 guidance_scale,
