@@ -118,6 +118,17 @@ def test_two_processes_write_what_one_does_and_other_arguments_replace(tmp_path:
     assert content() == alone
 
 
+def test_a_sample_for_faces_shows_every_face_with_another_hairstyle(tmp_path: Path) -> None:
+    summary = write_sample(tmp_path, people=2, views=2, customers=0, seed=3, faces=True, workers=1)
+    assert (summary.faces, summary.blurred) == (4, 0)
+    labels = [json.loads(path.read_text()) for path in sorted((tmp_path / "k_hairstyle").rglob("*.json"))]
+    hair = {
+        (label["source"], label["basestyle"], label["length"], label["curl"], str(label["rgb"])) for label in labels
+    }
+    assert len(hair) == len(labels) == 4
+    assert all(label["polygon2"] == "[]" for label in labels)
+
+
 def test_a_folder_that_is_no_sample_is_left_alone(tmp_path: Path) -> None:
     precious = tmp_path / "k_hairstyle" / "mine.txt"
     precious.parent.mkdir()
