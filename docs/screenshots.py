@@ -67,15 +67,8 @@ def checks(page: Page, url: str) -> None:
     page.wait_for_timeout(5000)
 
 
-def report(page: Page, url: str) -> None:
-    """The link to the report, beside its numbers."""
-    page.goto(f"{url}/assets/eval_report")
-    page.get_by_text("report_path").first.scroll_into_view_if_needed()
-    page.wait_for_timeout(5000)
-
-
 VIEWS: dict[str, Callable[[Page, str], None]] = {
-    view.__name__: view for view in (lineage, thumbnails, partitions, plots, losses, checks, report)
+    view.__name__: view for view in (lineage, thumbnails, partitions, plots, losses, checks)
 }
 
 
