@@ -150,8 +150,8 @@ class HairInpaintPipeline(DiffusionPipeline):
             style: (B, S') style vectors, or None for no style.
             identity: (B, 512) identity embeddings, or None for no identity.
             resolution: side at which is generated, a multiple of the VAE's factor.
-            guidance_scale: classifier-free guidance (Ho & Salimans 2022) between no condition and both, outside the
-                face, whose likeness it would cost; 1 is off.
+            guidance_scale: classifier-free guidance (Ho & Salimans 2022) between no condition and both; 1 is off. A
+                latent cell is guided by the share of it that is repainted: on the face's rim it would cost likeness.
             generator: one generator, or one per sample; with one per sample, a sample's noise does not depend on
                 the rest of the batch. Generators on the CPU give the same noise on every device.
             style_strength: 0 is no style, 1 the style as trained.
@@ -247,6 +247,7 @@ class HairInpaintPipeline(DiffusionPipeline):
     ) -> Tensor:
         """From noise to latents; in the locked cells the bald image's latents, noised to each step, stand throughout.
 
+        Each cell is guided by `guided` (B, 1, h, w) in [0, 1], the share of it that is repainted.
         After the last step these cells hold its clean latents exactly. There it is the photo, byte for byte: so the
         photo's face is kept, and not even what the VAE's receptive field sees from there knows the old hair.
         """
