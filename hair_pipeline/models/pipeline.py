@@ -247,9 +247,10 @@ class HairInpaintPipeline(DiffusionPipeline):
     ) -> Tensor:
         """From noise to latents; in the locked cells the bald image's latents, noised to each step, stand throughout.
 
-        Each cell is guided by `guided` (B, 1, h, w) in [0, 1], the share of it that is repainted.
         After the last step these cells hold its clean latents exactly. There it is the photo, byte for byte: so the
         photo's face is kept, and not even what the VAE's receptive field sees from there knows the old hair.
+
+        `guided`, (B, 1, h, w) in [0, 1], is how much guidance counts in each cell.
         """
         tokens, identity, weight = conditions
         copies = len(tokens) // len(bald)
