@@ -93,6 +93,7 @@ class Writer:
         if not good:
             quadrant[:] = np.linspace(0, 255, self.size).astype(np.uint8)[:, None, None]
         plain = cv2.imdecode(np.frombuffer(self._photo(1), np.uint8), cv2.IMREAD_COLOR)
+        assert plain is not None
         return bytes(cv2.imencode(".png", np.vstack([np.hstack([plain, quadrant]), np.hstack([plain, plain])]))[1])
 
     def _face(self, model: str) -> bytes:
@@ -162,7 +163,7 @@ class Writer:
         values: dict[str, object] = {key: list(table)[at % len(table)] for key, table in ATTRIBUTES.values()}
         values |= {"id": name, "source": source, "filename": name, "path": f"x/{style}", "basestyle": style}
         values |= {"width": self.size, "height": self.size, "front": at % 2 == 0, "horizontal": str(at % 360)}
-        values |= {"age": str(20 + at % 50), "rgb": "[38.0, 30.0, 28.0]"} | OTHER_KEYS
+        values |= {"age": str(20 + at % 50), "rgb": "[38.0, 30.0, 28.0]", **OTHER_KEYS}
         values["polygon1"] = "[]" if at % NO_POLYGON == 1 else f"[[{ring}]]"
         values["polygon2"] = '[[{"x": 1, "y": 1}, {"x": 9, "y": 1}, {"x": 9, "y": 9}]]' if blurred else "[]"
         if at % NO_SIZE == 2:

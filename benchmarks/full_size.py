@@ -75,7 +75,7 @@ def make_judges() -> Judges:
 def one_step(name: str, model: HairInpainter, base: Base, judges: Judges, config: StageConfig, batch: Batch) -> None:
     """Forward, all losses of the stage, backward, optimizer."""
     task = StageTask(name, model, base.vae, base.noise_scheduler, config, _Empty(), 0, _Empty(), judges)  # type: ignore[arg-type]
-    optimizer = make_optimizer(task.parameter_groups(), LoopConfig.of_stage(config, 100), fused=True)
+    optimizer = make_optimizer(task.parameter_groups(), LoopConfig.of_stage(config, 100), torch.device("cpu"))
     with torch.autocast("cpu", torch.bfloat16):
         losses = task.losses(batch, 0)
     total = losses.total()

@@ -64,7 +64,7 @@ def run(settings: Settings) -> None:
         found = measure(rows, samples, config)
         for what, scores in (("bald image", found.bald), ("mask", found.mask)):
             print(f"| {name} | {what} | " + " | ".join(shown(scores.get(target)) for target in TARGETS) + " |")
-    chances = (scores.chance if (scores := found.bald.get(target)) else None for target in TARGETS)
+    chances = (score.chance if (score := found.bald.get(target)) else None for target in TARGETS)
     print("| chance | | " + " | ".join("" if chance is None else f"{chance:.2f}" for chance in chances) + " |")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,9 +21,9 @@ STRIDE = 8
 
 def prepare(image_path: Path, label_path: Path, out: Path) -> np.ndarray:
     """Write the bald image, the hair-only image and the patches of one photo; returns the bald image, BGR."""
-    image = cv2.imread(str(image_path))
+    image: Any = cv2.imread(str(image_path))
     label = json.loads(label_path.read_text(encoding="utf-8"))
-    mask = np.zeros(image.shape[:2], np.uint8)
+    mask: Any = np.zeros(image.shape[:2], np.uint8)
     rings = [np.array([[p["x"], p["y"]] for p in ring], np.float32) for ring in json.loads(label["polygon1"])]
     cv2.fillPoly(mask, [np.round(ring).astype(np.int32) for ring in rings], 255)
 

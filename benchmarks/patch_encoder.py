@@ -25,8 +25,10 @@ from hair_pipeline.training.context import seed_everything
 from hair_pipeline.training.patches import PatchStore
 from hair_pipeline.training.trainers.patch_encoder import PatchTask, loop_config
 
-COLUMNS = ("curl_r_at_1", "curl_knn", "style_vector_curl_r_at_1", "style_vector_curl_knn", "curl_linear_probe")
-COLUMNS += ("curl_chance", "person_probe", "person_chance")
+COLUMNS = (
+    *("curl_r_at_1", "curl_knn", "style_vector_curl_r_at_1", "style_vector_curl_knn", "curl_linear_probe"),
+    *("curl_chance", "person_probe", "person_chance"),
+)
 
 
 def folds_of(store: PatchStore, count: int) -> np.ndarray:

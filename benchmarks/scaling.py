@@ -114,7 +114,7 @@ def measured(root: Path, method: str, cores: int) -> dict[str, float]:
         shutil.rmtree(settings_of(root).processed / asset, ignore_errors=True)
     command = [sys.executable, __file__, "--work", str(root), method, str(cores)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def work(root: Path, method: str, cores: int) -> None:

@@ -106,7 +106,7 @@ class Ours:
         self.task = StageTask("stage2", model, base.vae, base.noise_scheduler, config, _Empty(), 0, _Empty(), judges)  # type: ignore[arg-type]
         self.task.move(device)
         self.config = LoopConfig.of_stage(config, 1000)
-        self.optimizer = make_optimizer(self.task.parameter_groups(), self.config, fused=True)
+        self.optimizer = make_optimizer(self.task.parameter_groups(), self.config, device)
         self.average = Ema(self.task.state(), config.ema_decay)
         if config.compile:
             model.compile()

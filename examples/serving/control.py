@@ -50,7 +50,7 @@ def stop(name: str) -> None:
     pid = int(path.read_text())
     path.unlink()
     deadline = time.monotonic() + STOP_SECONDS
-    sign = signal.SIGTERM
+    sign: signal.Signals | None = signal.SIGTERM
     while _alive(pid):
         if time.monotonic() > deadline:
             sign = signal.SIGKILL
