@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,8 +74,7 @@ def build_catalog(settings: Settings, profile: Profile) -> CatalogResult:
     """
     _check_roots(settings)
     cache = settings.processed / "catalog_cache"
-    inventory = list_files(settings.k_hairstyle_root, cache / "archives.parquet")
-    faces = scan_faces(settings.training_face_root)
+    inventory, faces = _list_inputs(settings, cache)
     _check_found(settings, inventory, faces)
     state = _state(profile, inventory, faces)
     if (done := _unchanged(settings, cache, state)) is not None:
@@ -159,6 +159,14 @@ def _check_roots(settings: Settings) -> None:
 
 def _no_input(what: str, root: Path, variable: str, meant: str) -> PipelineError:
     return PipelineError(what, file=root, remedy=f"set HAIR_PIPELINE_{variable} to your {meant}")
+
+
+def _list_inputs(settings: Settings, cache: Path) -> tuple[Inventory, dict[str, FaceFiles]]:
+    """The files of both inputs: this process walks K-Hairstyle while worker processes walk training_face."""
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        faces = beside.submit(scan_faces, settings.training_face_root)
+        inventory = list_files(settings.k_hairstyle_root, cache / "archives.parquet")
+        return inventory, faces.result()
 
 
 def _check_found(settings: Settings, inventory: Inventory, faces: dict[str, FaceFiles]) -> None:
