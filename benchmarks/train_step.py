@@ -58,15 +58,11 @@ LORA_STEP_TFLOP = {True: 2.37, False: 1.77}
 
 def narrow_base() -> Base:
     """Stable Diffusion 1.5's architecture at a quarter of its width, random weights."""
-    narrow = {
-        kind: values
-        | {"block_out_channels": tuple(n // 4 for n in values["block_out_channels"]), "norm_num_groups": 16}
-        for kind, values in (
-            ("vae", SD15_INPAINTING.vae),
-            ("unet", SD15_INPAINTING.unet | {"cross_attention_dim": 192}),
-        )
-    }
-    return replace(SD15_INPAINTING, **narrow).build()
+    vae, unet = (
+        values | {"block_out_channels": tuple(n // 4 for n in values["block_out_channels"]), "norm_num_groups": 16}
+        for values in (SD15_INPAINTING.vae, SD15_INPAINTING.unet | {"cross_attention_dim": 192})
+    )
+    return replace(SD15_INPAINTING, vae=vae, unet=unet).build()
 
 
 def random_judges() -> Judges:
