@@ -23,6 +23,7 @@ import yaml
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import write_json
+from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings, load_settings
 
@@ -37,15 +38,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no-style": {stage: {"losses": {"style": OFF}} for stage in BOTH},
     "base-loss-only": {stage: {"losses": dict.fromkeys(PIXEL_TERMS, OFF)} for stage in BOTH},
     "no-identity-mask": {"stage2": {"mask_identity": False}},
-    "no-mask-randomisation": {"stage2": {"mask_variants": 1}},
+    "mask-randomisation": {"stage2": {"mask_variants": 4}},
     "no-stage1": {"stage1": {"max_steps": 0}},
 }
 """Changes to the profile; `max_steps: 0` of Stage 1 means that Stage 2 starts from new adapters.
 
-Without the identity mask the branch acts on the whole image in training; it is sampled as always, with the mask.
+Without the identity mask the branch acts on the whole image in training; it is sampled as always, with the mask. The
+profile `sample` has one mask per photo, so it is randomisation that is added.
 """
 
-READ_ONLY = ("processed", "base")
+LATENTS = "latents"
 NETWORKS = ("patch-encoder", "style-classifier")
 
 
@@ -66,18 +68,33 @@ def _merge(values: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def open_root(source: Settings, folder: Path) -> Settings:
-    """A training root of its own whose processed data and earlier networks are the source's."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in READ_ONLY:
-        link = folder / name
-        if not link.exists():
-            link.symlink_to((source.training_root / name).resolve(), target_is_directory=True)
+def open_root(source: Settings, profile: Profile, folder: Path) -> Settings:
+    """A training root of its own whose processed data and earlier networks are the source's.
+
+    A variant with other masks gets latents of its own.
+    """
+    from hair_pipeline.training.latents import encode_shard
+
+    settings = source.model_copy(update={"training_root": folder})
+    own_latents = profile.stage2.mask_variants != source.profile_values.stage2.mask_variants
+    link(source.training_root / "base", folder / "base")
+    for path in source.processed.iterdir():
+        if not (own_latents and path.name == LATENTS):
+            link(path, settings.processed / path.name)
     for name in NETWORKS:
-        goal = folder / "runs" / name
-        if not goal.exists():
-            shutil.copytree(source.runs / name, goal)
-    return source.model_copy(update={"training_root": folder})
+        if not (settings.runs / name).exists():
+            shutil.copytree(source.runs / name, settings.runs / name)
+    if own_latents:
+        for shard in read_catalog(source.catalog_path, columns=["shard"]).shard.dropna().unique():
+            encode_shard(shard, settings, profile)
+    return settings
+
+
+def link(target: Path, path: Path) -> None:
+    """A symbolic link, if there is something to link to and nothing in its place."""
+    if target.exists() and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(target.resolve())
 
 
 def run(variant: str, seed: int, source: Settings, profile: Profile, out: Path) -> dict[str, float]:
@@ -88,7 +105,7 @@ def run(variant: str, seed: int, source: Settings, profile: Profile, out: Path) 
     path = out / variant / str(seed) / "metrics.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
-    settings = open_root(source, path.parent / "training")
+    settings = open_root(source, profile, path.parent / "training")
     for stage in BOTH:
         train(stage, settings, profile)
     result = evaluate(settings, profile)
