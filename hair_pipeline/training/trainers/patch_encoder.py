@@ -115,6 +115,8 @@ class PatchTask(Task):
         gallery = gallery[store.table.curl.to_numpy()[gallery] != UNKNOWN]
         self.queries = PatchDataset(store, _spread(labelled, MAX_QUERIES), config.input_size, None)
         self.gallery = PatchDataset(store, _spread(gallery, MAX_GALLERY), config.input_size, None)
+        self.validated: tuple[Tensor, Tensor] | None = None
+        """Vectors of queries and gallery as `validate` last found them."""
 
     def batches(self, config: LoopConfig) -> Batches:
         people, patches = self.config.people_per_batch, self.config.patches_per_person
@@ -139,7 +141,7 @@ class PatchTask(Task):
         del step
         if not len(self.queries) or not len(self.gallery):
             return {}
-        queries, gallery = self._embed(self.queries), self._embed(self.gallery)
+        self.validated = queries, gallery = self._embed(self.queries), self._embed(self.gallery)
         patches = curl_retrieval(queries, self.queries, gallery, self.gallery)
         images = curl_retrieval(*pooled(queries, self.queries), *pooled(gallery, self.gallery))
         return patches | {f"style_vector_{name}": value for name, value in images.items()}
@@ -162,11 +164,12 @@ class PatchTask(Task):
         return torch.cat(parts)
 
     def pictures(self, folder: Path) -> list[Path]:
-        """Held-out patches (left) with their nearest patches of other people."""
-        if not len(self.queries) or not len(self.gallery):
+        """Held-out patches (left) with their nearest patches of other people, by the vectors of the last `validate`."""
+        if self.validated is None:
             return []
-        rows = torch.linspace(0, len(self.queries) - 1, min(6, len(self.queries))).long()
-        similarity = self._embed(self.queries)[rows] @ self._embed(self.gallery).T
+        queries, gallery = self.validated
+        rows = torch.linspace(0, len(queries) - 1, min(6, len(queries))).long()
+        similarity = queries[rows] @ gallery.T
         similarity[self.queries.people[rows][:, None] == self.gallery.people] = -2
         nearest = similarity.topk(min(6, similarity.shape[1]), dim=1).indices
         store = self.train_data.store
