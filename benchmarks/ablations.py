@@ -48,6 +48,8 @@ profile `sample` has one mask per photo, so it is randomisation that is added.
 """
 
 LATENTS = "latents"
+UNFELT = 1e-12
+"""A learning rate that changes nothing: Stage 2 needs a Stage 1 to start from."""
 NETWORKS = ("patch-encoder", "style-classifier")
 
 
@@ -57,7 +59,7 @@ def changed(profile: Profile, variant: str, seed: int, more: dict[str, Any]) -> 
     for change in (VARIANTS[variant], more, {stage: {"seed": seed} for stage in BOTH}):
         values = _merge(values, change)
     if values["stage1"]["max_steps"] == 0:
-        values["stage1"] |= {"max_steps": 1, "learning_rate": 0.0, "learning_rate_deep": 0.0}
+        values["stage1"] |= {"max_steps": 1, "learning_rate": UNFELT, "learning_rate_deep": UNFELT}
     return Profile.model_validate(values)
 
 
