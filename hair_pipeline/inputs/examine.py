@@ -212,7 +212,8 @@ class Examiner:
         """The label to draw a larger photo's hair from: its own, else the accepted one's if both show the same."""
         if row["label_path"] is not None:
             try:
-                if parse_label(_read(self.k_hairstyle_root, row["label_path"], Reason.UNREADABLE_LABEL)).hair:
+                label = parse_label(_read(self.k_hairstyle_root, row["label_path"], Reason.UNREADABLE_LABEL))
+                if label.hair and label.blur_is_outlined:
                     return str(row["label_path"])
             except (Rejected, BadLabel):
                 pass
@@ -259,7 +260,7 @@ class Examiner:
             row["face_detail"] = error.detail or None
         if masks is not None and share(masks.face) < MIN_FACE_FRACTION:
             sheet_problem = FaceReason.NO_FACE_MASK
-        identity = identity_reason(face, face_problem, bool(label.blurred), embedding is not None, self.config)
+        identity = identity_reason(face, face_problem, label.face_blurred, embedding is not None, self.config)
         row |= {
             "has_face": face is not None,
             "face_reason": sheet_problem,
@@ -385,7 +386,7 @@ def _label_columns(label: Label, image: str) -> dict[str, Any]:
         "horizontal": label.horizontal,
         "age": label.age,
         "rgb": None if label.rgb is None else list(label.rgb),
-        "face_blurred": bool(label.blurred),
+        "face_blurred": label.face_blurred,
         "label_problems": "; ".join(label.problems) or None,
     }
 

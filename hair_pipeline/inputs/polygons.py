@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -21,14 +21,23 @@ class BadPolygon(ValueError):
     """The value is none of the known polygon forms; the message says what it is."""
 
 
-def parse_polygon(value: object) -> list[np.ndarray]:
+class Polygon(NamedTuple):
+    """A polygon as read.
+
+    Attributes:
+        rings: each (N, 2) float32 as x, y in pixels, N >= 3.
+        short: how many rings of one or two points there were besides, which enclose nothing.
+    """
+
+    rings: list[np.ndarray]
+    short: int = 0
+
+
+def parse_polygon(value: object) -> Polygon:
     """Read a polygon in any known form.
 
     Forms: a list of rings of points, a flat list of points, either of them as a JSON string (also encoded twice),
     and "[]", "", "nan", "none", null or absent for "no polygon". A point is {"x": .., "y": ..} or [x, y].
-
-    Returns:
-        Rings, each (N, 2) float32 as x, y in pixels, N >= 3 (shorter rings enclose nothing and are dropped).
 
     Raises:
         BadPolygon: anything else.
@@ -38,13 +47,13 @@ def parse_polygon(value: object) -> list[np.ndarray]:
             break
         text = value.strip()
         if text.lower() in ("", "nan", "none", "null"):
-            return []
+            return Polygon([])
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise BadPolygon(f"not JSON: {text[:40]!r}") from error
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return []
+        return Polygon([])
     if not isinstance(value, list):
         raise BadPolygon(f"not a list but {type(value).__name__}")
     if _is_point(value):
@@ -54,7 +63,7 @@ def parse_polygon(value: object) -> list[np.ndarray]:
         raise BadPolygon("neither a list of points nor a list of rings")
     if sum(map(len, rings)) > MAX_POINTS:
         raise BadPolygon(f"more than {MAX_POINTS} points")
-    return [_ring(ring) for ring in rings if len(ring) >= 3]
+    return Polygon([_ring(ring) for ring in rings if len(ring) >= 3], sum(len(ring) in (1, 2) for ring in rings))
 
 
 def _ring(points: list[Any]) -> np.ndarray:

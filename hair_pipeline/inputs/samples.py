@@ -44,7 +44,7 @@ class Photo:
     Attributes:
         image: (H, W, 3) uint8 RGB, EXIF rotation ignored.
         hair_mask, face_mask: (H, W) bool, disjoint; the face mask is all False without a usable face.
-        blurred: (H, W) bool, the region the release blurred (polygon2).
+        blurred: (H, W) bool, the region the release blurred (polygon2); the face's box where that cannot be read.
         box: (4,) float32 x1, y1, x2, y2 in photo pixels; None without a face.
     """
 
@@ -100,6 +100,10 @@ def load_photo(row: Any, settings: Roots) -> Photo:
         hair = draw_polygon(label.hair, width, height, scale) & ~face
     box = np.array([row.box_x1, row.box_y1, row.box_x2, row.box_y2], np.float32) if row.has_face else None
     blurred = draw_polygon(label.blurred, width, height, scale)
+    if box is not None and not label.blur_is_outlined:
+        corners = np.concatenate([np.floor(box[:2]), np.ceil(box[2:])])
+        x1, y1, x2, y2 = np.clip(corners, 0, [width, height, width, height]).astype(int)
+        blurred[y1:y2, x1:x2] = True
     return Photo(row.image_id, row.source, image, hair, face, blurred, box)
 
 

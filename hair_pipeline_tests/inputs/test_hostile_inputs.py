@@ -12,6 +12,7 @@ import pytest
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.catalog import build_catalog
 from hair_pipeline.inputs.reasons import FaceReason, IdentityReason, Reason
+from hair_pipeline.inputs.samples import load_photo
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import PROJECT_ROOT
 from hair_pipeline_tests.inputs.tiny_inputs import (
@@ -137,6 +138,23 @@ def test_a_label_of_another_size_is_scaled(inputs: TinyInputs) -> None:
     edit(path, polygon1=json.dumps(doubled), width="256", height=256.0)
     frame = build_catalog(inputs.settings(), PROFILE).frame.set_index("image_id")
     assert frame.mask_iou[inputs.image_ids[0]] > 0.9
+
+
+@pytest.mark.parametrize(
+    "polygon", ['[[{"x":1,"y":2},{"x":3', {"x": 10, "y": 10, "w": 40, "h": 40}, [[[1, 1], [5, 5]]]]
+)
+def test_a_blurred_face_with_a_broken_outline_is_no_identity(inputs: TinyInputs, polygon: object) -> None:
+    edit(image_and_label(inputs, inputs.image_ids[0])[1], polygon2=polygon)
+    result = build_catalog(inputs.settings(), PROFILE)
+    row = result.frame.set_index("image_id", drop=False).loc[inputs.image_ids[0]]
+    assert row.face_blurred
+    assert row.identity_reason == IdentityReason.BLURRED_FACE
+    assert row.label_problems.startswith("polygon2: ")
+    assert sum(result.summary["label_problems"].values()) == 1
+    photo = load_photo(row, inputs.settings())
+    x1, y1, x2, y2 = np.round(photo.box).astype(int)
+    assert photo.blurred[y1:y2, x1:x2].all()
+    assert photo.blurred.sum() < 1.1 * (x2 - x1) * (y2 - y1)
 
 
 def test_disagreeing_masks_are_flagged(inputs: TinyInputs) -> None:
