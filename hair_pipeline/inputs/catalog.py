@@ -28,7 +28,7 @@ from hair_pipeline.inputs.examine import REVISION, Candidate, Examiner, Task
 from hair_pipeline.inputs.inventory import Inventory, digest, list_files, printable, short_hash
 from hair_pipeline.inputs.k_hairstyle import LabelName, Pairing, image_id_of, pair, source_of
 from hair_pipeline.inputs.labels import BadLabel, parse_names
-from hair_pipeline.inputs.reader import read_bytes
+from hair_pipeline.inputs.reader import passing_faults, read_bytes
 from hair_pipeline.inputs.reasons import Reason
 from hair_pipeline.inputs.remembered import PART_ROWS, ExaminedRows, NameOrFault, RememberedNames
 from hair_pipeline.inputs.shards import Assignments, assign_shards
@@ -67,7 +67,8 @@ def build_catalog(settings: Settings, profile: Profile) -> CatalogResult:
 
     The same inputs, settings and earlier assignments give the same bytes. What is found out about a file is kept in
     `processed/catalog_cache`: a file whose size and time are the same is not opened again, and a run that was killed
-    goes on where it stopped. Memory holds names, not rows.
+    goes on where it stopped. A file that could not be read, though it is there, is tried again by the next run. Memory
+    holds names, not rows.
 
     Raises:
         PipelineError: a root is missing or empty, no image is usable, or all images are of one person.
@@ -100,11 +101,15 @@ def build_catalog(settings: Settings, profile: Profile) -> CatalogResult:
         for table in rejected:
             writer.write_table(table)
     assignments.write(_assignments_path(settings))
+    unsettled = rows.unsettled
     rows.tidy(signatures)
     summary = summarise(settings.catalog_path, archives=inventory.archives)
     version = hash_file(settings.catalog_path)
     kept = {"state": state, "data_version": version, "assignments": hash_file(_assignments_path(settings))}
-    write_json(cache / "state.json", kept | {"summary": summary.as_json()})
+    if found.settled and not unsettled:
+        write_json(cache / "state.json", kept | {"summary": summary.as_json()})
+    else:
+        (cache / "state.json").unlink(missing_ok=True)
     return CatalogResult(settings.catalog_path, summary, version)
 
 
@@ -217,12 +222,17 @@ def _unchanged(settings: Settings, cache: Path, state: str) -> CatalogResult | N
 
 
 class _NameReader:
-    """Reads one label's names; picklable for the worker processes."""
+    """Reads one label's names, and tells whether they are settled; picklable for the worker processes."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def __call__(self, path: str) -> NameOrFault:
+    def __call__(self, path: str) -> tuple[NameOrFault, bool]:
+        with passing_faults() as faults:
+            name = self._read(path)
+        return name, not faults
+
+    def _read(self, path: str) -> NameOrFault:
         try:
             return LabelName(path, *parse_names(read_bytes(self.root, path)))
         except BadLabel as error:
@@ -233,10 +243,14 @@ class _NameReader:
 
 @dataclass(frozen=True)
 class _Found:
-    """What pairing came to, and the labels that are none: path, reason, detail."""
+    """What pairing came to, and the labels that are none: path, reason, detail.
+
+    Not settled where a label could not be read this time.
+    """
 
     pairing: Pairing
     bad_labels: list[tuple[str, Reason, str]]
+    settled: bool
 
 
 def _pair(settings: Settings, inventory: Inventory, cache: Path) -> _Found:
@@ -248,13 +262,15 @@ def _pair(settings: Settings, inventory: Inventory, cache: Path) -> _Found:
     unknown = [number for number, name in enumerate(names) if name is None]
     reader = _NameReader(settings.k_hairstyle_root)
     fresh = map_in_processes(reader, [paths[number] for number in unknown], description="labels", chunk=1000)
-    for number, name in zip(unknown, fresh, strict=True):
-        names[number] = name
+    settled = np.ones(len(paths), bool)
+    for number, (name, is_settled) in zip(unknown, fresh, strict=True):
+        names[number], settled[number] = name, is_settled
     read = [name for name in names if name is not None]
     if unknown or len(read) != remembered.count:
-        remembered.keep(signatures, read)
+        remembered.keep(signatures[settled], [read[number] for number in np.flatnonzero(settled)])
     bad = [name for name in read if not isinstance(name, LabelName)]
-    return _Found(pair(inventory.images, (name for name in read if isinstance(name, LabelName))), bad)
+    pairing = pair(inventory.images, (name for name in read if isinstance(name, LabelName)))
+    return _Found(pairing, bad, bool(settled.all()))
 
 
 def _tasks(pairing: Pairing, inventory: Inventory, faces: dict[str, FaceFiles]) -> list[Task]:

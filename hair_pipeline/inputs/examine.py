@@ -30,7 +30,7 @@ from hair_pipeline.inputs.k_hairstyle import (
 from hair_pipeline.inputs.labels import BadLabel, Label, base_style_of_folder, parse_label
 from hair_pipeline.inputs.perceptual_hash import perceptual_hash
 from hair_pipeline.inputs.polygons import draw_polygon, polygon_scale
-from hair_pipeline.inputs.reader import in_archive, read_bytes
+from hair_pipeline.inputs.reader import passing_faults, read_bytes, read_if_there, read_tail
 from hair_pipeline.inputs.reasons import FaceReason, Reason
 from hair_pipeline.inputs.training_face import (
     MIN_FACE_FRACTION,
@@ -85,15 +85,19 @@ class Examiner:
     size: int
 
     def __call__(self, tasks: Sequence[Task]) -> pa.RecordBatch:
-        """The rows of some tasks: `columns.EXAMINED` and each row's `signature`."""
+        """The rows of some tasks: `remembered.SCHEMA`."""
         rows: list[dict[str, Any]] = []
         signatures: list[int] = []
+        unsettled: list[bool] = []
         for task in tasks:
-            found = self.examine(task)
+            with passing_faults() as faults:
+                found = self.examine(task)
             rows += [NO_FLAGS | row for row in found]
             signatures += [task.signature] * len(found)
+            unsettled += [bool(faults)] * len(found)
         batch = pa.RecordBatch.from_pylist(rows, schema=EXAMINED)
-        return batch.append_column("signature", pa.array(signatures, pa.uint64()))
+        batch = batch.append_column("signature", pa.array(signatures, pa.uint64()))
+        return batch.append_column("unsettled", pa.array(unsettled, pa.bool_()))
 
     def examine(self, task: Task) -> list[dict[str, Any]]:
         """One row per candidate: the first that can be used is accepted, the others are rejected with a reason."""
@@ -134,7 +138,7 @@ class Examiner:
         for path in faces:
             try:
                 sheet = read_face_json(self.training_face_root, path).sheet_path
-                width, height = image_size(read_bytes(self.training_face_root, sheet, _HEAD_BYTES))
+                width, height = image_size(read_if_there(self.training_face_root, sheet, _HEAD_BYTES) or b"")
             except (BadFace, Rejected, OSError):
                 continue
             return width // 2, height // 2
@@ -250,7 +254,7 @@ class Examiner:
         embedding = None
         try:
             face = choose_face(root, list(faces), width, height, self.config)
-            read = [_read_or_empty(root / path) for path in (face.path, face.embedding_path, face.sheet_path)]
+            read = [_read_or_empty(root, path) for path in (face.path, face.embedding_path, face.sheet_path)]
             embedding = parse_embedding(read[1])
             masks = _usable_masks(read[2], width, height)
         except BadFace as error:
@@ -358,18 +362,14 @@ def _has_size(head: bytes) -> bool:
 
 def _read_tail(root: Path, path: str) -> bytes:
     try:
-        if in_archive(path):
-            return read_bytes(root, path)[-1024:]
-        with (root / path).open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - 1024))
-            return file.read()
+        return read_tail(root, path, 1024)
     except OSError as error:
         raise Rejected(Reason.UNREADABLE_IMAGE, str(error.strerror)) from error
 
 
-def _read_or_empty(path: Path) -> bytes:
+def _read_or_empty(root: Path, path: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_if_there(root, path) or b""
     except OSError:
         return b""
 

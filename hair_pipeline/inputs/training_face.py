@@ -22,6 +22,7 @@ import numpy as np
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import UnreadableImage, confined, decode_image
 from hair_pipeline.inputs.inventory import folders_of, short_hash, walk
+from hair_pipeline.inputs.reader import read_file
 from hair_pipeline.inputs.reasons import FaceReason, IdentityReason
 from hair_pipeline.inputs.workers import map_chunks
 from hair_pipeline.profile import InputsConfig
@@ -36,7 +37,7 @@ MIN_FACE_FRACTION = 0.002
 MIN_HAIR_FRACTION = 0.001
 """Masks covering less of the photo count as "found nothing"."""
 _MAX_JSON_BYTES = 1_000_000
-_MAX_NPY_BYTES = 1_000_000
+MAX_EMBEDDING_BYTES = 1_000_000
 _FACE_FOLDER = re.compile(r"^face_(\d+)$", re.IGNORECASE)
 _PLAIN_NAME = re.compile(r"^\w[\w.-]*$")
 _DATE = re.compile(r"_(\d{8})$")
@@ -171,8 +172,7 @@ def read_face_json(root: Path, path: str) -> Face:
         BadFace: BAD_JSON, BAD_BOX or PATH_OUTSIDE_ROOT.
     """
     try:
-        with (root / path).open("rb") as file:
-            values: Any = json.loads(file.read(_MAX_JSON_BYTES).decode("utf-8-sig"))
+        values: Any = json.loads(read_file(root, path, _MAX_JSON_BYTES).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise BadFace(FaceReason.BAD_JSON, str(error)[:80]) from error
     if not isinstance(values, dict):
@@ -344,7 +344,7 @@ def read_embedding(root: Path, path: str) -> np.ndarray | None:
     """Read a face's embedding, (512,) float32; None when it is missing or wrong."""
     try:
         with (root / path).open("rb") as file:
-            return parse_embedding(file.read(_MAX_NPY_BYTES))
+            return parse_embedding(file.read(MAX_EMBEDDING_BYTES))
     except OSError:
         return None
 

@@ -111,7 +111,7 @@ def make_image_parts(
     """Make some of `IMAGE_PARTS` for a shard, decoding each photo, label and sheet once for all of them.
 
     What is up to date is left alone. Killed at any moment and called again, it goes on behind the last finished image
-    and ends with the same bytes.
+    and ends with the same bytes. Called again after images have failed, it tries these alone.
 
     Returns:
         Asset -> report.
@@ -223,6 +223,7 @@ def gather_identity_embeddings(shard: str, settings: Settings, profile: Profile)
     if picture is not None:
         write_bytes(_preview_path(job), encode_preview(picture))
     numbers = {"reliable": float(len(persons)), **identity.agreement(persons, cosines)}
+    job.failed = gathered.failed
     left_out = {reason: sorted(images) for reason, images in gathered.skipped.items()}
     return _finish(job, len(gathered.rows), hash_file(job.table), left_out, numbers)
 
@@ -396,5 +397,6 @@ def _finish(
         steps=path if (path := _steps_path(job)).exists() else None,
     )
     save(report, job.manifest)
-    journal.remove(job.journal, job.journals)
+    if not job.failed:
+        journal.remove(job.journal, job.journals)
     return report
