@@ -85,19 +85,26 @@ class Examiner:
     size: int
 
     def __call__(self, tasks: Sequence[Task]) -> pa.RecordBatch:
-        """The rows of some tasks: `remembered.SCHEMA`."""
+        """The rows of some tasks: `remembered.SCHEMA`. An image that brings the examiner down does so alone."""
+        try:
+            return self._batch(tasks)
+        except Exception as error:  # whatever hostile files provoke, in the examiner or on the way into columns
+            if len(tasks) > 1:
+                return pa.concat_batches([self([task]) for task in tasks])
+            rows = [_plain_row(candidate) | _unforeseen(error) for candidate in tasks[0].candidates]
+            return _as_batch(rows, [tasks[0].signature] * len(rows), [True] * len(rows))
+
+    def _batch(self, tasks: Sequence[Task]) -> pa.RecordBatch:
         rows: list[dict[str, Any]] = []
         signatures: list[int] = []
         unsettled: list[bool] = []
         for task in tasks:
             with passing_faults() as faults:
                 found = self.examine(task)
-            rows += [NO_FLAGS | row for row in found]
+            rows += found
             signatures += [task.signature] * len(found)
             unsettled += [bool(faults)] * len(found)
-        batch = pa.RecordBatch.from_pylist(rows, schema=EXAMINED)
-        batch = batch.append_column("signature", pa.array(signatures, pa.uint64()))
-        return batch.append_column("unsettled", pa.array(unsettled, pa.bool_()))
+        return _as_batch(rows, signatures, unsettled)
 
     def examine(self, task: Task) -> list[dict[str, Any]]:
         """One row per candidate: the first that can be used is accepted, the others are rejected with a reason."""
@@ -295,6 +302,17 @@ class Examiner:
         if sheet is not None and has_polygon:
             iou = mask_iou(sheet, polygon)
             row |= {"mask_iou": round(iou, 6), "masks_disagree": iou < self.config.min_mask_iou}
+
+
+def _as_batch(rows: list[dict[str, Any]], signatures: list[int], unsettled: list[bool]) -> pa.RecordBatch:
+    batch = pa.RecordBatch.from_pylist([NO_FLAGS | row for row in rows], schema=EXAMINED)
+    batch = batch.append_column("signature", pa.array(signatures, pa.uint64()))
+    return batch.append_column("unsettled", pa.array(unsettled, pa.bool_()))
+
+
+def _unforeseen(error: Exception) -> dict[str, Any]:
+    text = f"{type(error).__name__}: {error}"[:200].encode("utf-8", "replace").decode("utf-8")
+    return {"reason": Reason.UNFORESEEN.value, "detail": text}
 
 
 def share(mask: np.ndarray) -> float:

@@ -93,13 +93,13 @@ def _scan(folder: str) -> tuple[list[tuple[str, int]], list[str]]:
     folders: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir():
-                folders.append(entry.name)
-                continue
             try:
+                if entry.is_dir():
+                    folders.append(entry.name)
+                    continue
                 status = entry.stat()
                 files.append((entry.name, stamp(status.st_size, status.st_mtime_ns)))
-            except OSError:  # a broken link: found, but not readable
+            except OSError:  # a link that leads nowhere, or to itself: found, but not readable
                 files.append((entry.name, 0))
     return files, folders
 

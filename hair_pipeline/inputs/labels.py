@@ -298,7 +298,7 @@ def _rgb(value: object, problems: list[str]) -> tuple[float, float, float] | Non
         return None
     numbers = [_number(part) for part in value] if isinstance(value, list) else []
     if len(numbers) != 3 or any(number is None for number in numbers):
-        problems.append(f"rgb: {str(value)[:40]}")
+        problems.append(f"rgb: {clean_text(str(value)[:40])}")
         return None
     red, green, blue = (float(number or 0.0) for number in numbers)
     return red, green, blue

@@ -44,6 +44,7 @@ class Reason(Described):
     SUSPICIOUS_ARCHIVE = "suspicious_archive", "a zip entry that unpacks to far too much, or is nested too deep"
     DUPLICATE_ENTRY = "duplicate_entry", "the zip holds this name more than once; the first entry counts"
     BAD_FILE_NAME = "bad_file_name", "the name is not UTF-8 or is too long to name outputs after"
+    UNFORESEEN = "unforeseen", "examining it failed in a way that the program does not know; the detail says how"
     UNKNOWN_FILE = "unknown_file", "neither an image nor a label by its extension"
 
 

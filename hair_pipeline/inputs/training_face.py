@@ -53,8 +53,8 @@ class BadFace(Exception):
     """
 
     def __init__(self, reason: FaceReason, detail: str = "") -> None:
-        self.reason, self.detail = reason, detail
-        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, _storable(detail)
+        super().__init__(f"{reason}: {self.detail}")
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,8 @@ def read_face_json(root: Path, path: str) -> Face:
     Raises:
         BadFace: BAD_JSON, BAD_BOX or PATH_OUTSIDE_ROOT.
     """
+    if path != _storable(path):
+        raise BadFace(FaceReason.BAD_JSON, "a file name that is not UTF-8")
     try:
         values: Any = json.loads(read_file(root, path, _MAX_JSON_BYTES).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
@@ -189,20 +191,30 @@ def read_face_json(root: Path, path: str) -> Face:
         path=path,
         sheet_path=_beside(root, path, values.get("visualization_path"), ".png"),
         embedding_path=_beside(root, path, values.get("embedding_path"), ".npy"),
-        face_id=int(_number(values.get("face_id")) or 0),
+        face_id=_face_id(values.get("face_id")),
         box=(x1, y1, x2, y2),
         yaw=_number(values.get("yaw")),
         pitch=_number(values.get("pitch")),
         roll=_number(values.get("roll")),
         confidence=_number(values.get("confidence")) or 0.0,
-        embedding_model=model[:40] if isinstance(model, str) else "",
+        embedding_model=_storable(model[:40]) if isinstance(model, str) else "",
     )
+
+
+def _storable(text: str) -> str:
+    """A text without lone surrogates, which JSON and file names may hold and Parquet does not store."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _face_id(value: object) -> int:
+    number = _number(value) or 0.0
+    return int(number) if abs(number) < 2**31 else 0
 
 
 def _beside(root: Path, path: str, named: object, suffix: str) -> str:
     """The file a JSON names, relative to `root`: beside the JSON, else the JSON's own name with another suffix."""
     folder = PurePosixPath(path).parent
-    if isinstance(named, str) and named and "\x00" not in named:
+    if isinstance(named, str) and named and "\x00" not in named and named == _storable(named):
         if _PLAIN_NAME.match(named):
             beside = f"{path.rpartition('/')[0]}/{named}"
             return beside if os.path.isfile(f"{root}/{beside}") else path.rpartition(".")[0] + suffix  # noqa: PTH113
@@ -214,7 +226,7 @@ def _beside(root: Path, path: str, named: object, suffix: str) -> str:
             raise BadFace(FaceReason.PATH_OUTSIDE_ROOT, named[:80]) from error
         except OSError:
             inside = root / "missing"
-        if inside.is_file():
+        if os.path.isfile(inside):  # noqa: PTH113 (Path's raises for a name that is too long)
             return str(relative)
     return str(PurePosixPath(path).with_suffix(suffix))
 

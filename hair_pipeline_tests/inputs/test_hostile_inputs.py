@@ -11,6 +11,8 @@ import pytest
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.catalog import build_catalog
+from hair_pipeline.inputs.examine import Examiner, Task
+from hair_pipeline.inputs.folder_state import folder_state
 from hair_pipeline.inputs.reasons import FaceReason, IdentityReason, Reason
 from hair_pipeline.inputs.samples import load_photo
 from hair_pipeline.profile import Profile
@@ -163,6 +165,37 @@ def test_disagreeing_masks_are_flagged(inputs: TinyInputs) -> None:
     row = build_catalog(inputs.settings(), PROFILE).frame.set_index("image_id").loc[inputs.image_ids[0]]
     assert row.masks_disagree
     assert row.mask_iou < 0.2
+
+
+def test_an_image_that_brings_the_examiner_down_does_so_alone(
+    inputs: TinyInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examine = Examiner.examine
+
+    def failing(self: Examiner, task: Task) -> list[dict[str, object]]:
+        if inputs.image_ids[2] in task.candidates[0].image:
+            raise ZeroDivisionError("\ud800")
+        if inputs.image_ids[4] in task.candidates[0].image:
+            return [row | {"width": 2**40} for row in examine(self, task)]
+        return examine(self, task)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Examiner, "examine", failing)
+        frame = build_catalog(inputs.settings(), PROFILE).frame.set_index("image_id")
+    assert frame.accepted.sum() == 4
+    assert set(frame.reason.dropna()) == {Reason.UNFORESEEN}
+    assert frame.detail[inputs.image_ids[2]] == "ZeroDivisionError: ?"
+    assert build_catalog(inputs.settings(), PROFILE).summary["rejected"] == {}
+
+
+def test_a_link_to_itself_is_an_unreadable_image(inputs: TinyInputs) -> None:
+    image, _ = image_and_label(inputs, inputs.image_ids[0])
+    image.unlink()
+    image.symlink_to(image.name)
+    (inputs.training_face / "self").symlink_to("self")
+    frame = build_catalog(inputs.settings(), PROFILE).frame
+    assert dict(zip(frame.image_id, frame.reason, strict=True))[inputs.image_ids[0]] == Reason.UNREADABLE_IMAGE
+    assert folder_state(inputs.training_face) != folder_state(inputs.k_hairstyle)
 
 
 def face_files(inputs: TinyInputs) -> tuple[Path, Path, Path]:

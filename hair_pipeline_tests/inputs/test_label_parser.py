@@ -20,8 +20,13 @@ from hair_pipeline.inputs.reasons import Reason
 from hair_pipeline.vocabulary import ATTRIBUTES
 from hair_pipeline_tests.inputs.tiny_inputs import draw_person, label
 
+TEXT = st.text(st.characters(exclude_categories=()), max_size=12)
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(exclude_categories=()), max_size=12),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
@@ -61,6 +66,7 @@ def test_any_values_are_survived(values: dict[str, object]) -> None:
         read = parse_label(data)
     except BadLabel:
         return
+    "; ".join(read.problems).encode()
     for column, value in read.attributes.items():
         assert value is None or value in ATTRIBUTES[column][1].values()
 
@@ -112,6 +118,12 @@ def test_none_is_a_value_of_before_after_only() -> None:
     read = parse_label(encoded(**{"before-after": "none", "bang": "none"}))
     assert read.attributes["before_after"] == "none"
     assert read.attributes["bangs"] is None
+
+
+def test_surrogates_can_be_stored() -> None:
+    read = parse_label(encoded(rgb='"\\ud800"', polygon1='"\\ud800"', color="\\ud800"))
+    assert len(read.problems) == 3
+    "; ".join(read.problems).encode()
 
 
 def test_unknown_values_are_reported() -> None:
