@@ -24,7 +24,9 @@ from hair_pipeline.inputs.k_hairstyle import (
     image_id_of,
     image_set_of,
     image_size,
+    is_sure_of_source,
     kind_of,
+    same_name,
     source_of,
 )
 from hair_pipeline.inputs.labels import BadLabel, Label, base_style_of_folder, parse_label
@@ -238,7 +240,7 @@ class Examiner:
         label_bytes = _read(self.k_hairstyle_root, label_path, Reason.UNREADABLE_LABEL)
         label = parse_label(label_bytes)
         row |= _label_columns(label, image)
-        row["source"] = label.source or row["source"]
+        _settle_source(row, label, image)
         if not row["source"]:
             raise Rejected(Reason.NO_SOURCE)
         geometry = letterbox(width, height, self.size)
@@ -407,6 +409,22 @@ def _label_columns(label: Label, image: str) -> dict[str, Any]:
         "face_blurred": label.face_blurred,
         "label_problems": "; ".join(label.problems) or None,
     }
+
+
+def _settle_source(row: dict[str, Any], label: Label, image: str) -> None:
+    """Choose between the person the label names and the one the path names (`row["source"]`).
+
+    One person must not become two, who may land on both sides of the split: so the path's spelling counts, and where
+    they disagree the path if its folder and file name agree, else the label. A disagreement is a label problem.
+    """
+    named, found = label.source, row["source"]
+    if named is None or found is None:
+        row["source"] = named or found
+    elif not same_name(named, found):
+        problem = f"source: {named[:40]} (the path says {found})"
+        row["label_problems"] = "; ".join(filter(None, (row["label_problems"], problem)))
+        if not is_sure_of_source(image):
+            row["source"] = named
 
 
 def _face_columns(face: Face) -> dict[str, Any]:

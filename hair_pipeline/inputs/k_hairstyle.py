@@ -49,14 +49,30 @@ def image_id_of(path: str) -> str:
 def source_of(path: str) -> str | None:
     """The person a path names: the folder `<NNNN>.<SOURCE>` right above the file, else the file name's prefix.
 
-    An archive per person (`<NNNN>.<SOURCE>.zip`) counts as that folder.
+    Where the two name different people, the file name counts; where they only differ in case, the folder. An archive
+    per person (`<NNNN>.<SOURCE>.zip`) counts as that folder.
     """
+    folder, name = _sources_in(path)
+    return folder if folder and (name is None or same_name(folder, name)) else name
+
+
+def is_sure_of_source(path: str) -> bool:
+    """Do the folder and the file name both name a person, and the same one?"""
+    folder, name = _sources_in(path)
+    return folder is not None and name is not None and same_name(folder, name)
+
+
+def same_name(first: str, second: str) -> bool:
+    """Are two people's names equal but for case?"""
+    return first == second or first.casefold() == second.casefold()
+
+
+def _sources_in(path: str) -> tuple[str | None, str | None]:
+    """The people named by the folder and by the file name."""
     folder_path, _, file = path.rpartition("/")
     folder = _SOURCE_FOLDER.match(_ARCHIVE_NAME.sub("", folder_path.rpartition("/")[2]))
     name = _SOURCE_NAME.match(file)
-    if folder and (name is None or name["source"] == folder["source"]):
-        return _nfc(folder["source"])
-    return name["source"] if name else None
+    return _nfc(folder["source"]) if folder else None, name["source"] if name else None
 
 
 def image_set_of(path: str) -> str | None:

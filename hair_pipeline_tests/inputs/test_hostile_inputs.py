@@ -159,6 +159,27 @@ def test_a_blurred_face_with_a_broken_outline_is_no_identity(inputs: TinyInputs,
     assert photo.blurred.sum() < 1.1 * (x2 - x1) * (y2 - y1)
 
 
+def test_a_label_does_not_make_two_people_of_one(inputs: TinyInputs) -> None:
+    first, second, third = (image_and_label(inputs, inputs.image_ids[number])[1] for number in (0, 1, 2))
+    edit(first, source=inputs.sources[0].lower())
+    edit(second, source="CP999999")
+    edit(third, source="")
+    result = build_catalog(inputs.settings(), PROFILE)
+    frame = result.frame.set_index("image_id")
+    assert list(frame.source) == [source for source in inputs.sources for _ in range(2)]
+    assert result.summary["label_problems"] == {f"source: CP999999 (the path says {inputs.sources[0]})": 1}
+    assert frame.label_problems[inputs.image_ids[1]].startswith("source: CP999999")
+
+
+def test_a_label_counts_where_the_folder_and_the_file_name_do_not_agree(inputs: TinyInputs) -> None:
+    image, path = image_and_label(inputs, inputs.image_ids[0])
+    image.rename(image.with_name("photo.jpg"))
+    edit(path, filename="photo.jpg", source="CP999999")
+    frame = build_catalog(inputs.settings(), PROFILE).frame.set_index("image_id")
+    assert frame.source["photo"] == "CP999999"
+    assert frame.label_problems["photo"] == f"source: CP999999 (the path says {inputs.sources[0]})"
+
+
 def test_disagreeing_masks_are_flagged(inputs: TinyInputs) -> None:
     corner = [{"x": 0, "y": 0}, {"x": 40, "y": 0}, {"x": 0, "y": 40}]
     edit(image_and_label(inputs, inputs.image_ids[0])[1], polygon1=[corner])

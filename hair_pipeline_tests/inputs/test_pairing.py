@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hair_pipeline.inputs.inventory import list_files
-from hair_pipeline.inputs.k_hairstyle import LabelName, Rejected, check_image, pair, source_of
+from hair_pipeline.inputs.k_hairstyle import LabelName, Rejected, check_image, is_sure_of_source, pair, source_of
 from hair_pipeline.inputs.reasons import Reason
 
 
@@ -92,6 +92,11 @@ def test_source_of() -> None:
     assert source_of("0126.CP032677/odd.jpg") == "CP032677"
     assert source_of("flat/DSS12345_004.jpg") == "DSS12345"
     assert source_of("flat/odd.jpg") is None
+    assert source_of("0126.CP032677/cp032677-016.jpg") == "CP032677"
+    assert source_of("0126.CP032677/CP000001-016.jpg") == "CP000001"
+    assert is_sure_of_source("0126.CP032677/cp032677-016.jpg")
+    assert not is_sure_of_source("0126.CP032677/CP000001-016.jpg")
+    assert not is_sure_of_source("0126.CP032677/odd.jpg")
 
 
 def test_check_image() -> None:
