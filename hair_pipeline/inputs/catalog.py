@@ -33,8 +33,8 @@ from hair_pipeline.inputs.reasons import Reason
 from hair_pipeline.inputs.remembered import PART_ROWS, ExaminedRows, NameOrFault, RememberedNames
 from hair_pipeline.inputs.shards import Assignments, assign_shards
 from hair_pipeline.inputs.split import assign_splits
-from hair_pipeline.inputs.summary import Summary, summarise
-from hair_pipeline.inputs.training_face import FaceFiles, scan_faces
+from hair_pipeline.inputs.summary import Summary, summarise, with_notes
+from hair_pipeline.inputs.training_face import FaceFiles, count_unused, scan_faces
 from hair_pipeline.inputs.workers import map_chunks, map_in_processes
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
@@ -82,6 +82,7 @@ def build_catalog(settings: Settings, profile: Profile) -> CatalogResult:
         return done
     found = _pair(settings, inventory, cache)
     tasks = _tasks(found.pairing, inventory, faces)
+    unused = count_unused(faces, {image_id_of(task.candidates[0].image) for task in tasks})
     del faces
     for names in (inventory.stamps, inventory.images, inventory.labels, found.pairing.pairs, found.pairing.images):
         names.clear()  # the tasks hold them now
@@ -95,21 +96,26 @@ def build_catalog(settings: Settings, profile: Profile) -> CatalogResult:
     images, usefulness = _people(rows, signatures, profile.inputs.same_person, settings)
     assignments = _assign(images, usefulness, settings, profile)
     rejected = _rejected(inventory, found)
-    with atomic_path(settings.catalog_path) as temporary, _writer(temporary) as writer:
+    unread = found.unread + rows.unsettled
+    notes = {"archives_read": inventory.archives, "faces_without_image": unused, "unread": unread}
+    schema = with_notes(SCHEMA, notes)
+    with (
+        atomic_path(settings.catalog_path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+    ):
         for table in _assigned(rows, signatures, assignments, profile.inputs.same_person):
             writer.write_table(table)
         for table in rejected:
             writer.write_table(table)
     assignments.write(_assignments_path(settings))
-    unsettled = rows.unsettled
     rows.tidy(signatures)
-    summary = summarise(settings.catalog_path, archives=inventory.archives)
+    summary = summarise(settings.catalog_path)
     version = hash_file(settings.catalog_path)
     kept = {"state": state, "data_version": version, "assignments": hash_file(_assignments_path(settings))}
-    if found.settled and not unsettled:
-        write_json(cache / "state.json", kept | {"summary": summary.as_json()})
-    else:
+    if unread:
         (cache / "state.json").unlink(missing_ok=True)
+    else:
+        write_json(cache / "state.json", kept | {"summary": summary.as_json()})
     return CatalogResult(settings.catalog_path, summary, version)
 
 
@@ -243,14 +249,11 @@ class _NameReader:
 
 @dataclass(frozen=True)
 class _Found:
-    """What pairing came to, and the labels that are none: path, reason, detail.
-
-    Not settled where a label could not be read this time.
-    """
+    """What pairing came to, the labels that are none (path, reason, detail), and how many could not be read now."""
 
     pairing: Pairing
     bad_labels: list[tuple[str, Reason, str]]
-    settled: bool
+    unread: int
 
 
 def _pair(settings: Settings, inventory: Inventory, cache: Path) -> _Found:
@@ -270,7 +273,7 @@ def _pair(settings: Settings, inventory: Inventory, cache: Path) -> _Found:
         remembered.keep(signatures[settled], [read[number] for number in np.flatnonzero(settled)])
     bad = [name for name in read if not isinstance(name, LabelName)]
     pairing = pair(inventory.images, (name for name in read if isinstance(name, LabelName)))
-    return _Found(pairing, bad, bool(settled.all()))
+    return _Found(pairing, bad, int(np.count_nonzero(~settled)))
 
 
 def _tasks(pairing: Pairing, inventory: Inventory, faces: dict[str, FaceFiles]) -> list[Task]:
@@ -383,7 +386,3 @@ def _rejected_row(image: str | None, label: str | None, reason: Reason, detail: 
     path = image or label or ""
     known = {"image_id": image_id_of(path), "source": source_of(path), "image_path": image, "label_path": label}
     return NO_FLAGS | known | {"reason": reason.value, "detail": detail or None}
-
-
-def _writer(path: Path) -> pq.ParquetWriter:
-    return pq.ParquetWriter(path, SCHEMA, compression="zstd")

@@ -33,7 +33,7 @@ class ExaminedRows:
     as it is full, so that a run that was killed goes on where it stopped.
 
     Attributes:
-        unsettled: this run added rows that the next one will make again.
+        unsettled: images whose rows this run added and the next one will make again.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
@@ -45,7 +45,7 @@ class ExaminedRows:
         self._tables: OrderedDict[tuple[int, tuple[str, ...] | None], pa.Table] = OrderedDict()
         self._signatures = np.empty(0, np.uint64)
         self._places = np.empty((0, 3), np.int64)
-        self.unsettled = False
+        self.unsettled = 0
         self._index(sorted(self._folder.glob("part-*.parquet")), only_settled=True)
 
     def _index(self, paths: list[Path], *, only_settled: bool = False) -> None:
@@ -62,7 +62,7 @@ class ExaminedRows:
             starts = np.flatnonzero(np.r_[True, column[1:] != column[:-1]]) if len(column) else np.empty(0, int)
             counts = np.diff(np.r_[starts, len(column)])
             kept = ~unsettled[starts] if only_settled else np.ones(len(starts), bool)
-            self.unsettled |= bool(unsettled[starts[kept]].any())
+            self.unsettled += int(np.count_nonzero(unsettled[starts[kept]]))
             signatures.append(column[starts[kept]])
             places.append(np.stack([np.full_like(starts, len(self._parts)), starts, counts], 1)[kept])
             self._parts.append(path)

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -99,7 +99,8 @@ class FaceFiles(NamedTuple):
     """training_face's files for one photo.
 
     Attributes:
-        paths: the faces' JSONs relative to the root, newest naming first.
+        paths: the faces' JSONs relative to the root; of each `face_NN` those of the newest naming. Of one without any
+            JSON the folder, ending in "/".
         stamp: 64 bits that change with any of the folder's files.
     """
 
@@ -111,7 +112,8 @@ def scan_faces(root: Path) -> dict[str, FaceFiles]:
     """Find every face JSON under `root` in one walk, by all cores: stem (NFC) -> its files.
 
     The stem is the folder above `face_NN`, which covers the stem nested twice; a date suffix of that folder
-    (`<stem>_YYYYMMDD`) is known under both names.
+    (`<stem>_YYYYMMDD`) is known under both names. Of a `face_NN` that stands there under several dates, the newest
+    counts: older names end in their date.
 
     Raises:
         PipelineError: `root` is missing, or a folder may not be read.
@@ -126,8 +128,23 @@ def scan_faces(root: Path) -> dict[str, FaceFiles]:
                 if known is None:
                     index[name] = FaceFiles(jsons, mark)
                 else:
-                    index[name] = FaceFiles(tuple(sorted(known.paths + jsons, key=_newest_first)), known.stamp ^ mark)
+                    index[name] = FaceFiles(_newest(known.paths + jsons), known.stamp ^ mark)
     return index
+
+
+def count_unused(faces: Mapping[str, FaceFiles], used: Container[str]) -> int:
+    """How many of training_face's outputs belong to no image.
+
+    Args:
+        faces: as `scan_faces` gives them. used: the ids of all images.
+    """
+    unused: set[str] = set()
+    for stem, files in faces.items():
+        if stem not in used:
+            folder = unicodedata.normalize("NFC", files.paths[0].rsplit("/", 3)[-3])
+            if folder not in used and _DATE.sub("", folder) not in used:
+                unused.add(_DATE.sub("", folder))
+    return len(unused)
 
 
 @dataclass(frozen=True)
@@ -137,32 +154,42 @@ class _FaceScanner:
     root: Path
 
     def __call__(self, folders: Sequence[str]) -> list[tuple[str, tuple[str, ...], int]]:
-        """Stem, face JSONs and stamp of every `face_NN` folder that holds a JSON."""
+        """Stem, `FaceFiles.paths` and stamp of every `face_NN` folder."""
         found = []
         for prefix, files in walk(self.root, folders):
             parts = prefix.rsplit("/", 3)
             if len(parts) < 3 or not _FACE_FOLDER.match(parts[-2]):
                 continue
-            jsons = [prefix + name for name, _ in files if name.lower().endswith(".json")]
-            if jsons:
-                mark = short_hash(prefix + "\0".join(f"{name}\0{mark}" for name, mark in files))
-                stem = unicodedata.normalize("NFC", parts[-3])
-                found.append((stem, tuple(sorted(jsons, key=_newest_first)), mark))
+            jsons = [prefix + name for name, _ in files if name.lower().endswith(".json") and not name.startswith(".")]
+            mark = short_hash(prefix + "\0".join(f"{name}\0{mark}" for name, mark in files))
+            found.append((unicodedata.normalize("NFC", parts[-3]), _newest(jsons or [prefix]), mark))
         return found
 
 
 def index_faces(root: Path) -> dict[str, list[str]]:
-    """Find every face JSON under `root`: stem (NFC) -> JSON paths relative to `root`, newest naming first."""
-    return {stem: list(found.paths) for stem, found in scan_faces(root).items()}
+    """Find every face JSON under `root`: stem (NFC) -> JSON paths relative to `root`, as `FaceFiles.paths`."""
+    index = {stem: [path for path in found.paths if path[-1] != "/"] for stem, found in scan_faces(root).items()}
+    return {stem: paths for stem, paths in index.items() if paths}
 
 
-def _newest_first(path: str) -> tuple[int, str]:
-    dates = [
-        int(found[1])
-        for part in (PurePosixPath(path).stem, PurePosixPath(path).parts[-3])
-        if (found := _DATE.search(part))
-    ]
-    return (-max(dates) if dates else -99999999, path)
+def _newest(paths: Sequence[str]) -> tuple[str, ...]:
+    """Of each `face_NN` the paths of the newest naming, sorted."""
+    if len(paths) == 1:
+        return tuple(paths)
+    ages = {path: _age(path) for path in paths}
+    youngest: dict[str, int] = {}
+    for path, age in ages.items():
+        face = path.rsplit("/", 2)[-2].lower()
+        youngest[face] = min(age, youngest.get(face, age))
+    return tuple(sorted(path for path, age in ages.items() if age == youngest[path.rsplit("/", 2)[-2].lower()]))
+
+
+def _age(path: str) -> int:
+    """The smaller the newer: a name without a date is the newest, a folder without JSON is older than any."""
+    if path.endswith("/"):
+        return 1
+    parts = path.rpartition(".")[0].rsplit("/", 3)
+    return min((-int(found[1]) for part in (parts[-1], parts[-3]) if (found := _DATE.search(part))), default=-99999999)
 
 
 def read_face_json(root: Path, path: str) -> Face:
@@ -171,6 +198,8 @@ def read_face_json(root: Path, path: str) -> Face:
     Raises:
         BadFace: BAD_JSON, BAD_BOX or PATH_OUTSIDE_ROOT.
     """
+    if path.endswith("/"):
+        raise BadFace(FaceReason.BAD_JSON, f"{path} holds no JSON")
     if path != _storable(path):
         raise BadFace(FaceReason.BAD_JSON, "a file name that is not UTF-8")
     try:

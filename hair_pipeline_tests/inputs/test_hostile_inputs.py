@@ -15,6 +15,7 @@ from hair_pipeline.inputs.examine import Examiner, Task
 from hair_pipeline.inputs.folder_state import folder_state
 from hair_pipeline.inputs.reasons import FaceReason, IdentityReason, Reason
 from hair_pipeline.inputs.samples import load_photo
+from hair_pipeline.inputs.summary import summarise
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import PROJECT_ROOT
 from hair_pipeline_tests.inputs.tiny_inputs import (
@@ -217,6 +218,18 @@ def test_a_link_to_itself_is_an_unreadable_image(inputs: TinyInputs) -> None:
     frame = build_catalog(inputs.settings(), PROFILE).frame
     assert dict(zip(frame.image_id, frame.reason, strict=True))[inputs.image_ids[0]] == Reason.UNREADABLE_IMAGE
     assert folder_state(inputs.training_face) != folder_state(inputs.k_hairstyle)
+
+
+def test_outputs_that_no_image_finds_are_counted(inputs: TinyInputs) -> None:
+    first, second, third = (inputs.training_face / image_id for image_id in inputs.image_ids[:3])
+    first.rename(first.with_name(first.name.replace("-", "_")))
+    next(second.rglob("*.json")).unlink()
+    next(third.rglob("*.json")).rename(third / "face_01" / "._face_01.json")
+    result = build_catalog(inputs.settings(), PROFILE)
+    frame = result.frame.set_index("image_id")
+    assert list(frame.face_reason[:4]) == [FaceReason.NO_OUTPUT, FaceReason.BAD_JSON, FaceReason.BAD_JSON, None]
+    assert result.summary["files"]["faces_without_image"] == 1
+    assert summarise(inputs.settings().catalog_path) == result.summary
 
 
 def face_files(inputs: TinyInputs) -> tuple[Path, Path, Path]:

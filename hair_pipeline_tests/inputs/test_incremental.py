@@ -190,6 +190,7 @@ def test_what_could_not_be_read_is_tried_again(
     result = build_catalog(settings, PROFILE)
     assert (result.summary["identity"], result.summary["stage2"]) == ({"reliable": 8}, {"eligible": 8})
     assert result.summary != first.summary
+    assert first.summary["files"]["unread"] == 1
     assert settings.catalog_path.read_bytes() == fresh(inputs, tmp_path)
     assert build_catalog(settings, PROFILE).unchanged
 

@@ -18,10 +18,12 @@ from hair_pipeline.inputs.training_face import (
     BadFace,
     choose_face,
     classify_quadrant,
+    count_unused,
     decode_sheet,
     index_faces,
     parse_embedding,
     read_face_json,
+    scan_faces,
 )
 from hair_pipeline.profile import InputsConfig
 from hair_pipeline_tests.inputs.tiny_inputs import draw_person, embedding, label, sheet, write_face, write_rgb
@@ -115,14 +117,50 @@ def test_index_knows_nested_stems_and_dates(tmp_path: Path) -> None:
     write_face(tmp_path / "c-1_20250101", picture, embedding(0))
     for path in sorted(plain.parent.iterdir()):
         path.rename(path.with_stem(path.stem + "_20240101"))
-    newer = write_face(tmp_path / "a-1", picture, embedding(0))
     index = index_faces(tmp_path)
     assert set(index) == {"a-1", "b-1", "c-1", "c-1_20250101"}
-    assert index["a-1"][0] == newer.relative_to(tmp_path).as_posix()
-    assert len(index["a-1"]) == 2
-    dated = read_face_json(tmp_path, index["a-1"][1])
+    assert index["c-1"] == index["c-1_20250101"]
+    dated = read_face_json(tmp_path, *index["a-1"])
     assert (tmp_path / dated.sheet_path).is_file()
     assert (tmp_path / dated.embedding_path).is_file()
+
+
+def test_of_one_face_the_newest_naming_counts(tmp_path: Path) -> None:
+    picture = draw_person(0, size=32)
+    for date in ("_20240101", "_20250101"):
+        write_face(tmp_path / f"a-1{date}", picture, embedding(0))
+        path = write_face(tmp_path / "b-1", picture, embedding(0))
+        path.rename(path.with_stem(path.stem + date))
+        path = write_face(tmp_path / "c-1", picture, embedding(0), bbox=[0, 0, 32, 32])
+        path.rename(path.with_stem(path.stem + date))
+    write_face(tmp_path / "c-1", picture, embedding(0), bbox=[2, 2, 30, 30])
+    write_face(tmp_path / "c-1", picture, embedding(0), number=2)
+    index = index_faces(tmp_path)
+    assert index["a-1"] == ["a-1_20250101/face_01/face_01_yaw_4.json"]
+    assert index["b-1"] == ["b-1/face_01/face_01_yaw_4_20250101.json"]
+    assert index["c-1"] == [f"c-1/face_0{number}/face_0{number}_yaw_4.json" for number in (1, 2)]
+    assert choose_face(tmp_path, index["c-1"][:1], 32, 32, CONFIG).box == (2, 2, 30, 30)
+
+
+def test_hidden_files_are_no_faces_and_a_face_without_json_is_a_bad_one(tmp_path: Path) -> None:
+    path = write_face(tmp_path / "a-1", draw_person(0, size=32), embedding(0))
+    path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    assert index_faces(tmp_path)["a-1"] == [path.relative_to(tmp_path).as_posix()]
+    path.unlink()
+    assert index_faces(tmp_path) == {}
+    (folder,) = scan_faces(tmp_path)["a-1"].paths
+    with pytest.raises(BadFace, match="bad_json: a-1/face_01/ holds no JSON"):
+        choose_face(tmp_path, [folder], 32, 32, CONFIG)
+    dated = write_face(tmp_path / "a-1_20250101", draw_person(0, size=32), embedding(0))
+    assert scan_faces(tmp_path)["a-1"].paths == (dated.relative_to(tmp_path).as_posix(),)
+
+
+def test_outputs_of_no_image_are_counted(tmp_path: Path) -> None:
+    for stem in ("a-1", "a_2", "b-1_20250101", "c-1_20240101", "c-1_20250101", "d-1_20240101", "e-1/e-1"):
+        write_face(tmp_path / stem, draw_person(0, size=32), embedding(0))
+    faces = scan_faces(tmp_path)
+    assert count_unused(faces, {"a-1", "a-2", "b-1", "d-1_20240101"}) == 3
+    assert count_unused(faces, {"a-1", "a_2", "b-1", "c-1", "d-1", "e-1"}) == 0
 
 
 def test_the_largest_confident_face_is_chosen(tmp_path: Path) -> None:
