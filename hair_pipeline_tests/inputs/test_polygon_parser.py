@@ -73,7 +73,29 @@ def test_a_ring_inside_is_a_hole_and_rings_beside_are_united() -> None:
     assert mask[55, 55]
 
 
+def test_a_ring_that_comes_twice_is_no_hole() -> None:
+    outer, hole = ([[a, a], [b, a], [b, b], [a, b]] for a, b in ((5, 55), (15, 30)))
+    shifted = [[x + 0.5, y - 0.5] for x, y in outer]
+    expected = draw_polygon(parse_polygon([outer, hole]).rings, 64, 64)
+    assert expected[10, 10]
+    assert not expected[20, 20]
+    for rings in ([outer, outer, hole], [outer, hole, hole], [outer, hole, outer[::-1], hole[::-1]]):
+        np.testing.assert_array_equal(draw_polygon(parse_polygon(rings).rings, 64, 64), expected)
+    drawn = draw_polygon(parse_polygon([outer, shifted, hole]).rings, 64, 64)
+    assert (drawn ^ expected).mean() < 0.04
+
+
+def test_a_ring_as_large_as_another_elsewhere_is_a_hole() -> None:
+    outer, other, hole = ([[a, 5], [b, 5], [b, c], [a, c]] for a, b, c in ((0, 40, 60), (44, 60, 25), (10, 26, 24.5)))
+    mask = draw_polygon(parse_polygon([outer, other, hole]).rings, 64, 64)
+    assert mask[15, 50]
+    assert not mask[15, 18]
+
+
 def test_scale() -> None:
+    assert polygon_scale((256, None), 128, 128) == (0.5, 0.5)
+    assert polygon_scale((0, 800), 300, 400) == (0.5, 0.5)
+    assert polygon_scale((300, None), 400, 300) == (1, 1)
     assert polygon_scale((1024, 1024), 512, 512) == (0.5, 0.5)
     assert polygon_scale((None, 0), 512, 512) == (1, 1)
     assert polygon_scale((300, 400), 400, 300) == (1, 1)
