@@ -47,7 +47,9 @@ IMAGE_PARTS = ("bald_images", "hair_only_images", "hair_patches")
 """Assets made of one image at a time, all of them while it is in memory."""
 ROWS_PER_GROUP = 64
 """Images per row group of a patch table."""
-_FINGERPRINTED = ("image_id", "content_hash", "mask_origin", "stage2", "identity_reason", "curl_class")
+_FINGERPRINTED = (
+    *("image_id", "source", "content_hash", "largest_path", "mask_origin", "stage2", "identity_reason", "curl_class"),
+)
 
 
 @dataclass

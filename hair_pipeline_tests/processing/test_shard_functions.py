@@ -20,7 +20,7 @@ from hair_pipeline.processing.shards import (
     make_bald_images,
     make_hair_only_images,
 )
-from hair_pipeline.profile import PatchConfig, ProcessingConfig, Profile
+from hair_pipeline.profile import InputsConfig, PatchConfig, ProcessingConfig, Profile
 from hair_pipeline.settings import Settings
 from hair_pipeline_tests.inputs.tiny_inputs import embedding, write_tiny_inputs
 
@@ -191,6 +191,19 @@ def test_other_settings_are_done_again(settings: Settings) -> None:
     lossless = PROFILE.model_copy(update={"processing": PROFILE.processing.model_copy(update={"image_format": "png"})})
     make_bald_images(SHARD, settings, lossless)
     assert {path.suffix for path in (settings.processed / "bald_images" / SHARD).iterdir()} == {".png"}
+
+
+def test_people_who_become_one_change_the_tables(settings: Settings) -> None:
+    names = sorted({row.source for row in read_catalog(settings.catalog_path).itertuples()})
+    for function in (cut_hair_patches, gather_identity_embeddings):
+        function(SHARD, settings, PROFILE)
+    joined = PROFILE.model_copy(update={"inputs": InputsConfig(same_person={names[1]: names[0]})})
+    build_catalog(settings, joined)
+    for function in (cut_hair_patches, gather_identity_embeddings):
+        report = function(SHARD, settings, joined)
+        table = pq.read_table(settings.processed / report.asset / f"{SHARD}.parquet", columns=["person"])
+        assert not report.reused
+        assert set(table.column("person").to_pylist()) == {names[0], names[2]}
 
 
 def test_an_unknown_shard_and_a_missing_catalog_are_clear(settings: Settings, tmp_path: Path) -> None:
