@@ -65,6 +65,7 @@ class Sample:
         image: (S, S, 3) uint8 RGB.
         hair_mask, face_mask: (S, S) bool; the face mask is all False without a usable face.
         box: (4,) float32 x1, y1, x2, y2 in the square's pixels; None without a face.
+        window: rows and columns that the photo covers; None where it covers the whole square.
     """
 
     image_id: str
@@ -73,6 +74,7 @@ class Sample:
     hair_mask: np.ndarray
     face_mask: np.ndarray
     box: np.ndarray | None
+    window: tuple[slice, slice] | None = None
 
 
 def load_photo(row: Any, settings: Roots) -> Photo:
@@ -126,6 +128,7 @@ def to_sample(photo: Photo, size: int = 512) -> Sample:
         hair_mask=geometry.mask(photo.hair_mask),
         face_mask=geometry.mask(photo.face_mask),
         box=None if photo.box is None else geometry.box(photo.box),
+        window=None if geometry.inner == (size, size) else geometry.window,
     )
 
 

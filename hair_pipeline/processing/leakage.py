@@ -108,7 +108,8 @@ def measure(rows: pd.DataFrame, samples: list[Sample], config: BaldConfig) -> Le
     """Measure a way of removing hair on loaded samples, one per row."""
     balds, masks = [], []
     for sample in samples:
-        bald, repaint = make_bald(sample.image, sample.hair_mask, sample.face_mask, config, box=sample.box)
+        shape = sample.hair_mask, sample.face_mask
+        bald, repaint = make_bald(sample.image, *shape, config, box=sample.box, window=sample.window)
         balds.append(bald_features(bald))
         masks.append(mask_features(repaint))
     return _score_both(balds, masks, rows)
