@@ -116,11 +116,15 @@ def measure(rows: pd.DataFrame, samples: list[Sample], config: BaldConfig) -> Le
 
 
 def choose_rows(settings: Settings, images: int = MAX_IMAGES) -> pd.DataFrame:
-    """Front and side views with a face (Stage 2's), spread over the people; the same ones every time."""
+    """Front and side views with a face (Stage 2's), spread over the people; the same ones every time.
+
+    Of more people than images a hash of the name chooses: names and numbers go by place and time of the photos.
+    """
     rows = read_catalog(settings.catalog_path, columns=list(_COLUMNS))
     rows = rows[rows.accepted & rows.stage2].sort_values("image_id")
-    per_person = max(1, images // max(1, rows.source.nunique()))
-    return rows.groupby("source", sort=True).head(per_person).head(images)
+    people = sorted(rows.source.unique(), key=hash_bytes)[:images]
+    rows = rows[rows.source.isin(people)]
+    return rows.groupby("source", sort=True).head(max(1, images // max(1, len(people))))
 
 
 def bald_features(image: np.ndarray) -> np.ndarray:
