@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from hair_pipeline.files import hash_bytes
+from hair_pipeline.files import hash_bytes, is_whole_jpeg
 from hair_pipeline.inputs.columns import EXAMINED, NO_FLAGS
 from hair_pipeline.inputs.geometry import letterbox, same_framing
 from hair_pipeline.inputs.k_hairstyle import (
     Rejected,
     decode_small,
-    ends_early,
     image_id_of,
     image_set_of,
     image_size,
@@ -207,9 +206,10 @@ class Examiner:
             try:
                 head = _read_head(self.k_hairstyle_root, row["image_path"])
                 tail = _read_tail(self.k_hairstyle_root, row["image_path"])
+                whole = not head.startswith(b"\xff\xd8") or self._ends(row["image_path"], tail)
             except Rejected:
                 continue
-            if head.startswith(b"\xff\xd8") and ends_early(tail):
+            if not whole:
                 row |= {"reason": Reason.TRUNCATED_IMAGE.value, "detail": "it has no end marker"}
                 continue
             accepted |= {
@@ -220,6 +220,10 @@ class Examiner:
                 "content_hash": hash_bytes(accepted["content_hash"], head, tail),
             }
             return
+
+    def _ends(self, path: str, tail: bytes) -> bool:
+        """Has a JPEG its end marker? All of it is read only where its tail does not say so."""
+        return b"\xff\xd9" in tail or is_whole_jpeg(_read(self.k_hairstyle_root, path, Reason.UNREADABLE_IMAGE))
 
     def _usable_label(self, row: dict[str, Any], accepted: dict[str, Any]) -> str | None:
         """The label to draw a larger photo's hair from: its own, else the accepted one's if both show the same."""

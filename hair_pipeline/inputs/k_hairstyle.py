@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from hair_pipeline.files import MAX_IMAGE_PIXELS
+from hair_pipeline.files import MAX_IMAGE_PIXELS, is_whole_jpeg
 from hair_pipeline.inputs.reasons import Reason
 
 _SMALL = 64
@@ -230,11 +230,6 @@ def _opened(data: bytes) -> Image.Image:
     return image
 
 
-def ends_early(tail: bytes) -> bool:
-    """Does a JPEG lack its end marker? `tail` is its last 1,024 bytes or more."""
-    return b"\xff\xd9" not in tail[-1024:]
-
-
 def decode_small(data: bytes) -> tuple[int, int, np.ndarray]:
     """Check that `data` is a whole image by decoding it (a JPEG at down to an eighth of its size).
 
@@ -247,7 +242,7 @@ def decode_small(data: bytes) -> tuple[int, int, np.ndarray]:
     with _opened(data) as image:
         width, height = image.size
         is_jpeg = data.startswith(b"\xff\xd8\xff")
-        if is_jpeg and ends_early(data):
+        if is_jpeg and not is_whole_jpeg(data):
             raise Rejected(Reason.TRUNCATED_IMAGE, "it has no end marker")
         try:
             if is_jpeg:

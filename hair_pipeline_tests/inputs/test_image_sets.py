@@ -172,6 +172,15 @@ def test_a_broken_larger_photo_is_left_for_the_next(inputs: TinyInputs) -> None:
     assert sorted(frame.reason.dropna()) == ["other_set", "truncated_image"]
 
 
+def test_a_larger_photo_with_data_behind_its_end_is_whole(inputs: TinyInputs) -> None:
+    path = add(inputs, "rawset", draw_person(0, 0, size=4 * SIZE))
+    path.write_bytes(path.read_bytes() + bytes(3000))
+    frame = build_catalog(inputs.settings(), Profile(name="test")).frame
+    row = frame[frame.accepted & (frame.image_id == inputs.image_ids[0])].iloc[0]
+    assert row.largest_width == 4 * SIZE
+    assert list(frame.reason.dropna()) == ["other_set"]
+
+
 def test_a_broken_photo_is_replaced_by_the_same_image_of_another_set(inputs: TinyInputs) -> None:
     add(inputs, "hqset", draw_person(0, 0, size=2 * SIZE))
     next((inputs.k_hairstyle / "Training" / "mqset").rglob(f"{inputs.image_ids[0]}.jpg")).write_bytes(b"{}")

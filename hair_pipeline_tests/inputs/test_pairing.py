@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from hair_pipeline.files import UnreadableImage, decode_image
 from hair_pipeline.inputs.inventory import list_files
 from hair_pipeline.inputs.k_hairstyle import LabelName, Rejected, check_image, is_sure_of_source, pair, source_of
 from hair_pipeline.inputs.reasons import Reason
@@ -115,6 +116,24 @@ def test_check_image() -> None:
         with pytest.raises(Rejected) as caught:
             check_image(data)
         assert caught.value.reason == reason, data[:20]
+
+
+@pytest.mark.parametrize("trailer", [bytes(3000), b"\xff" * 3000, b"\xff\xda" * 1500])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_data_behind_the_end_marker_do_no_harm(trailer: bytes, progressive: bool) -> None:
+    buffer, thumbnail = io.BytesIO(), jpeg(8)
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    exif = b"Exif\0\0" + thumbnail
+    Image.fromarray(pixels).save(buffer, "JPEG", exif=exif, progressive=progressive)
+    whole = buffer.getvalue()
+    assert check_image(whole + trailer) == (64, 64)
+    assert decode_image(whole + trailer).shape == (64, 64, 3)
+    for cut in (whole[:-500], whole[:-2]):
+        with pytest.raises(Rejected) as caught:
+            check_image(cut + bytes(3000))
+        assert caught.value.reason == Reason.TRUNCATED_IMAGE
+        with pytest.raises(UnreadableImage, match="end marker"):
+            decode_image(cut + bytes(3000))
 
 
 @given(st.integers(0, 1500), st.binary(min_size=1, max_size=30))
