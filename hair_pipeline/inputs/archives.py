@@ -33,7 +33,7 @@ class ArchiveError(OSError):
     """An archive or an entry that cannot be read; an `OSError`, so that readers of files need not tell them apart.
 
     Attributes:
-        reason: UNREADABLE_ARCHIVE, SUSPICIOUS_ARCHIVE or PATH_OUTSIDE_ROOT.
+        reason: UNREADABLE_ARCHIVE, EMPTY_ARCHIVE, SUSPICIOUS_ARCHIVE or PATH_OUTSIDE_ROOT.
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:
@@ -78,7 +78,7 @@ def restored_name(info: zipfile.ZipInfo) -> str:
 
 
 def list_entries(path: Path) -> Iterator[Entry]:
-    """Every file in the archive, also in the archives it nests.
+    """Every file in the archive, also in the archives it nests; an empty one of these is a file.
 
     Raises:
         ArchiveError: the archive itself is damaged.
@@ -103,7 +103,12 @@ def _list(archive: _Archive, prefix: str, depth: int) -> Iterator[Entry]:
         try:
             if depth >= MAX_DEPTH:
                 raise ArchiveError(Reason.SUSPICIOUS_ARCHIVE, f"more than {MAX_DEPTH} archives in one another")
-            yield from _list(archive.nested(name), f"{prefix}{name}{SEPARATOR}", depth + 1)
+            empty = True
+            for entry in _list(archive.nested(name), f"{prefix}{name}{SEPARATOR}", depth + 1):
+                empty = False
+                yield entry
+            if empty:
+                raise ArchiveError(Reason.EMPTY_ARCHIVE, "")
         except ArchiveError as error:
             yield Entry(prefix + name, info.file_size, info.CRC, (error.reason, error.detail))
 

@@ -148,6 +148,8 @@ def list_files(root: Path, remembered: Path | None = None) -> Inventory:
         if isinstance(entries, list):
             for entry in entries:
                 _sort_in(found, f"{path}{SEPARATOR}{entry.name}", stamp(entry.size, entry.crc), entry.problem)
+            if not entries:
+                found.rejected.append((path, Reason.EMPTY_ARCHIVE, ""))
         else:
             found.rejected.append((path, entries.reason, entries.detail))
     found.images.sort()

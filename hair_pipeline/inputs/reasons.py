@@ -41,6 +41,7 @@ class Reason(Described):
     OTHER_SET = "other_set", "the same image is accepted from another of the release's sets (raw, hq, mq)"
     ARCHIVE = "archive", "an archive other than zip: unpack it"
     UNREADABLE_ARCHIVE = "unreadable_archive", "a zip, or an entry of it, that is damaged or encrypted"
+    EMPTY_ARCHIVE = "empty_archive", "a zip without any file in it"
     SUSPICIOUS_ARCHIVE = "suspicious_archive", "a zip entry that unpacks to far too much, or is nested too deep"
     DUPLICATE_ENTRY = "duplicate_entry", "the zip holds this name more than once; the first entry counts"
     BAD_FILE_NAME = "bad_file_name", "the name is not UTF-8 or is too long to name outputs after"
