@@ -182,12 +182,19 @@ def _list_inputs(settings: Settings, cache: Path) -> tuple[Inventory, dict[str, 
 
 def _check_found(settings: Settings, inventory: Inventory, faces: dict[str, FaceFiles]) -> None:
     if not inventory.images and not inventory.labels:
-        archives = sum(reason == Reason.ARCHIVE for _, reason, _ in inventory.rejected)
-        what = "holds no image and no label" + (f", only {archives} archives that are not zips" if archives else "")
+        what = "holds no image and no label" + _found_instead(inventory.rejected)
         raise _no_input(what, settings.k_hairstyle_root, "K_HAIRSTYLE_ROOT", "K-Hairstyle copy")
     if not faces:
         remedy = "training_face output folder (<stem>/face_01/*.json)"
         raise _no_input("holds no training_face output", settings.training_face_root, "TRAINING_FACE_ROOT", remedy)
+
+
+def _found_instead(rejected: list[tuple[str, Reason, str]]) -> str:
+    """What there is besides, by reason, each with an example."""
+    counts = Counter(reason for _, reason, _ in rejected)
+    examples = {reason: f"{path} {detail}".strip() for path, reason, detail in reversed(rejected)}
+    named = [f"{count} {reason} (such as {printable(examples[reason])})" for reason, count in counts.most_common(4)]
+    return f", only {', '.join(named)}" if named else ""
 
 
 def _state(profile: Profile, inventory: Inventory, faces: dict[str, FaceFiles]) -> str:
@@ -344,9 +351,11 @@ def _assignments_path(settings: Settings) -> Path:
 
 
 def _assign(images: dict[str, int], usefulness: dict[str, int], settings: Settings, profile: Profile) -> Assignments:
-    """Shard and split of every person, those of earlier runs kept."""
+    """Shard and split of every person, those of earlier runs kept; where their file is gone, the last catalog's."""
     config = profile.inputs
     earlier = Assignments.read(_assignments_path(settings))
+    if not earlier.shards and settings.catalog_path.exists():
+        earlier = Assignments.of_catalog(settings.catalog_path, config.validation_fraction, config.split_seed)
     same_split = (earlier.fraction, earlier.seed) == (config.validation_fraction, config.split_seed)
     known = earlier.splits if same_split else {}
     shards = assign_shards(images, config.shard_size, earlier.shards)

@@ -40,8 +40,8 @@ from hair_pipeline.inputs.training_face import (
     Face,
     SheetMasks,
     choose_face,
-    decode_sheet,
     identity_reason,
+    masks_of,
     parse_embedding,
     read_face_json,
 )
@@ -269,7 +269,7 @@ class Examiner:
             face = choose_face(root, list(faces), width, height, self.config)
             read = [_read_or_empty(root, path) for path in (face.path, face.embedding_path, face.sheet_path)]
             embedding = parse_embedding(read[1])
-            masks = _usable_masks(read[2], width, height)
+            masks = masks_of(face, read[2], width, height)
         except BadFace as error:
             if face is None or error.reason == FaceReason.SHEET_WRONG_SIZE:
                 face, face_problem = None, error.reason  # a sheet of another photo: the box is not to be trusted
@@ -330,12 +330,6 @@ def mask_iou(first: np.ndarray, second: np.ndarray) -> float:
     """Intersection over union of two bool masks of one shape; 0 when both are empty."""
     union = int(np.count_nonzero(first | second))
     return int(np.count_nonzero(first & second)) / union if union else 0.0
-
-
-def _usable_masks(sheet: bytes, width: int, height: int) -> SheetMasks:
-    if not sheet:
-        raise BadFace(FaceReason.SHEET_MISSING)
-    return decode_sheet(sheet, width, height)
 
 
 def _plain_row(candidate: Candidate) -> dict[str, Any]:

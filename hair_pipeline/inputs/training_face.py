@@ -56,6 +56,10 @@ class BadFace(Exception):
         self.reason, self.detail = reason, _storable(detail)
         super().__init__(f"{reason}: {self.detail}")
 
+    def of(self, path: str) -> BadFace:
+        """The same fault, naming the file."""
+        return BadFace(self.reason, f"{path}: {self.detail}".removesuffix(": "))
+
 
 @dataclass(frozen=True)
 class Face:
@@ -199,7 +203,7 @@ def read_face_json(root: Path, path: str) -> Face:
         BadFace: BAD_JSON, BAD_BOX or PATH_OUTSIDE_ROOT.
     """
     if path.endswith("/"):
-        raise BadFace(FaceReason.BAD_JSON, f"{path} holds no JSON")
+        raise BadFace(FaceReason.BAD_JSON, "no JSON")
     if path != _storable(path):
         raise BadFace(FaceReason.BAD_JSON, "a file name that is not UTF-8")
     try:
@@ -279,7 +283,7 @@ def choose_face(root: Path, paths: list[str], width: int, height: int, config: I
         config: `min_face_confidence`.
 
     Raises:
-        BadFace: there is none; the reason is that of the last candidate looked at.
+        BadFace: there is none; reason and name are those of the last candidate looked at.
     """
     problem = BadFace(FaceReason.NO_OUTPUT)
     faces: list[Face] = []
@@ -287,12 +291,12 @@ def choose_face(root: Path, paths: list[str], width: int, height: int, config: I
         try:
             face = read_face_json(root, path)
         except BadFace as error:
-            problem = error
+            problem = error.of(path)
             continue
         if min(face.box[2], width) - max(face.box[0], 0) < 1 or min(face.box[3], height) - max(face.box[1], 0) < 1:
-            problem = BadFace(FaceReason.BAD_BOX, f"bbox {list(face.box)} lies outside {width}x{height}")
+            problem = BadFace(FaceReason.BAD_BOX, f"bbox {list(face.box)} lies outside {width}x{height}").of(path)
         elif face.confidence < config.min_face_confidence:
-            problem = BadFace(FaceReason.LOW_CONFIDENCE, f"confidence {face.confidence:.3f}")
+            problem = BadFace(FaceReason.LOW_CONFIDENCE, f"confidence {face.confidence:.3f}").of(path)
         else:
             faces.append(face)
     if not faces:
@@ -316,7 +320,7 @@ def decode_sheet(data: bytes, width: int, height: int) -> SheetMasks:
         raise BadFace(FaceReason.SHEET_UNREADABLE, str(error)) from error
     if sheet.shape[:2] != (2 * height, 2 * width):
         found = f"{sheet.shape[1]}x{sheet.shape[0]}"
-        raise BadFace(FaceReason.SHEET_WRONG_SIZE, f"{found} for a photo of {width}x{height}")
+        raise BadFace(FaceReason.SHEET_WRONG_SIZE, f"{found} and not {2 * width}x{2 * height}, twice the photo's size")
     return classify_quadrant(sheet[:height, width:])
 
 
@@ -345,15 +349,22 @@ def classify_quadrant(quadrant: np.ndarray) -> SheetMasks:
 
 
 def read_sheet(root: Path, face: Face, width: int, height: int) -> SheetMasks:
-    """Read a face's masks. Raises `BadFace` as `decode_sheet`, or SHEET_MISSING."""
+    """Read a face's masks. Raises `BadFace` as `masks_of`."""
     try:
         data = (root / face.sheet_path).read_bytes()
-    except OSError as error:
-        raise BadFace(FaceReason.SHEET_MISSING, f"{face.sheet_path} ({error.strerror})") from error
+    except OSError:
+        data = b""
+    return masks_of(face, data, width, height)
+
+
+def masks_of(face: Face, sheet: bytes, width: int, height: int) -> SheetMasks:
+    """The masks in a face's sheet. Raises `BadFace` as `decode_sheet`, naming the file; SHEET_MISSING without bytes."""
+    if not sheet:
+        raise BadFace(FaceReason.SHEET_MISSING).of(face.sheet_path)
     try:
-        return decode_sheet(data, width, height)
+        return decode_sheet(sheet, width, height)
     except BadFace as error:
-        raise BadFace(error.reason, f"{face.sheet_path}: {error.detail}".removesuffix(": ")) from error
+        raise error.of(face.sheet_path) from error
 
 
 def _usual_header() -> bytes:

@@ -1,6 +1,7 @@
 """Bad input: each fault becomes one counted row with its reason, or one clear error; no file is dropped."""
 
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -323,6 +324,39 @@ def test_missing_and_empty_roots_name_their_variable(
             build_catalog(inputs.settings(**{field: root}), PROFILE)
         assert variable in caught.value.message
         assert str(root) in caught.value.message
+
+
+def test_a_root_of_nothing_usable_says_what_it_holds(inputs: TinyInputs, tmp_path: Path) -> None:
+    root = tmp_path / "odd"
+    (root / os.fsdecode("가르마".encode("cp949"))).mkdir(parents=True)
+    (root / os.fsdecode("가르마".encode("cp949")) / "x.jpg").write_bytes(b"x")
+    for name in ("a.zip", "b.zip"):
+        (root / name).write_bytes(b"PK")
+    with pytest.raises(PipelineError) as caught:
+        build_catalog(inputs.settings(k_hairstyle_root=root), PROFILE)
+    assert "only 2 unreadable_archive (such as a.zip not a readable zip" in caught.value.message
+    assert "1 bad_file_name (such as \\xb0" in caught.value.message
+
+
+def test_the_details_name_the_file_and_what_was_expected(inputs: TinyInputs) -> None:
+    def detail(number: int) -> str:
+        stem = inputs.image_ids[number]
+        return str(frame.face_detail[stem]).removeprefix(f"{stem}/face_01/")
+
+    paths = [next((inputs.training_face / image_id).rglob("*.json")) for image_id in inputs.image_ids]
+    write_rgb(paths[0].with_suffix(".png"), sheet(draw_person(0, size=64)))
+    paths[1].with_suffix(".png").unlink()
+    paths[2].write_bytes(b"[]")
+    edit(paths[3], bbox=[900, 900, 950, 950])
+    edit(paths[4], confidence=0.1)
+    edit(paths[5], embedding_path="../../../../x.npy")
+    frame = build_catalog(inputs.settings(), PROFILE).frame.set_index("image_id")
+    assert detail(0) == "face_01_yaw_4.png: 128x128 and not 256x256, twice the photo's size"
+    assert detail(1) == "face_01_yaw_4.png"
+    assert detail(2) == "face_01_yaw_4.json: a JSON list, not an object"
+    assert detail(3) == "face_01_yaw_4.json: bbox [900.0, 900.0, 950.0, 950.0] lies outside 128x128"
+    assert detail(4) == "face_01_yaw_4.json: confidence 0.100"
+    assert detail(5) == "face_01_yaw_4.json: ../../../../x.npy"
 
 
 def test_one_person_is_not_enough(inputs: TinyInputs) -> None:
