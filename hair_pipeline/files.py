@@ -255,7 +255,7 @@ def decode_image(data: bytes, *, alpha: bool = False, max_pixels: int = MAX_IMAG
         raise UnreadableImage(f"not an image ({type(error).__name__})") from error
     if width * height > max_pixels:
         raise UnreadableImage(f"{width}x{height} exceeds the limit of {max_pixels} pixels")
-    if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-1024:]:
+    if data[:2] == b"\xff\xd8" and not is_whole_jpeg(data):
         raise UnreadableImage("truncated JPEG: it has no end marker")
     flags = cv2.IMREAD_UNCHANGED if alpha else cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
@@ -269,6 +269,22 @@ def decode_image(data: bytes, *, alpha: bool = False, max_pixels: int = MAX_IMAG
     if image.ndim == 2:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGBA)
     return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if image.shape[2] == 4 else cv2.COLOR_BGR2RGBA)
+
+
+def is_whole_jpeg(data: bytes) -> bool:
+    """Does a JPEG have its end marker? Some cameras write data of their own behind it."""
+    return b"\xff\xd9" in data[-1024:] or data.find(b"\xff\xd9", _scan_of_jpeg(data)) >= 0
+
+
+def _scan_of_jpeg(data: bytes) -> int:
+    """Where a JPEG's image data start, else its length. A thumbnail in the segments before has an end marker too."""
+    place = 2
+    while data[place : place + 1] == b"\xff" and place + 4 <= len(data):
+        marker = data[place + 1]
+        if marker == 0xDA:
+            return place
+        place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return len(data)
 
 
 def read_image(path: Path, *, alpha: bool = False) -> np.ndarray:

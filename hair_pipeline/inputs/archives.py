@@ -33,7 +33,7 @@ class ArchiveError(OSError):
     """An archive or an entry that cannot be read; an `OSError`, so that readers of files need not tell them apart.
 
     Attributes:
-        reason: UNREADABLE_ARCHIVE, SUSPICIOUS_ARCHIVE or PATH_OUTSIDE_ROOT.
+        reason: UNREADABLE_ARCHIVE, EMPTY_ARCHIVE, SUSPICIOUS_ARCHIVE or PATH_OUTSIDE_ROOT.
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:
@@ -78,10 +78,11 @@ def restored_name(info: zipfile.ZipInfo) -> str:
 
 
 def list_entries(path: Path) -> Iterator[Entry]:
-    """Every file in the archive, also in the archives it nests.
+    """Every file in the archive, also in the archives it nests; an empty one of these is a file.
 
     Raises:
-        ArchiveError: the archive itself cannot be read.
+        ArchiveError: the archive itself is damaged.
+        OSError: it cannot be read.
     """
     yield from _list(_Archive.open(path), "", 1)
 
@@ -102,7 +103,12 @@ def _list(archive: _Archive, prefix: str, depth: int) -> Iterator[Entry]:
         try:
             if depth >= MAX_DEPTH:
                 raise ArchiveError(Reason.SUSPICIOUS_ARCHIVE, f"more than {MAX_DEPTH} archives in one another")
-            yield from _list(archive.nested(name), f"{prefix}{name}{SEPARATOR}", depth + 1)
+            empty = True
+            for entry in _list(archive.nested(name), f"{prefix}{name}{SEPARATOR}", depth + 1):
+                empty = False
+                yield entry
+            if empty:
+                raise ArchiveError(Reason.EMPTY_ARCHIVE, "")
         except ArchiveError as error:
             yield Entry(prefix + name, info.file_size, info.CRC, (error.reason, error.detail))
 
@@ -132,9 +138,8 @@ class _Archive:
             self._index: dict[str, zipfile.ZipInfo] = {}
             for info in self.infos:
                 self._index.setdefault(restored_name(info), info)
-        except ArchiveError:
-            raise
         except Exception as error:  # zipfile raises many types on hostile directories
+            _raise_if_of_the_disk(error)
             raise ArchiveError(Reason.UNREADABLE_ARCHIVE, f"not a readable zip ({str(error)[:80]})") from error
         self._nested: OrderedDict[str, _Archive] = OrderedDict()
 
@@ -170,12 +175,20 @@ class _Archive:
             with self._zip.open(info) as file:
                 return file.read(min(limit, info.file_size))
         except Exception as error:  # wrong CRC, damaged streams, unknown methods
+            _raise_if_of_the_disk(error)
             raise ArchiveError(
                 Reason.UNREADABLE_ARCHIVE, f"the entry cannot be unpacked ({str(error)[:80]})"
             ) from error
 
     def close(self) -> None:
         self._zip.close()
+
+
+def _raise_if_of_the_disk(error: Exception) -> None:
+    """Let through what says nothing about the archive's content. A damaged one may send zipfile to a place before its
+    start, which is an invalid seek, or make a decompressor raise an `OSError` without a number."""
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        raise error
 
 
 _archives: OrderedDict[tuple[str, int, int], _Archive] = OrderedDict()

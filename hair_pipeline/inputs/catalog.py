@@ -28,13 +28,13 @@ from hair_pipeline.inputs.examine import REVISION, Candidate, Examiner, Task
 from hair_pipeline.inputs.inventory import Inventory, digest, list_files, printable, short_hash
 from hair_pipeline.inputs.k_hairstyle import LabelName, Pairing, image_id_of, pair, source_of
 from hair_pipeline.inputs.labels import BadLabel, parse_names
-from hair_pipeline.inputs.reader import read_bytes
+from hair_pipeline.inputs.reader import passing_faults, read_bytes
 from hair_pipeline.inputs.reasons import Reason
 from hair_pipeline.inputs.remembered import PART_ROWS, ExaminedRows, NameOrFault, RememberedNames
 from hair_pipeline.inputs.shards import Assignments, assign_shards
 from hair_pipeline.inputs.split import assign_splits
-from hair_pipeline.inputs.summary import Summary, summarise
-from hair_pipeline.inputs.training_face import FaceFiles, scan_faces
+from hair_pipeline.inputs.summary import Summary, summarise, with_notes
+from hair_pipeline.inputs.training_face import FaceFiles, count_unused, scan_faces
 from hair_pipeline.inputs.workers import map_chunks, map_in_processes
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
@@ -67,7 +67,8 @@ def build_catalog(settings: Settings, profile: Profile) -> CatalogResult:
 
     The same inputs, settings and earlier assignments give the same bytes. What is found out about a file is kept in
     `processed/catalog_cache`: a file whose size and time are the same is not opened again, and a run that was killed
-    goes on where it stopped. Memory holds names, not rows.
+    goes on where it stopped. A file that could not be read, though it is there, is tried again by the next run. Memory
+    holds names, not rows.
 
     Raises:
         PipelineError: a root is missing or empty, no image is usable, or all images are of one person.
@@ -81,6 +82,7 @@ def build_catalog(settings: Settings, profile: Profile) -> CatalogResult:
         return done
     found = _pair(settings, inventory, cache)
     tasks = _tasks(found.pairing, inventory, faces)
+    unused = count_unused(faces, {image_id_of(task.candidates[0].image) for task in tasks})
     del faces
     for names in (inventory.stamps, inventory.images, inventory.labels, found.pairing.pairs, found.pairing.images):
         names.clear()  # the tasks hold them now
@@ -94,17 +96,26 @@ def build_catalog(settings: Settings, profile: Profile) -> CatalogResult:
     images, usefulness = _people(rows, signatures, profile.inputs.same_person, settings)
     assignments = _assign(images, usefulness, settings, profile)
     rejected = _rejected(inventory, found)
-    with atomic_path(settings.catalog_path) as temporary, _writer(temporary) as writer:
+    unread = found.unread + rows.unsettled
+    notes = {"archives_read": inventory.archives, "faces_without_image": unused, "unread": unread}
+    schema = with_notes(SCHEMA, notes)
+    with (
+        atomic_path(settings.catalog_path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+    ):
         for table in _assigned(rows, signatures, assignments, profile.inputs.same_person):
             writer.write_table(table)
         for table in rejected:
             writer.write_table(table)
     assignments.write(_assignments_path(settings))
     rows.tidy(signatures)
-    summary = summarise(settings.catalog_path, archives=inventory.archives)
+    summary = summarise(settings.catalog_path)
     version = hash_file(settings.catalog_path)
     kept = {"state": state, "data_version": version, "assignments": hash_file(_assignments_path(settings))}
-    write_json(cache / "state.json", kept | {"summary": summary.as_json()})
+    if unread:
+        (cache / "state.json").unlink(missing_ok=True)
+    else:
+        write_json(cache / "state.json", kept | {"summary": summary.as_json()})
     return CatalogResult(settings.catalog_path, summary, version)
 
 
@@ -171,12 +182,19 @@ def _list_inputs(settings: Settings, cache: Path) -> tuple[Inventory, dict[str, 
 
 def _check_found(settings: Settings, inventory: Inventory, faces: dict[str, FaceFiles]) -> None:
     if not inventory.images and not inventory.labels:
-        archives = sum(reason == Reason.ARCHIVE for _, reason, _ in inventory.rejected)
-        what = "holds no image and no label" + (f", only {archives} archives that are not zips" if archives else "")
+        what = "holds no image and no label" + _found_instead(inventory.rejected)
         raise _no_input(what, settings.k_hairstyle_root, "K_HAIRSTYLE_ROOT", "K-Hairstyle copy")
     if not faces:
         remedy = "training_face output folder (<stem>/face_01/*.json)"
         raise _no_input("holds no training_face output", settings.training_face_root, "TRAINING_FACE_ROOT", remedy)
+
+
+def _found_instead(rejected: list[tuple[str, Reason, str]]) -> str:
+    """What there is besides, by reason, each with an example."""
+    counts = Counter(reason for _, reason, _ in rejected)
+    examples = {reason: f"{path} {detail}".strip() for path, reason, detail in reversed(rejected)}
+    named = [f"{count} {reason} (such as {printable(examples[reason])})" for reason, count in counts.most_common(4)]
+    return f", only {', '.join(named)}" if named else ""
 
 
 def _state(profile: Profile, inventory: Inventory, faces: dict[str, FaceFiles]) -> str:
@@ -217,12 +235,17 @@ def _unchanged(settings: Settings, cache: Path, state: str) -> CatalogResult | N
 
 
 class _NameReader:
-    """Reads one label's names; picklable for the worker processes."""
+    """Reads one label's names, and tells whether they are settled; picklable for the worker processes."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def __call__(self, path: str) -> NameOrFault:
+    def __call__(self, path: str) -> tuple[NameOrFault, bool]:
+        with passing_faults() as faults:
+            name = self._read(path)
+        return name, not faults
+
+    def _read(self, path: str) -> NameOrFault:
         try:
             return LabelName(path, *parse_names(read_bytes(self.root, path)))
         except BadLabel as error:
@@ -233,10 +256,11 @@ class _NameReader:
 
 @dataclass(frozen=True)
 class _Found:
-    """What pairing came to, and the labels that are none: path, reason, detail."""
+    """What pairing came to, the labels that are none (path, reason, detail), and how many could not be read now."""
 
     pairing: Pairing
     bad_labels: list[tuple[str, Reason, str]]
+    unread: int
 
 
 def _pair(settings: Settings, inventory: Inventory, cache: Path) -> _Found:
@@ -248,13 +272,15 @@ def _pair(settings: Settings, inventory: Inventory, cache: Path) -> _Found:
     unknown = [number for number, name in enumerate(names) if name is None]
     reader = _NameReader(settings.k_hairstyle_root)
     fresh = map_in_processes(reader, [paths[number] for number in unknown], description="labels", chunk=1000)
-    for number, name in zip(unknown, fresh, strict=True):
-        names[number] = name
+    settled = np.ones(len(paths), bool)
+    for number, (name, is_settled) in zip(unknown, fresh, strict=True):
+        names[number], settled[number] = name, is_settled
     read = [name for name in names if name is not None]
     if unknown or len(read) != remembered.count:
-        remembered.keep(signatures, read)
+        remembered.keep(signatures[settled], [read[number] for number in np.flatnonzero(settled)])
     bad = [name for name in read if not isinstance(name, LabelName)]
-    return _Found(pair(inventory.images, (name for name in read if isinstance(name, LabelName))), bad)
+    pairing = pair(inventory.images, (name for name in read if isinstance(name, LabelName)))
+    return _Found(pairing, bad, int(np.count_nonzero(~settled)))
 
 
 def _tasks(pairing: Pairing, inventory: Inventory, faces: dict[str, FaceFiles]) -> list[Task]:
@@ -325,9 +351,11 @@ def _assignments_path(settings: Settings) -> Path:
 
 
 def _assign(images: dict[str, int], usefulness: dict[str, int], settings: Settings, profile: Profile) -> Assignments:
-    """Shard and split of every person, those of earlier runs kept."""
+    """Shard and split of every person, those of earlier runs kept; where their file is gone, the last catalog's."""
     config = profile.inputs
     earlier = Assignments.read(_assignments_path(settings))
+    if not earlier.shards and settings.catalog_path.exists():
+        earlier = Assignments.of_catalog(settings.catalog_path, config.validation_fraction, config.split_seed)
     same_split = (earlier.fraction, earlier.seed) == (config.validation_fraction, config.split_seed)
     known = earlier.splits if same_split else {}
     shards = assign_shards(images, config.shard_size, earlier.shards)
@@ -367,7 +395,3 @@ def _rejected_row(image: str | None, label: str | None, reason: Reason, detail: 
     path = image or label or ""
     known = {"image_id": image_id_of(path), "source": source_of(path), "image_path": image, "label_path": label}
     return NO_FLAGS | known | {"reason": reason.value, "detail": detail or None}
-
-
-def _writer(path: Path) -> pq.ParquetWriter:
-    return pq.ParquetWriter(path, SCHEMA, compression="zstd")

@@ -14,23 +14,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from hair_pipeline.files import hash_bytes
+from hair_pipeline.files import hash_bytes, is_whole_jpeg
 from hair_pipeline.inputs.columns import EXAMINED, NO_FLAGS
 from hair_pipeline.inputs.geometry import letterbox, same_framing
 from hair_pipeline.inputs.k_hairstyle import (
     Rejected,
     decode_small,
-    ends_early,
     image_id_of,
     image_set_of,
     image_size,
+    is_sure_of_source,
     kind_of,
+    same_name,
     source_of,
 )
 from hair_pipeline.inputs.labels import BadLabel, Label, base_style_of_folder, parse_label
 from hair_pipeline.inputs.perceptual_hash import perceptual_hash
 from hair_pipeline.inputs.polygons import draw_polygon, polygon_scale
-from hair_pipeline.inputs.reader import in_archive, read_bytes
+from hair_pipeline.inputs.reader import passing_faults, read_bytes, read_if_there, read_tail
 from hair_pipeline.inputs.reasons import FaceReason, Reason
 from hair_pipeline.inputs.training_face import (
     MIN_FACE_FRACTION,
@@ -39,15 +40,15 @@ from hair_pipeline.inputs.training_face import (
     Face,
     SheetMasks,
     choose_face,
-    decode_sheet,
     identity_reason,
+    masks_of,
     parse_embedding,
     read_face_json,
 )
 from hair_pipeline.profile import InputsConfig
 from hair_pipeline.vocabulary import ATTRIBUTES
 
-REVISION = 2
+REVISION = 3
 """Raised when the same files would be examined to another result: remembered rows are then made again."""
 _HEAD_BYTES = 2**17
 _SETS = ("mqset", "hqset", "rawset")
@@ -85,15 +86,26 @@ class Examiner:
     size: int
 
     def __call__(self, tasks: Sequence[Task]) -> pa.RecordBatch:
-        """The rows of some tasks: `columns.EXAMINED` and each row's `signature`."""
+        """The rows of some tasks: `remembered.SCHEMA`. An image that brings the examiner down does so alone."""
+        try:
+            return self._batch(tasks)
+        except Exception as error:  # whatever hostile files provoke, in the examiner or on the way into columns
+            if len(tasks) > 1:
+                return pa.concat_batches([self([task]) for task in tasks])
+            rows = [_plain_row(candidate) | _unforeseen(error) for candidate in tasks[0].candidates]
+            return _as_batch(rows, [tasks[0].signature] * len(rows), [True] * len(rows))
+
+    def _batch(self, tasks: Sequence[Task]) -> pa.RecordBatch:
         rows: list[dict[str, Any]] = []
         signatures: list[int] = []
+        unsettled: list[bool] = []
         for task in tasks:
-            found = self.examine(task)
-            rows += [NO_FLAGS | row for row in found]
+            with passing_faults() as faults:
+                found = self.examine(task)
+            rows += found
             signatures += [task.signature] * len(found)
-        batch = pa.RecordBatch.from_pylist(rows, schema=EXAMINED)
-        return batch.append_column("signature", pa.array(signatures, pa.uint64()))
+            unsettled += [bool(faults)] * len(found)
+        return _as_batch(rows, signatures, unsettled)
 
     def examine(self, task: Task) -> list[dict[str, Any]]:
         """One row per candidate: the first that can be used is accepted, the others are rejected with a reason."""
@@ -134,7 +146,7 @@ class Examiner:
         for path in faces:
             try:
                 sheet = read_face_json(self.training_face_root, path).sheet_path
-                width, height = image_size(read_bytes(self.training_face_root, sheet, _HEAD_BYTES))
+                width, height = image_size(read_if_there(self.training_face_root, sheet, _HEAD_BYTES) or b"")
             except (BadFace, Rejected, OSError):
                 continue
             return width // 2, height // 2
@@ -194,9 +206,10 @@ class Examiner:
             try:
                 head = _read_head(self.k_hairstyle_root, row["image_path"])
                 tail = _read_tail(self.k_hairstyle_root, row["image_path"])
+                whole = not head.startswith(b"\xff\xd8") or self._ends(row["image_path"], tail)
             except Rejected:
                 continue
-            if head.startswith(b"\xff\xd8") and ends_early(tail):
+            if not whole:
                 row |= {"reason": Reason.TRUNCATED_IMAGE.value, "detail": "it has no end marker"}
                 continue
             accepted |= {
@@ -208,11 +221,16 @@ class Examiner:
             }
             return
 
+    def _ends(self, path: str, tail: bytes) -> bool:
+        """Has a JPEG its end marker? All of it is read only where its tail does not say so."""
+        return b"\xff\xd9" in tail or is_whole_jpeg(_read(self.k_hairstyle_root, path, Reason.UNREADABLE_IMAGE))
+
     def _usable_label(self, row: dict[str, Any], accepted: dict[str, Any]) -> str | None:
         """The label to draw a larger photo's hair from: its own, else the accepted one's if both show the same."""
         if row["label_path"] is not None:
             try:
-                if parse_label(_read(self.k_hairstyle_root, row["label_path"], Reason.UNREADABLE_LABEL)).hair:
+                label = parse_label(_read(self.k_hairstyle_root, row["label_path"], Reason.UNREADABLE_LABEL))
+                if label.hair and label.blur_is_outlined:
                     return str(row["label_path"])
             except (Rejected, BadLabel):
                 pass
@@ -226,7 +244,7 @@ class Examiner:
         label_bytes = _read(self.k_hairstyle_root, label_path, Reason.UNREADABLE_LABEL)
         label = parse_label(label_bytes)
         row |= _label_columns(label, image)
-        row["source"] = label.source or row["source"]
+        _settle_source(row, label, image)
         if not row["source"]:
             raise Rejected(Reason.NO_SOURCE)
         geometry = letterbox(width, height, self.size)
@@ -249,9 +267,9 @@ class Examiner:
         embedding = None
         try:
             face = choose_face(root, list(faces), width, height, self.config)
-            read = [_read_or_empty(root / path) for path in (face.path, face.embedding_path, face.sheet_path)]
+            read = [_read_or_empty(root, path) for path in (face.path, face.embedding_path, face.sheet_path)]
             embedding = parse_embedding(read[1])
-            masks = _usable_masks(read[2], width, height)
+            masks = masks_of(face, read[2], width, height)
         except BadFace as error:
             if face is None or error.reason == FaceReason.SHEET_WRONG_SIZE:
                 face, face_problem = None, error.reason  # a sheet of another photo: the box is not to be trusted
@@ -259,7 +277,7 @@ class Examiner:
             row["face_detail"] = error.detail or None
         if masks is not None and share(masks.face) < MIN_FACE_FRACTION:
             sheet_problem = FaceReason.NO_FACE_MASK
-        identity = identity_reason(face, face_problem, bool(label.blurred), embedding is not None, self.config)
+        identity = identity_reason(face, face_problem, label.face_blurred, embedding is not None, self.config)
         row |= {
             "has_face": face is not None,
             "face_reason": sheet_problem,
@@ -292,6 +310,17 @@ class Examiner:
             row |= {"mask_iou": round(iou, 6), "masks_disagree": iou < self.config.min_mask_iou}
 
 
+def _as_batch(rows: list[dict[str, Any]], signatures: list[int], unsettled: list[bool]) -> pa.RecordBatch:
+    batch = pa.RecordBatch.from_pylist([NO_FLAGS | row for row in rows], schema=EXAMINED)
+    batch = batch.append_column("signature", pa.array(signatures, pa.uint64()))
+    return batch.append_column("unsettled", pa.array(unsettled, pa.bool_()))
+
+
+def _unforeseen(error: Exception) -> dict[str, Any]:
+    text = f"{type(error).__name__}: {error}"[:200].encode("utf-8", "replace").decode("utf-8")
+    return {"reason": Reason.UNFORESEEN.value, "detail": text}
+
+
 def share(mask: np.ndarray) -> float:
     """Share of a bool mask that is set."""
     return int(np.count_nonzero(mask)) / mask.size
@@ -301,12 +330,6 @@ def mask_iou(first: np.ndarray, second: np.ndarray) -> float:
     """Intersection over union of two bool masks of one shape; 0 when both are empty."""
     union = int(np.count_nonzero(first | second))
     return int(np.count_nonzero(first & second)) / union if union else 0.0
-
-
-def _usable_masks(sheet: bytes, width: int, height: int) -> SheetMasks:
-    if not sheet:
-        raise BadFace(FaceReason.SHEET_MISSING)
-    return decode_sheet(sheet, width, height)
 
 
 def _plain_row(candidate: Candidate) -> dict[str, Any]:
@@ -357,18 +380,14 @@ def _has_size(head: bytes) -> bool:
 
 def _read_tail(root: Path, path: str) -> bytes:
     try:
-        if in_archive(path):
-            return read_bytes(root, path)[-1024:]
-        with (root / path).open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - 1024))
-            return file.read()
+        return read_tail(root, path, 1024)
     except OSError as error:
         raise Rejected(Reason.UNREADABLE_IMAGE, str(error.strerror)) from error
 
 
-def _read_or_empty(path: Path) -> bytes:
+def _read_or_empty(root: Path, path: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_if_there(root, path) or b""
     except OSError:
         return b""
 
@@ -385,9 +404,25 @@ def _label_columns(label: Label, image: str) -> dict[str, Any]:
         "horizontal": label.horizontal,
         "age": label.age,
         "rgb": None if label.rgb is None else list(label.rgb),
-        "face_blurred": bool(label.blurred),
+        "face_blurred": label.face_blurred,
         "label_problems": "; ".join(label.problems) or None,
     }
+
+
+def _settle_source(row: dict[str, Any], label: Label, image: str) -> None:
+    """Choose between the person the label names and the one the path names (`row["source"]`).
+
+    One person must not become two, who may land on both sides of the split: so the path's spelling counts, and where
+    they disagree the path if its folder and file name agree, else the label. A disagreement is a label problem.
+    """
+    named, found = label.source, row["source"]
+    if named is None or found is None:
+        row["source"] = named or found
+    elif not same_name(named, found):
+        problem = f"source: {named[:40]} (the path says {found})"
+        row["label_problems"] = "; ".join(filter(None, (row["label_problems"], problem)))
+        if not is_sure_of_source(image):
+            row["source"] = named
 
 
 def _face_columns(face: Face) -> dict[str, Any]:

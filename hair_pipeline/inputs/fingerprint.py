@@ -49,12 +49,13 @@ def fingerprint_folder(root: Path, remembered: Path | None = None) -> str:
     contents[is_known] = known[at[is_known]]
     unknown = np.flatnonzero(~is_known)
     reader, paths = _ContentReader(root), [names[number] for number in unknown]
-    for place, content in zip(
+    was_read = np.ones(len(keys), bool)
+    for place, (content, readable) in zip(
         unknown, map_in_processes(reader, paths, description="fingerprint", chunk=1000), strict=True
     ):
-        contents[place] = np.frombuffer(content, np.uint8)
+        contents[place], was_read[place] = np.frombuffer(content, np.uint8), readable
     if remembered is not None and (len(unknown) or len(known_keys) != len(keys)):
-        _write(remembered, keys, contents)
+        _write(remembered, keys[was_read], contents[was_read])
     total = hashlib.sha256()
     for number in sorted(range(len(names)), key=names.__getitem__):
         name = os.fsencode(names[number])
@@ -63,12 +64,13 @@ def fingerprint_folder(root: Path, remembered: Path | None = None) -> str:
 
 
 class _ContentReader:
-    """Digest of a file's size and sampled content; picklable for the worker processes."""
+    """Digest of a file's size and sampled content, and whether it could be read; picklable for the worker processes."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def __call__(self, path: str) -> bytes:
+    def __call__(self, path: str) -> tuple[bytes, bool]:
+        readable = True
         try:
             with (self.root / path).open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -80,8 +82,8 @@ class _ContentReader:
                         file.seek(position)
                         sampled += file.read(_BLOCK)
         except OSError as error:
-            size, sampled = 0, f"unreadable {error.errno}".encode()
-        return hashlib.blake2b(size.to_bytes(8, "little") + sampled, digest_size=_DIGEST).digest()
+            readable, size, sampled = False, 0, f"unreadable {error.errno}".encode()
+        return hashlib.blake2b(size.to_bytes(8, "little") + sampled, digest_size=_DIGEST).digest(), readable
 
 
 def _read(path: Path | None) -> tuple[np.ndarray, np.ndarray]:

@@ -44,7 +44,7 @@ def folder_state(root: Path) -> str:
         below: list[str] = []
         for folder in level:
             try:
-                folders = [entry.path for entry in os.scandir(folder) if entry.is_dir()]
+                folders = [entry.path for entry in os.scandir(folder) if _is_folder(entry)]
                 time = os.stat(folder).st_mtime_ns  # noqa: PTH116 (thousands of folders, every minute)
             except OSError as error:
                 if folder != base:
@@ -60,3 +60,10 @@ def folder_state(root: Path) -> str:
         level = sorted(below)
     total.update(str(len(level)).encode())
     return total.hexdigest()[:16]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False

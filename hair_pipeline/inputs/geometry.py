@@ -39,12 +39,18 @@ class Geometry:
         """Width and height that the photo covers in the square, whole pixels."""
         return max(1, round(self.width * self.scale)), max(1, round(self.height * self.scale))
 
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns that the photo covers in the square."""
+        width, height = self.inner
+        return slice(self.offset_y, self.offset_y + height), slice(self.offset_x, self.offset_x + width)
+
     def image(self, photo: np.ndarray) -> np.ndarray:
         """Photo (H, W, C) uint8 -> square (S, S, C); bars are gray."""
         if (self.width, self.height) == self.inner == (self.size, self.size):
             return photo.copy()
         square = np.full((self.size, self.size, photo.shape[2]), PADDING, np.uint8)
-        square[self._window()] = cv2.resize(photo, self.inner, interpolation=self._interpolation())
+        square[self.window] = cv2.resize(photo, self.inner, interpolation=self._interpolation())
         return square
 
     def mask(self, mask: np.ndarray) -> np.ndarray:
@@ -56,7 +62,7 @@ class Geometry:
             covered = cv2.resize(mask.astype(np.uint8) * 255, self.inner, interpolation=cv2.INTER_AREA) >= 128
         else:
             covered = cv2.resize(mask.astype(np.uint8), self.inner, interpolation=cv2.INTER_NEAREST) > 0
-        square[self._window()] = covered
+        square[self.window] = covered
         return square
 
     def points(self, points: np.ndarray) -> np.ndarray:
@@ -69,7 +75,7 @@ class Geometry:
 
     def image_back(self, square: np.ndarray) -> np.ndarray:
         """Square (S, S, C) uint8 -> photo size (H, W, C): the bars are cut off, the rest resized."""
-        inside = np.ascontiguousarray(square[self._window()])
+        inside = np.ascontiguousarray(square[self.window])
         if inside.shape[:2] == (self.height, self.width):
             return inside
         interpolation = cv2.INTER_CUBIC if self.scale < 1 else cv2.INTER_AREA
@@ -77,7 +83,7 @@ class Geometry:
 
     def mask_back(self, square: np.ndarray) -> np.ndarray:
         """Mask (S, S) bool -> photo size (H, W) bool, smooth along the outline."""
-        inside = square[self._window()]
+        inside = square[self.window]
         if inside.shape == (self.height, self.width):
             return inside.copy()
         size = (self.width, self.height)
@@ -90,10 +96,6 @@ class Geometry:
     def box_back(self, box: np.ndarray) -> np.ndarray:
         """Box (4,) in the square -> in the photo, float32."""
         return self.points_back(np.asarray(box, np.float32).reshape(2, 2)).reshape(4)
-
-    def _window(self) -> tuple[slice, slice]:
-        width, height = self.inner
-        return slice(self.offset_y, self.offset_y + height), slice(self.offset_x, self.offset_x + width)
 
     def _offset(self) -> np.ndarray:
         return np.array([self.offset_x, self.offset_y], np.float32)

@@ -93,13 +93,13 @@ def _scan(folder: str) -> tuple[list[tuple[str, int]], list[str]]:
     folders: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir():
-                folders.append(entry.name)
-                continue
             try:
+                if entry.is_dir():
+                    folders.append(entry.name)
+                    continue
                 status = entry.stat()
                 files.append((entry.name, stamp(status.st_size, status.st_mtime_ns)))
-            except OSError:  # a broken link: found, but not readable
+            except OSError:  # a link that leads nowhere, or to itself: found, but not readable
                 files.append((entry.name, 0))
     return files, folders
 
@@ -148,6 +148,8 @@ def list_files(root: Path, remembered: Path | None = None) -> Inventory:
         if isinstance(entries, list):
             for entry in entries:
                 _sort_in(found, f"{path}{SEPARATOR}{entry.name}", stamp(entry.size, entry.crc), entry.problem)
+            if not entries:
+                found.rejected.append((path, Reason.EMPTY_ARCHIVE, ""))
         else:
             found.rejected.append((path, entries.reason, entries.detail))
     found.images.sort()

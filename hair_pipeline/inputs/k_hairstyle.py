@@ -9,14 +9,14 @@ from __future__ import annotations
 import io
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 from PIL import Image
 
-from hair_pipeline.files import MAX_IMAGE_PIXELS
+from hair_pipeline.files import MAX_IMAGE_PIXELS, is_whole_jpeg
 from hair_pipeline.inputs.reasons import Reason
 
 _SMALL = 64
@@ -25,6 +25,7 @@ _SOURCE_FOLDER = re.compile(r"^\d{4}\.(?P<source>.+)$")
 _SOURCE_NAME = re.compile(r"^(?P<source>[A-Za-z]{2,3}\d+)[-_]")
 _ARCHIVE_NAME = re.compile(r"\.zip!?$", re.IGNORECASE)
 _SET = re.compile(r"(rawset|hqset|mqset)")
+_HALF = re.compile(r"(?:^|/)(training|validation)(?=/|\.zip!|$)")
 
 
 class Rejected(Exception):
@@ -48,20 +49,35 @@ def image_id_of(path: str) -> str:
 def source_of(path: str) -> str | None:
     """The person a path names: the folder `<NNNN>.<SOURCE>` right above the file, else the file name's prefix.
 
-    An archive per person (`<NNNN>.<SOURCE>.zip`) counts as that folder.
+    Where the two name different people, the file name counts; where they only differ in case, the folder. An archive
+    per person (`<NNNN>.<SOURCE>.zip`) counts as that folder.
     """
+    folder, name = _sources_in(path)
+    return folder if folder and (name is None or same_name(folder, name)) else name
+
+
+def is_sure_of_source(path: str) -> bool:
+    """Do the folder and the file name both name a person, and the same one?"""
+    folder, name = _sources_in(path)
+    return folder is not None and name is not None and same_name(folder, name)
+
+
+def same_name(first: str, second: str) -> bool:
+    """Are two people's names equal but for case?"""
+    return first == second or first.casefold() == second.casefold()
+
+
+def _sources_in(path: str) -> tuple[str | None, str | None]:
+    """The people named by the folder and by the file name."""
     folder_path, _, file = path.rpartition("/")
     folder = _SOURCE_FOLDER.match(_ARCHIVE_NAME.sub("", folder_path.rpartition("/")[2]))
     name = _SOURCE_NAME.match(file)
-    if folder and (name is None or name["source"] == folder["source"]):
-        return _nfc(folder["source"])
-    return name["source"] if name else None
+    return _nfc(folder["source"]) if folder else None, name["source"] if name else None
 
 
 def image_set_of(path: str) -> str | None:
     """Which of the release's sets a path lies in: "rawset", "hqset" or "mqset"; None when no folder says so."""
-    found = _SET.findall(path.rpartition("/")[0].lower())
-    return found[-1] if found else None
+    return _part_of_release(path.rpartition("/")[0])[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,27 +101,26 @@ class Pairing:
 def pair(images: Iterable[str], labels: Iterable[LabelName]) -> Pairing:
     """Give each image its label: the label's `filename` is the image's base name.
 
-    Where several images bear the name (Training and Validation, or several sets), each label first takes the one in
-    its own folder, or in the folder parallel to it (`labels` for `images`, archives alike); only then do the labels
-    left over take the first image without a label. A label without `filename` counts as naming its own stem with
-    `-` for `_`. Names are compared after NFC, first exactly, then without regard to case and extension.
+    Where several images bear the name (Training and Validation, or several sets), every label first takes the one in
+    its own folder, or in the folder parallel to it (`labels` for `images`, archives alike); then the labels left over
+    take one of their own set and half of the release; only then do the rest take the first image without a label. A
+    label without `filename` counts as naming its own stem with `-` for `_`. Names are compared after NFC, first
+    exactly, then without regard to case and extension.
     """
     bearers = _Bearers(images)
     result = Pairing()
-    away: list[LabelName] = []
-    for label in labels:
-        folder = _folder_key(label.path.rpartition("/")[0])
-        at_home = (path for path in bearers.free(label) if _folder_key(path.rpartition("/")[0]) == folder)
-        image = next(at_home, None)
-        if image is None:
-            away.append(label)
-        else:
-            result.pairs.append((bearers.take(image), label))
-    for label in away:
-        image = next(bearers.free(label), None)
-        if image is not None:
-            result.pairs.append((bearers.take(image), label))
-        elif others := bearers.of(label):
+    waiting = list(labels)
+    for place_of in (_folder_key, _part_of_release, _anywhere):
+        away: list[LabelName] = []
+        for label in waiting:
+            image = bearers.take(label, place_of)
+            if image is None:
+                away.append(label)
+            else:
+                result.pairs.append((image, label))
+        waiting = away
+    for label in waiting:
+        if others := bearers.of(label):
             result.labels.append((label, Reason.DUPLICATE_LABEL, f"{others[0]} already has a label"))
         else:
             result.labels.append((label, Reason.LABEL_WITHOUT_IMAGE, f"no image named {_named(label)!r}"))
@@ -140,14 +155,14 @@ class _Bearers:
                 self._loose.setdefault(_loose(exact), []).extend(images)
         return self._loose.get(_loose(name), [])
 
-    def free(self, label: LabelName) -> Iterator[str]:
-        """Those of them without a label yet."""
-        return (image for image in self.of(label) if image in self._left)
-
-    def take(self, image: str) -> str:
-        """The image, given away."""
-        del self._left[image]
-        return image
+    def take(self, label: LabelName, place_of: Callable[[str], Hashable]) -> str | None:
+        """The first of them without a label whose folder is the same place as the label's; it is given away."""
+        place = place_of(label.path.rpartition("/")[0])
+        for image in self.of(label):
+            if image in self._left and place_of(image.rpartition("/")[0]) == place:
+                del self._left[image]
+                return image
+        return None
 
 
 def _named(label: LabelName) -> str:
@@ -167,6 +182,17 @@ def _folder_key(folder: str) -> str:
     """A folder's path with the parallel trees' `images` and `labels` made equal, and archives made folders."""
     parts = [_ARCHIVE_NAME.sub("", _nfc(part)) for part in folder.split("/")]
     return "/".join("images" if part.lower() in ("labels", "label", "images", "image") else part for part in parts)
+
+
+@lru_cache(maxsize=100_000)
+def _part_of_release(folder: str) -> tuple[str | None, str | None]:
+    """The set and the half ("training", "validation") of the release that a folder lies in, as far as its path says."""
+    sets, halves = _SET.findall(folder.lower()), _HALF.findall(folder.lower())
+    return (sets[-1] if sets else None), (halves[-1] if halves else None)
+
+
+def _anywhere(_: str) -> None:
+    """Every folder is the same place."""
 
 
 def kind_of(head: bytes) -> Reason | None:
@@ -204,11 +230,6 @@ def _opened(data: bytes) -> Image.Image:
     return image
 
 
-def ends_early(tail: bytes) -> bool:
-    """Does a JPEG lack its end marker? `tail` is its last 1,024 bytes or more."""
-    return b"\xff\xd9" not in tail[-1024:]
-
-
 def decode_small(data: bytes) -> tuple[int, int, np.ndarray]:
     """Check that `data` is a whole image by decoding it (a JPEG at down to an eighth of its size).
 
@@ -221,7 +242,7 @@ def decode_small(data: bytes) -> tuple[int, int, np.ndarray]:
     with _opened(data) as image:
         width, height = image.size
         is_jpeg = data.startswith(b"\xff\xd8\xff")
-        if is_jpeg and ends_early(data):
+        if is_jpeg and not is_whole_jpeg(data):
             raise Rejected(Reason.TRUNCATED_IMAGE, "it has no end marker")
         try:
             if is_jpeg:

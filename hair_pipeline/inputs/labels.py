@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from hair_pipeline.inputs.polygons import BadPolygon, parse_polygon
+from hair_pipeline.inputs.polygons import BadPolygon, Polygon, parse_polygon
 from hair_pipeline.inputs.reasons import Reason
 from hair_pipeline.vocabulary import ATTRIBUTES, BASE_STYLE, CURL_CLASS, HAS_BANGS
 
@@ -51,6 +51,7 @@ class Label:
         rgb: hair colour, three floats.
         attributes: the English columns of `vocabulary.ATTRIBUTES`; None when missing or unknown.
         hair: rings of polygon1. blurred: rings of polygon2, the blurred face.
+        face_blurred: polygon2 is not empty, whether its rings could be read or not.
         problems: what the label holds that could not be understood, "key: value".
     """
 
@@ -65,7 +66,13 @@ class Label:
     attributes: dict[str, str | None] = field(default_factory=dict)
     hair: list[np.ndarray] = field(default_factory=list)
     blurred: list[np.ndarray] = field(default_factory=list)
+    face_blurred: bool = False
     problems: tuple[str, ...] = ()
+
+    @property
+    def blur_is_outlined(self) -> bool:
+        """Whether `blurred` tells where the face is blurred; also where it is not blurred at all."""
+        return bool(self.blurred) or not self.face_blurred
 
     @property
     def curl_class(self) -> str | None:
@@ -87,6 +94,8 @@ def parse_label(data: bytes) -> Label:
     values, filename, source = _identified(data)
     problems: list[str] = []
     attributes = {column: _translate(values, key, problems) for column, (key, _) in ATTRIBUTES.items()}
+    rgb = _rgb(values.get("rgb"), problems)
+    hair, blurred = (_polygon(values, key, problems) for key in ("polygon1", "polygon2"))
     return Label(
         filename=filename,
         source=source,
@@ -95,10 +104,11 @@ def parse_label(data: bytes) -> Label:
         front=_flag(values.get("front")),
         horizontal=_number(values.get("horizontal")),
         age=_age(values.get("age")),
-        rgb=_rgb(values.get("rgb"), problems),
+        rgb=rgb,
         attributes=attributes,
-        hair=_rings(values, "polygon1", problems),
-        blurred=_rings(values, "polygon2", problems),
+        hair=hair.rings,
+        blurred=blurred.rings,
+        face_blurred=bool(blurred.rings or blurred.short),
         problems=tuple(problems),
     )
 
@@ -112,13 +122,15 @@ def parse_outlines(data: bytes) -> Label:
     """A label without its attributes: what drawing masks needs, in half the time. Raises as `parse_label`."""
     values, filename, source = _identified(data)
     problems: list[str] = []
+    hair, blurred = (_polygon(values, key, problems) for key in ("polygon1", "polygon2"))
     return Label(
         filename=filename,
         source=source,
         width=_positive_int(values.get("width")),
         height=_positive_int(values.get("height")),
-        hair=_rings(values, "polygon1", problems),
-        blurred=_rings(values, "polygon2", problems),
+        hair=hair.rings,
+        blurred=blurred.rings,
+        face_blurred=bool(blurred.rings or blurred.short),
         problems=tuple(problems),
     )
 
@@ -234,12 +246,16 @@ def base_style_of_folder(name: str) -> str | None:
     return styles[int(number) - 1] if re.fullmatch(r"00[0-3]\d", number) and 1 <= int(number) <= len(styles) else None
 
 
-def _rings(values: dict[str, Any], key: str, problems: list[str]) -> list[np.ndarray]:
+def _polygon(values: dict[str, Any], key: str, problems: list[str]) -> Polygon:
+    """A polygon; one that cannot be read is a problem, and no ring, but not an empty polygon either."""
     try:
-        return parse_polygon(values.get(key))
+        polygon = parse_polygon(values.get(key))
     except BadPolygon as error:
         problems.append(f"{key}: {error}")
-        return []
+        return Polygon([], short=1)
+    if polygon.short:
+        problems.append(f"{key}: a ring of fewer than 3 points")
+    return polygon
 
 
 def _number(value: object) -> float | None:
@@ -282,7 +298,7 @@ def _rgb(value: object, problems: list[str]) -> tuple[float, float, float] | Non
         return None
     numbers = [_number(part) for part in value] if isinstance(value, list) else []
     if len(numbers) != 3 or any(number is None for number in numbers):
-        problems.append(f"rgb: {str(value)[:40]}")
+        problems.append(f"rgb: {clean_text(str(value)[:40])}")
         return None
     red, green, blue = (float(number or 0.0) for number in numbers)
     return red, green, blue

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from collections.abc import Iterator
+from itertools import takewhile
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 MAX_POINTS = 200_000
+MIN_RETRACED = 0.95
+"""A ring inside another, of at least this share of its area, is the same outline again and no hole."""
 _LIMIT = 30_000.0
 _SUBPIXEL_BITS = 3
 
@@ -21,14 +25,23 @@ class BadPolygon(ValueError):
     """The value is none of the known polygon forms; the message says what it is."""
 
 
-def parse_polygon(value: object) -> list[np.ndarray]:
+class Polygon(NamedTuple):
+    """A polygon as read.
+
+    Attributes:
+        rings: each (N, 2) float32 as x, y in pixels, N >= 3.
+        short: how many rings of one or two points there were besides, which enclose nothing.
+    """
+
+    rings: list[np.ndarray]
+    short: int = 0
+
+
+def parse_polygon(value: object) -> Polygon:
     """Read a polygon in any known form.
 
     Forms: a list of rings of points, a flat list of points, either of them as a JSON string (also encoded twice),
     and "[]", "", "nan", "none", null or absent for "no polygon". A point is {"x": .., "y": ..} or [x, y].
-
-    Returns:
-        Rings, each (N, 2) float32 as x, y in pixels, N >= 3 (shorter rings enclose nothing and are dropped).
 
     Raises:
         BadPolygon: anything else.
@@ -38,13 +51,13 @@ def parse_polygon(value: object) -> list[np.ndarray]:
             break
         text = value.strip()
         if text.lower() in ("", "nan", "none", "null"):
-            return []
+            return Polygon([])
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise BadPolygon(f"not JSON: {text[:40]!r}") from error
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return []
+        return Polygon([])
     if not isinstance(value, list):
         raise BadPolygon(f"not a list but {type(value).__name__}")
     if _is_point(value):
@@ -54,7 +67,7 @@ def parse_polygon(value: object) -> list[np.ndarray]:
         raise BadPolygon("neither a list of points nor a list of rings")
     if sum(map(len, rings)) > MAX_POINTS:
         raise BadPolygon(f"more than {MAX_POINTS} points")
-    return [_ring(ring) for ring in rings if len(ring) >= 3]
+    return Polygon([_ring(ring) for ring in rings if len(ring) >= 3], sum(len(ring) in (1, 2) for ring in rings))
 
 
 def _ring(points: list[Any]) -> np.ndarray:
@@ -93,12 +106,14 @@ def polygon_scale(label_size: tuple[int | None, int | None], width: int, height:
     """Photo pixels per label pixel in x and y.
 
     1 where the label gives no size, or gives the photo's own size turned by 90 degrees: coordinates refer to the
-    stored file, without EXIF rotation.
+    stored file, without EXIF rotation. Where it gives one side only, that side's ratio counts for both.
     """
-    label_width, label_height = label_size
-    if not label_width or not label_height or (label_width, label_height) == (height, width):
+    label_width, label_height = (side or None for side in label_size)
+    if label_width in (None, height) and label_height in (None, width):
         return 1.0, 1.0
-    return width / label_width, height / label_height
+    ratios = width / label_width if label_width else None, height / label_height if label_height else None
+    x, y = ratios[0] or ratios[1], ratios[1] or ratios[0]
+    return x or 1.0, y or 1.0
 
 
 def draw_polygon(
@@ -106,14 +121,15 @@ def draw_polygon(
 ) -> np.ndarray:
     """Draw rings as a mask.
 
-    Rings are united; a ring that lies wholly inside what the larger ones cover is a hole.
+    Rings are united; a ring that lies wholly inside what the larger ones cover is a hole. A ring that retraces another
+    counts once.
 
     Returns:
         (height, width) bool.
     """
     mask = np.zeros((height, width), np.uint8)
     scaled = [np.clip(ring * np.array(scale, np.float32), -_LIMIT, _LIMIT) for ring in rings]
-    for number, ring in enumerate(sorted(scaled, key=lambda ring: -abs(cv2.contourArea(ring)))):
+    for number, ring in enumerate(_distinct(sorted(scaled, key=lambda ring: -cv2.contourArea(ring)))):
         points = np.round(ring * (1 << _SUBPIXEL_BITS)).astype(np.int32)
         part = np.zeros_like(mask) if number else mask
         cv2.fillPoly(part, [points], 1, shift=_SUBPIXEL_BITS)
@@ -121,3 +137,19 @@ def draw_polygon(
             inside = part.any() and bool(mask[part > 0].all())
             mask[part > 0] = 0 if inside else 1
     return mask.view(bool)
+
+
+def _distinct(rings: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """Rings, the largest first, without those that fill (nearly) all of an earlier one and lie inside it."""
+    kept: list[tuple[float, np.ndarray]] = []
+    for ring in rings:
+        area = cv2.contourArea(ring)
+        near = takewhile(lambda other: area >= MIN_RETRACED * other[0], reversed(kept))  # noqa: B023 (used up here)
+        if not any(_lies_in(ring, other) for _, other in near):
+            kept.append((area, ring))
+            yield ring
+
+
+def _lies_in(ring: np.ndarray, other: np.ndarray) -> bool:
+    """Is no point of a ring further than a pixel outside another?"""
+    return all(cv2.pointPolygonTest(other, (float(x), float(y)), True) >= -1 for x, y in ring)

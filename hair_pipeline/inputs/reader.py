@@ -1,18 +1,25 @@
 """The one way to open a file that the catalog names, whether it lies in a folder or in an archive.
 
-Belongs here: bytes of `image_path`, `label_path` and `largest_path`. Does not belong here: their content.
+Belongs here: bytes of input files, and whether a file that could not be read may be readable another time. Does not
+belong here: their content.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from hair_pipeline.files import UnreadableImage, decode_image
-from hair_pipeline.inputs.archives import MAX_ENTRY_BYTES, SEPARATOR, SUFFIX, read_entry
+from hair_pipeline.inputs.archives import MAX_ENTRY_BYTES, SEPARATOR, SUFFIX, ArchiveError, read_entry
 
 _MARK = SUFFIX + SEPARATOR
+_LASTING = (errno.EINVAL, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_noted: list[OSError] | None = None
 
 
 def in_archive(path: str) -> bool:
@@ -41,10 +48,83 @@ def read_bytes(root: Path, path: str, limit: int = MAX_ENTRY_BYTES) -> bytes:
         OSError: it is missing or cannot be read, also inside an archive.
     """
     file, chain = split_location(path)
-    if chain:
+    if not chain:
+        return read_file(root, path, limit)
+    try:
         return read_entry(root / file, chain, limit)
-    with open(f"{root}/{file}", "rb") as stream:  # noqa: PTH123 (called for every file: Path takes longer to join)
+    except OSError as error:
+        _note(error)
+        raise
+
+
+def read_file(root: Path, path: str, limit: int = MAX_ENTRY_BYTES) -> bytes:
+    """The bytes of a file in a folder, at most the first `limit`.
+
+    Raises:
+        OSError: it is missing or cannot be read.
+    """
+    try:
+        return _read(root, path, limit)
+    except OSError as error:
+        _note(error)
+        raise
+
+
+def read_if_there(root: Path, path: str, limit: int = MAX_ENTRY_BYTES) -> bytes | None:
+    """As `read_file`, for a file that need not exist: None then.
+
+    Raises:
+        OSError: it is there and cannot be read.
+    """
+    try:
+        return _read(root, path, limit)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        _note(error)
+        raise
+
+
+def _read(root: Path, path: str, limit: int) -> bytes:
+    with open(f"{root}/{path}", "rb") as stream:  # noqa: PTH123 (called for every file: Path takes longer to join)
         return stream.read(limit)
+
+
+def read_tail(root: Path, path: str, size: int) -> bytes:
+    """The last `size` bytes of an input file. Args and errors as `read_bytes`."""
+    if in_archive(path):
+        return read_bytes(root, path)[-size:]
+    try:
+        with (root / path).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+            return file.read()
+    except OSError as error:
+        _note(error)
+        raise
+
+
+@contextmanager
+def passing_faults() -> Iterator[list[OSError]]:
+    """Collects the errors of reads, inside, that say nothing lasting about the file: the next try may succeed.
+
+    So do all but those of a damaged archive, of a link that leads nowhere, and of what is no file. A file that was
+    listed and is gone when it is read counts too: a network drive that went away comes back with the same files.
+    """
+    global _noted
+    outer, faults = _noted, list[OSError]()
+    _noted = faults
+    try:
+        yield faults
+    finally:
+        _noted = outer
+
+
+def _note(error: OSError) -> None:
+    if _noted is None:
+        return
+    dangling = error.errno == errno.ENOENT and os.path.islink(error.filename or "")  # noqa: PTH114 (str, bytes or None)
+    if not isinstance(error, ArchiveError) and error.errno not in _LASTING and not dangling:
+        _noted.append(error)
 
 
 def read_photo(root: Path, path: str) -> np.ndarray:

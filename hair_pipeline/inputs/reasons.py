@@ -27,7 +27,7 @@ class Reason(Described):
 
     JSON_AS_IMAGE = "json_as_image", "named like an image, but it is a JSON label"
     NOT_AN_IMAGE = "not_an_image", "named like an image, but its first bytes are of no known image format"
-    TRUNCATED_IMAGE = "truncated_image", "the image ends early or its data stream is broken"
+    TRUNCATED_IMAGE = "truncated_image", "the image ends early: its last part is missing"
     UNREADABLE_IMAGE = "unreadable_image", "the image cannot be read, or has too many pixels"
     IMAGE_WITHOUT_LABEL = "image_without_label", "no label names this image"
     LABEL_WITHOUT_IMAGE = "label_without_image", "the image this label names was not found"
@@ -41,9 +41,11 @@ class Reason(Described):
     OTHER_SET = "other_set", "the same image is accepted from another of the release's sets (raw, hq, mq)"
     ARCHIVE = "archive", "an archive other than zip: unpack it"
     UNREADABLE_ARCHIVE = "unreadable_archive", "a zip, or an entry of it, that is damaged or encrypted"
+    EMPTY_ARCHIVE = "empty_archive", "a zip without any file in it"
     SUSPICIOUS_ARCHIVE = "suspicious_archive", "a zip entry that unpacks to far too much, or is nested too deep"
     DUPLICATE_ENTRY = "duplicate_entry", "the zip holds this name more than once; the first entry counts"
     BAD_FILE_NAME = "bad_file_name", "the name is not UTF-8 or is too long to name outputs after"
+    UNFORESEEN = "unforeseen", "examining it failed in a way that the program does not know; the detail says how"
     UNKNOWN_FILE = "unknown_file", "neither an image nor a label by its extension"
 
 

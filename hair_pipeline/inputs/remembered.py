@@ -21,7 +21,9 @@ from hair_pipeline.inputs.reasons import Reason
 
 PART_ROWS = 8192
 _PARTS_IN_MEMORY = 3
-_SCHEMA = EXAMINED.append(pa.field("signature", pa.uint64()))
+SCHEMA = EXAMINED.append(pa.field("signature", pa.uint64())).append(pa.field("unsettled", pa.bool_()))
+"""Rows of examined images with the signature of the image, and whether they rest on a read that failed and may
+succeed another time: such rows serve one run only."""
 
 
 class ExaminedRows:
@@ -29,6 +31,9 @@ class ExaminedRows:
 
     A folder per key: other settings or another revision of the examiner remember nothing. A part is written as soon
     as it is full, so that a run that was killed goes on where it stopped.
+
+    Attributes:
+        unsettled: images whose rows this run added and the next one will make again.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
@@ -40,22 +45,26 @@ class ExaminedRows:
         self._tables: OrderedDict[tuple[int, tuple[str, ...] | None], pa.Table] = OrderedDict()
         self._signatures = np.empty(0, np.uint64)
         self._places = np.empty((0, 3), np.int64)
-        self._index(sorted(self._folder.glob("part-*.parquet")))
+        self.unsettled = 0
+        self._index(sorted(self._folder.glob("part-*.parquet")), only_settled=True)
 
-    def _index(self, paths: list[Path]) -> None:
+    def _index(self, paths: list[Path], *, only_settled: bool = False) -> None:
         """Learn where each image's rows are: signature -> part, first row, number of rows."""
         signatures: list[np.ndarray] = [self._signatures]
         places: list[np.ndarray] = [self._places]
         for path in paths:
             try:
-                column = pq.read_table(path, columns=["signature"]).column(0).to_numpy()
+                table = pq.read_table(path, columns=["signature", "unsettled"])
+                column, unsettled = (table.column(number).to_numpy() for number in range(2))
             except (pa.ArrowException, OSError):
                 path.unlink(missing_ok=True)  # damaged: its images are examined again
                 continue
             starts = np.flatnonzero(np.r_[True, column[1:] != column[:-1]]) if len(column) else np.empty(0, int)
             counts = np.diff(np.r_[starts, len(column)])
-            signatures.append(column[starts])
-            places.append(np.stack([np.full_like(starts, len(self._parts)), starts, counts], 1))
+            kept = ~unsettled[starts] if only_settled else np.ones(len(starts), bool)
+            self.unsettled += int(np.count_nonzero(unsettled[starts[kept]]))
+            signatures.append(column[starts[kept]])
+            places.append(np.stack([np.full_like(starts, len(self._parts)), starts, counts], 1)[kept])
             self._parts.append(path)
         joined = np.concatenate(signatures)
         order = np.argsort(joined, kind="stable")
@@ -94,7 +103,7 @@ class ExaminedRows:
         tables = [self._table(int(number), columns) for number in numbers]
         if not tables:
             names = columns or tuple(EXAMINED.names)
-            return pa.schema([EXAMINED.field(name) for name in names]).empty_table()
+            return pa.schema([SCHEMA.field(name) for name in names]).empty_table()
         first_rows = np.cumsum([0] + [len(table) for table in tables])[np.searchsorted(numbers, places[:, 0])]
         counts = places[:, 2]
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -132,9 +141,7 @@ class ExaminedRows:
     def _again(self, signatures: np.ndarray) -> Iterator[pa.RecordBatch]:
         for start in range(0, len(signatures), PART_ROWS):
             block = signatures[start : start + PART_ROWS]
-            counts = self._places[np.searchsorted(self._signatures, block)][:, 2]
-            table = self.rows(block).append_column("signature", pa.array(np.repeat(block, counts)))
-            yield from table.combine_chunks().to_batches()
+            yield from self.rows(block, tuple(SCHEMA.names)).combine_chunks().to_batches()
 
 
 def _grouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -142,10 +149,10 @@ def _grouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
     for batch in batches:
         waiting.append(batch)
         if sum(map(len, waiting)) >= PART_ROWS:
-            yield pa.Table.from_batches(waiting, schema=_SCHEMA)
+            yield pa.Table.from_batches(waiting, schema=SCHEMA)
             waiting = []
     if waiting:
-        yield pa.Table.from_batches(waiting, schema=_SCHEMA)
+        yield pa.Table.from_batches(waiting, schema=SCHEMA)
 
 
 _NAMES = pa.schema(

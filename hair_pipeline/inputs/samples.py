@@ -44,7 +44,7 @@ class Photo:
     Attributes:
         image: (H, W, 3) uint8 RGB, EXIF rotation ignored.
         hair_mask, face_mask: (H, W) bool, disjoint; the face mask is all False without a usable face.
-        blurred: (H, W) bool, the region the release blurred (polygon2).
+        blurred: (H, W) bool, the region the release blurred (polygon2); the face's box where that cannot be read.
         box: (4,) float32 x1, y1, x2, y2 in photo pixels; None without a face.
     """
 
@@ -65,6 +65,7 @@ class Sample:
         image: (S, S, 3) uint8 RGB.
         hair_mask, face_mask: (S, S) bool; the face mask is all False without a usable face.
         box: (4,) float32 x1, y1, x2, y2 in the square's pixels; None without a face.
+        window: rows and columns that the photo covers; None where it covers the whole square.
     """
 
     image_id: str
@@ -73,6 +74,7 @@ class Sample:
     hair_mask: np.ndarray
     face_mask: np.ndarray
     box: np.ndarray | None
+    window: tuple[slice, slice] | None = None
 
 
 def load_photo(row: Any, settings: Roots) -> Photo:
@@ -100,6 +102,10 @@ def load_photo(row: Any, settings: Roots) -> Photo:
         hair = draw_polygon(label.hair, width, height, scale) & ~face
     box = np.array([row.box_x1, row.box_y1, row.box_x2, row.box_y2], np.float32) if row.has_face else None
     blurred = draw_polygon(label.blurred, width, height, scale)
+    if box is not None and not label.blur_is_outlined:
+        corners = np.concatenate([np.floor(box[:2]), np.ceil(box[2:])])
+        x1, y1, x2, y2 = np.clip(corners, 0, [width, height, width, height]).astype(int)
+        blurred[y1:y2, x1:x2] = True
     return Photo(row.image_id, row.source, image, hair, face, blurred, box)
 
 
@@ -122,6 +128,7 @@ def to_sample(photo: Photo, size: int = 512) -> Sample:
         hair_mask=geometry.mask(photo.hair_mask),
         face_mask=geometry.mask(photo.face_mask),
         box=None if photo.box is None else geometry.box(photo.box),
+        window=None if geometry.inner == (size, size) else geometry.window,
     )
 
 

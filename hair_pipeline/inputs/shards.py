@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import read_json, write_json
 from hair_pipeline.inputs.split import Split
 
@@ -61,11 +65,37 @@ class Assignments:
 
     @classmethod
     def read(cls, path: Path) -> Assignments:
-        """Read the file; empty when there is none yet."""
+        """Read the file; empty when there is none yet.
+
+        Raises:
+            PipelineError: it is damaged. To go on without it would move people to other shards.
+        """
         if not path.exists():
             return cls()
-        values: Any = read_json(path)
-        return cls(values["shards"], values["splits"], values["fraction"], values["seed"])
+        try:
+            values: Any = read_json(path)
+            return cls(dict(values["shards"]), dict(values["splits"]), values["fraction"], values["seed"])
+        except (PipelineError, KeyError, TypeError, ValueError) as error:
+            what = f"does not say which shard each person is in ({type(error).__name__})"
+            remedy = "put a copy of it back; or delete it: people then stay where the last catalog has them"
+            raise PipelineError(what, file=path, remedy=remedy) from error
+
+    @classmethod
+    def of_catalog(cls, path: Path, fraction: float, seed: int) -> Assignments:
+        """What a catalog says, taken to be made with this `fraction` and `seed`; without those who are gone.
+
+        Raises:
+            PipelineError: the catalog cannot be read.
+        """
+        try:
+            table = pq.read_table(path, columns=["source", "shard", "split"], filters=[("accepted", "=", True)])
+        except (pa.ArrowException, OSError) as error:
+            raise PipelineError(
+                f"is not a readable catalog ({error})", file=path, remedy="delete it: shards and split start anew"
+            ) from error
+        people = table.group_by(["source", "shard", "split"]).aggregate([]).to_pydict()
+        shards, splits = (dict(zip(people["source"], people[name], strict=True)) for name in ("shard", "split"))
+        return cls(shards, splits, fraction, seed)
 
     def write(self, path: Path) -> None:
         """Write the file."""

@@ -6,6 +6,7 @@ tables are shown (`orchestration`, `cli`).
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -27,6 +28,7 @@ _REPEATED = (
 """Columns of few values, kept in memory as codes; the paths, of which each is another, are read one by one."""
 _COLUMNS = (*_REPEATED, "has_bangs", "accepted", "mask_iou", "masks_disagree", "faces_found", "width", "height")
 _MISSING = "missing"
+_NOTES = b"hair_pipeline.files"
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,13 @@ class Summary:
         return cls(values["counts"], [Share(**share) for share in values["shares"]], values["mask_iou"])
 
 
-def summarise(path: Path, *, archives: int | None = None) -> Summary:
-    """Sum up a catalog, column by column.
+def with_notes(schema: pa.Schema, counts: dict[str, int]) -> pa.Schema:
+    """A schema that carries counts which no row tells; `summarise` finds them in the file, in the group "files"."""
+    return schema.with_metadata({_NOTES: json.dumps({name: count for name, count in counts.items() if count})})
 
-    Args:
-        path: of the catalog.
-        archives: zips read, if known.
+
+def summarise(path: Path) -> Summary:
+    """Sum up a catalog, column by column.
 
     Raises:
         PipelineError: there is no catalog, or it cannot be read.
@@ -88,6 +91,7 @@ def summarise(path: Path, *, archives: int | None = None) -> Summary:
         both_halves = _people_in_both(table, _column(path, "image_path"))
         is_largest = pc.equal(_column(path, "largest_path"), _column(path, "image_path"))
         table = table.append_column("is_largest", is_largest)
+        notes: dict[str, int] = json.loads((pq.read_schema(path).metadata or {}).get(_NOTES, b"{}"))
     except FileNotFoundError as error:
         raise PipelineError("no such file", file=path, remedy="materialise the asset catalog") from error
     except (pa.ArrowException, OSError) as error:
@@ -96,7 +100,7 @@ def summarise(path: Path, *, archives: int | None = None) -> Summary:
     accepted = table.filter(table.column("accepted"))
     files = {"found": named, "images_accepted": len(accepted), "rows_rejected": len(table) - len(accepted)}
     counts: dict[str, dict[str, int]] = {
-        "files": files | ({"archives_read": archives} if archives else {}),
+        "files": files | notes,
         "rejected": _count(table.column("reason").drop_null()),
         "people": _people(accepted, both_halves),
         "mask_origin": _count(accepted.column("mask_origin")),

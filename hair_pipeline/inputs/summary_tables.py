@@ -36,6 +36,8 @@ _MEANINGS = {
     "polygon": "polygon1 of the label",
     "in_training_and_validation": "stand in both of the release's halves, which are not used",
     "found": "images, labels and others; a zip stands for its entries",
+    "faces_without_image": "outputs of training_face whose name is no image's",
+    "unread": "there, and not readable this time: tried again by the next run",
 }
 _MAX_ROWS = 40
 

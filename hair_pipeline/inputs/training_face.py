@@ -11,7 +11,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ import numpy as np
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import UnreadableImage, confined, decode_image
 from hair_pipeline.inputs.inventory import folders_of, short_hash, walk
+from hair_pipeline.inputs.reader import read_file
 from hair_pipeline.inputs.reasons import FaceReason, IdentityReason
 from hair_pipeline.inputs.workers import map_chunks
 from hair_pipeline.profile import InputsConfig
@@ -36,7 +37,7 @@ MIN_FACE_FRACTION = 0.002
 MIN_HAIR_FRACTION = 0.001
 """Masks covering less of the photo count as "found nothing"."""
 _MAX_JSON_BYTES = 1_000_000
-_MAX_NPY_BYTES = 1_000_000
+MAX_EMBEDDING_BYTES = 1_000_000
 _FACE_FOLDER = re.compile(r"^face_(\d+)$", re.IGNORECASE)
 _PLAIN_NAME = re.compile(r"^\w[\w.-]*$")
 _DATE = re.compile(r"_(\d{8})$")
@@ -52,8 +53,12 @@ class BadFace(Exception):
     """
 
     def __init__(self, reason: FaceReason, detail: str = "") -> None:
-        self.reason, self.detail = reason, detail
-        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, _storable(detail)
+        super().__init__(f"{reason}: {self.detail}")
+
+    def of(self, path: str) -> BadFace:
+        """The same fault, naming the file."""
+        return BadFace(self.reason, f"{path}: {self.detail}".removesuffix(": "))
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,8 @@ class FaceFiles(NamedTuple):
     """training_face's files for one photo.
 
     Attributes:
-        paths: the faces' JSONs relative to the root, newest naming first.
+        paths: the faces' JSONs relative to the root; of each `face_NN` those of the newest naming. Of one without any
+            JSON the folder, ending in "/".
         stamp: 64 bits that change with any of the folder's files.
     """
 
@@ -110,7 +116,8 @@ def scan_faces(root: Path) -> dict[str, FaceFiles]:
     """Find every face JSON under `root` in one walk, by all cores: stem (NFC) -> its files.
 
     The stem is the folder above `face_NN`, which covers the stem nested twice; a date suffix of that folder
-    (`<stem>_YYYYMMDD`) is known under both names.
+    (`<stem>_YYYYMMDD`) is known under both names. Of a `face_NN` that stands there under several dates, the newest
+    counts: older names end in their date.
 
     Raises:
         PipelineError: `root` is missing, or a folder may not be read.
@@ -125,8 +132,23 @@ def scan_faces(root: Path) -> dict[str, FaceFiles]:
                 if known is None:
                     index[name] = FaceFiles(jsons, mark)
                 else:
-                    index[name] = FaceFiles(tuple(sorted(known.paths + jsons, key=_newest_first)), known.stamp ^ mark)
+                    index[name] = FaceFiles(_newest(known.paths + jsons), known.stamp ^ mark)
     return index
+
+
+def count_unused(faces: Mapping[str, FaceFiles], used: Container[str]) -> int:
+    """How many of training_face's outputs belong to no image.
+
+    Args:
+        faces: as `scan_faces` gives them. used: the ids of all images.
+    """
+    unused: set[str] = set()
+    for stem, files in faces.items():
+        if stem not in used:
+            folder = unicodedata.normalize("NFC", files.paths[0].rsplit("/", 3)[-3])
+            if folder not in used and _DATE.sub("", folder) not in used:
+                unused.add(_DATE.sub("", folder))
+    return len(unused)
 
 
 @dataclass(frozen=True)
@@ -136,32 +158,42 @@ class _FaceScanner:
     root: Path
 
     def __call__(self, folders: Sequence[str]) -> list[tuple[str, tuple[str, ...], int]]:
-        """Stem, face JSONs and stamp of every `face_NN` folder that holds a JSON."""
+        """Stem, `FaceFiles.paths` and stamp of every `face_NN` folder."""
         found = []
         for prefix, files in walk(self.root, folders):
             parts = prefix.rsplit("/", 3)
             if len(parts) < 3 or not _FACE_FOLDER.match(parts[-2]):
                 continue
-            jsons = [prefix + name for name, _ in files if name.lower().endswith(".json")]
-            if jsons:
-                mark = short_hash(prefix + "\0".join(f"{name}\0{mark}" for name, mark in files))
-                stem = unicodedata.normalize("NFC", parts[-3])
-                found.append((stem, tuple(sorted(jsons, key=_newest_first)), mark))
+            jsons = [prefix + name for name, _ in files if name.lower().endswith(".json") and not name.startswith(".")]
+            mark = short_hash(prefix + "\0".join(f"{name}\0{mark}" for name, mark in files))
+            found.append((unicodedata.normalize("NFC", parts[-3]), _newest(jsons or [prefix]), mark))
         return found
 
 
 def index_faces(root: Path) -> dict[str, list[str]]:
-    """Find every face JSON under `root`: stem (NFC) -> JSON paths relative to `root`, newest naming first."""
-    return {stem: list(found.paths) for stem, found in scan_faces(root).items()}
+    """Find every face JSON under `root`: stem (NFC) -> JSON paths relative to `root`, as `FaceFiles.paths`."""
+    index = {stem: [path for path in found.paths if path[-1] != "/"] for stem, found in scan_faces(root).items()}
+    return {stem: paths for stem, paths in index.items() if paths}
 
 
-def _newest_first(path: str) -> tuple[int, str]:
-    dates = [
-        int(found[1])
-        for part in (PurePosixPath(path).stem, PurePosixPath(path).parts[-3])
-        if (found := _DATE.search(part))
-    ]
-    return (-max(dates) if dates else -99999999, path)
+def _newest(paths: Sequence[str]) -> tuple[str, ...]:
+    """Of each `face_NN` the paths of the newest naming, sorted."""
+    if len(paths) == 1:
+        return tuple(paths)
+    ages = {path: _age(path) for path in paths}
+    youngest: dict[str, int] = {}
+    for path, age in ages.items():
+        face = path.rsplit("/", 2)[-2].lower()
+        youngest[face] = min(age, youngest.get(face, age))
+    return tuple(sorted(path for path, age in ages.items() if age == youngest[path.rsplit("/", 2)[-2].lower()]))
+
+
+def _age(path: str) -> int:
+    """The smaller the newer: a name without a date is the newest, a folder without JSON is older than any."""
+    if path.endswith("/"):
+        return 1
+    parts = path.rpartition(".")[0].rsplit("/", 3)
+    return min((-int(found[1]) for part in (parts[-1], parts[-3]) if (found := _DATE.search(part))), default=-99999999)
 
 
 def read_face_json(root: Path, path: str) -> Face:
@@ -170,9 +202,12 @@ def read_face_json(root: Path, path: str) -> Face:
     Raises:
         BadFace: BAD_JSON, BAD_BOX or PATH_OUTSIDE_ROOT.
     """
+    if path.endswith("/"):
+        raise BadFace(FaceReason.BAD_JSON, "no JSON")
+    if path != _storable(path):
+        raise BadFace(FaceReason.BAD_JSON, "a file name that is not UTF-8")
     try:
-        with (root / path).open("rb") as file:
-            values: Any = json.loads(file.read(_MAX_JSON_BYTES).decode("utf-8-sig"))
+        values: Any = json.loads(read_file(root, path, _MAX_JSON_BYTES).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise BadFace(FaceReason.BAD_JSON, str(error)[:80]) from error
     if not isinstance(values, dict):
@@ -189,20 +224,30 @@ def read_face_json(root: Path, path: str) -> Face:
         path=path,
         sheet_path=_beside(root, path, values.get("visualization_path"), ".png"),
         embedding_path=_beside(root, path, values.get("embedding_path"), ".npy"),
-        face_id=int(_number(values.get("face_id")) or 0),
+        face_id=_face_id(values.get("face_id")),
         box=(x1, y1, x2, y2),
         yaw=_number(values.get("yaw")),
         pitch=_number(values.get("pitch")),
         roll=_number(values.get("roll")),
         confidence=_number(values.get("confidence")) or 0.0,
-        embedding_model=model[:40] if isinstance(model, str) else "",
+        embedding_model=_storable(model[:40]) if isinstance(model, str) else "",
     )
+
+
+def _storable(text: str) -> str:
+    """A text without lone surrogates, which JSON and file names may hold and Parquet does not store."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _face_id(value: object) -> int:
+    number = _number(value) or 0.0
+    return int(number) if abs(number) < 2**31 else 0
 
 
 def _beside(root: Path, path: str, named: object, suffix: str) -> str:
     """The file a JSON names, relative to `root`: beside the JSON, else the JSON's own name with another suffix."""
     folder = PurePosixPath(path).parent
-    if isinstance(named, str) and named and "\x00" not in named:
+    if isinstance(named, str) and named and "\x00" not in named and named == _storable(named):
         if _PLAIN_NAME.match(named):
             beside = f"{path.rpartition('/')[0]}/{named}"
             return beside if os.path.isfile(f"{root}/{beside}") else path.rpartition(".")[0] + suffix  # noqa: PTH113
@@ -214,7 +259,7 @@ def _beside(root: Path, path: str, named: object, suffix: str) -> str:
             raise BadFace(FaceReason.PATH_OUTSIDE_ROOT, named[:80]) from error
         except OSError:
             inside = root / "missing"
-        if inside.is_file():
+        if os.path.isfile(inside):  # noqa: PTH113 (Path's raises for a name that is too long)
             return str(relative)
     return str(PurePosixPath(path).with_suffix(suffix))
 
@@ -238,7 +283,7 @@ def choose_face(root: Path, paths: list[str], width: int, height: int, config: I
         config: `min_face_confidence`.
 
     Raises:
-        BadFace: there is none; the reason is that of the last candidate looked at.
+        BadFace: there is none; reason and name are those of the last candidate looked at.
     """
     problem = BadFace(FaceReason.NO_OUTPUT)
     faces: list[Face] = []
@@ -246,12 +291,12 @@ def choose_face(root: Path, paths: list[str], width: int, height: int, config: I
         try:
             face = read_face_json(root, path)
         except BadFace as error:
-            problem = error
+            problem = error.of(path)
             continue
         if min(face.box[2], width) - max(face.box[0], 0) < 1 or min(face.box[3], height) - max(face.box[1], 0) < 1:
-            problem = BadFace(FaceReason.BAD_BOX, f"bbox {list(face.box)} lies outside {width}x{height}")
+            problem = BadFace(FaceReason.BAD_BOX, f"bbox {list(face.box)} lies outside {width}x{height}").of(path)
         elif face.confidence < config.min_face_confidence:
-            problem = BadFace(FaceReason.LOW_CONFIDENCE, f"confidence {face.confidence:.3f}")
+            problem = BadFace(FaceReason.LOW_CONFIDENCE, f"confidence {face.confidence:.3f}").of(path)
         else:
             faces.append(face)
     if not faces:
@@ -275,7 +320,7 @@ def decode_sheet(data: bytes, width: int, height: int) -> SheetMasks:
         raise BadFace(FaceReason.SHEET_UNREADABLE, str(error)) from error
     if sheet.shape[:2] != (2 * height, 2 * width):
         found = f"{sheet.shape[1]}x{sheet.shape[0]}"
-        raise BadFace(FaceReason.SHEET_WRONG_SIZE, f"{found} for a photo of {width}x{height}")
+        raise BadFace(FaceReason.SHEET_WRONG_SIZE, f"{found} and not {2 * width}x{2 * height}, twice the photo's size")
     return classify_quadrant(sheet[:height, width:])
 
 
@@ -304,15 +349,22 @@ def classify_quadrant(quadrant: np.ndarray) -> SheetMasks:
 
 
 def read_sheet(root: Path, face: Face, width: int, height: int) -> SheetMasks:
-    """Read a face's masks. Raises `BadFace` as `decode_sheet`, or SHEET_MISSING."""
+    """Read a face's masks. Raises `BadFace` as `masks_of`."""
     try:
         data = (root / face.sheet_path).read_bytes()
-    except OSError as error:
-        raise BadFace(FaceReason.SHEET_MISSING, f"{face.sheet_path} ({error.strerror})") from error
+    except OSError:
+        data = b""
+    return masks_of(face, data, width, height)
+
+
+def masks_of(face: Face, sheet: bytes, width: int, height: int) -> SheetMasks:
+    """The masks in a face's sheet. Raises `BadFace` as `decode_sheet`, naming the file; SHEET_MISSING without bytes."""
+    if not sheet:
+        raise BadFace(FaceReason.SHEET_MISSING).of(face.sheet_path)
     try:
-        return decode_sheet(data, width, height)
+        return decode_sheet(sheet, width, height)
     except BadFace as error:
-        raise BadFace(error.reason, f"{face.sheet_path}: {error.detail}".removesuffix(": ")) from error
+        raise error.of(face.sheet_path) from error
 
 
 def _usual_header() -> bytes:
@@ -344,7 +396,7 @@ def read_embedding(root: Path, path: str) -> np.ndarray | None:
     """Read a face's embedding, (512,) float32; None when it is missing or wrong."""
     try:
         with (root / path).open("rb") as file:
-            return parse_embedding(file.read(_MAX_NPY_BYTES))
+            return parse_embedding(file.read(MAX_EMBEDDING_BYTES))
     except OSError:
         return None
 

@@ -49,6 +49,7 @@ def make_bald(
     *,
     box: np.ndarray | None = None,
     extra_growth: float = 0.0,
+    window: tuple[slice, slice] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Remove the hair.
 
@@ -59,13 +60,18 @@ def make_bald(
         config: method, growth and scale.
         box: x1, y1, x2, y2 of the face in pixels; None when unknown. What `config` hides of the face goes by it.
         extra_growth: added to `config.growth`, in face heights.
+        window: rows and columns that the photo covers, as in `Sample`: the fill takes nothing from the bars beside it.
 
     Returns:
         The bald image (H, W, 3) uint8, byte-identical to `image` outside the repaint mask, and the repaint mask
         (H, W) bool: the hair mask grown, without the face's core. The fill uses only colours from outside it.
     """
     repaint = repaint_mask(hair_mask, face_mask, config, extra_growth, box)
-    return fill(image, repaint, config), repaint
+    if window is None:
+        return fill(image, repaint, config), repaint
+    bald = image.copy()
+    bald[window] = fill(image[window], repaint[window], config)
+    return bald, repaint
 
 
 def repaint_mask(

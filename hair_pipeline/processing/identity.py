@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from hair_pipeline.inputs.training_face import EMBEDDING_DIM, read_embedding
+from hair_pipeline.inputs.reader import read_if_there
+from hair_pipeline.inputs.training_face import EMBEDDING_DIM, MAX_EMBEDDING_BYTES, parse_embedding
 from hair_pipeline.settings import Settings
 
 SCHEMA = pa.schema(
@@ -36,11 +37,13 @@ class Gathered:
 
     Attributes:
         rows: of `SCHEMA`, in catalog order.
-        skipped: reason -> ids of images without a readable embedding.
+        skipped: reason -> ids of images without a sound embedding.
+        failed: image id -> why its embedding, which is there, could not be read.
     """
 
     rows: list[dict[str, Any]]
     skipped: dict[str, list[str]]
+    failed: dict[str, str]
 
     def table(self) -> pa.Table:
         """As an Arrow table of `SCHEMA`."""
@@ -61,8 +64,15 @@ def gather(catalog: pd.DataFrame, settings: Settings) -> Gathered:
     """Read the embeddings of a shard's accepted images."""
     rows: list[dict[str, Any]] = []
     skipped: dict[str, list[str]] = {}
+    failed: dict[str, str] = {}
     for row in catalog.itertuples():
-        vector = read_embedding(settings.training_face_root, str(row.embedding_path)) if row.has_face else None
+        try:
+            path = str(row.embedding_path)
+            data = read_if_there(settings.training_face_root, path, MAX_EMBEDDING_BYTES) if row.has_face else None
+        except OSError as error:
+            failed[str(row.image_id)] = f"{row.embedding_path} cannot be read ({error.strerror})"
+            continue
+        vector = None if data is None else parse_embedding(data)
         if vector is None:
             reason = str(row.identity_reason or "bad_embedding")
             skipped.setdefault(reason, []).append(str(row.image_id))
@@ -77,7 +87,7 @@ def gather(catalog: pd.DataFrame, settings: Settings) -> Gathered:
                 "embedding": vector,
             }
         )
-    return Gathered(rows, dict(sorted(skipped.items())))
+    return Gathered(rows, dict(sorted(skipped.items())), failed)
 
 
 def agreement(persons: list[str], cosines: np.ndarray) -> dict[str, float]:

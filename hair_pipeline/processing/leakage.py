@@ -108,18 +108,23 @@ def measure(rows: pd.DataFrame, samples: list[Sample], config: BaldConfig) -> Le
     """Measure a way of removing hair on loaded samples, one per row."""
     balds, masks = [], []
     for sample in samples:
-        bald, repaint = make_bald(sample.image, sample.hair_mask, sample.face_mask, config, box=sample.box)
+        shape = sample.hair_mask, sample.face_mask
+        bald, repaint = make_bald(sample.image, *shape, config, box=sample.box, window=sample.window)
         balds.append(bald_features(bald))
         masks.append(mask_features(repaint))
     return _score_both(balds, masks, rows)
 
 
 def choose_rows(settings: Settings, images: int = MAX_IMAGES) -> pd.DataFrame:
-    """Front and side views with a face (Stage 2's), spread over the people; the same ones every time."""
+    """Front and side views with a face (Stage 2's), spread over the people; the same ones every time.
+
+    Of more people than images a hash of the name chooses: names and numbers go by place and time of the photos.
+    """
     rows = read_catalog(settings.catalog_path, columns=list(_COLUMNS))
     rows = rows[rows.accepted & rows.stage2].sort_values("image_id")
-    per_person = max(1, images // max(1, rows.source.nunique()))
-    return rows.groupby("source", sort=True).head(per_person).head(images)
+    people = sorted(rows.source.unique(), key=hash_bytes)[:images]
+    rows = rows[rows.source.isin(people)]
+    return rows.groupby("source", sort=True).head(max(1, images // max(1, len(people))))
 
 
 def bald_features(image: np.ndarray) -> np.ndarray:

@@ -55,7 +55,10 @@ def save(report: ShardReport, manifest: Path) -> None:
 
 
 def reusable(manifest: Path, fingerprint: str) -> ShardReport | None:
-    """The manifest's report, marked as reused, when it was made from the same inputs and settings; else None."""
+    """The manifest's report, marked as reused, when it was made from the same inputs and settings; else None.
+
+    A shard with failed images is not reused: what failed, say for a drive that was away, may succeed now.
+    """
     if not manifest.exists():
         return None
     try:
@@ -65,4 +68,4 @@ def reusable(manifest: Path, fingerprint: str) -> ShardReport | None:
     except (PipelineError, AttributeError, TypeError):
         return None  # a manifest that cannot be read counts as none: the shard is done again
     missing = any(path is not None and not path.exists() for path in pictures.values())
-    return report if report.fingerprint == fingerprint and not missing else None
+    return report if report.fingerprint == fingerprint and not report.failed and not missing else None

@@ -57,9 +57,10 @@ def draw(
 def _bald_steps(picture: Picture, config: ProcessingConfig) -> list[np.ndarray]:
     """Photo, hair and face mask, repaint mask, bald image."""
     sample = picture.sample
-    bald, repaint = make_bald(sample.image, sample.hair_mask, sample.face_mask, config.bald, box=sample.box)
-    masks = tint(tint(sample.image, sample.face_mask, _FACE), sample.hair_mask, _HAIR)
-    return [sample.image, masks, tint(sample.image, repaint, _REPAINT), bald]
+    masks = sample.hair_mask, sample.face_mask
+    bald, repaint = make_bald(sample.image, *masks, config.bald, box=sample.box, window=sample.window)
+    marked = tint(tint(sample.image, sample.face_mask, _FACE), sample.hair_mask, _HAIR)
+    return [sample.image, marked, tint(sample.image, repaint, _REPAINT), bald]
 
 
 def _hair_only_steps(picture: Picture, config: ProcessingConfig) -> list[np.ndarray]:

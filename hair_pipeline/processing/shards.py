@@ -41,13 +41,15 @@ from hair_pipeline.processing.work import PATCH_SCHEMA, ROW_COLUMNS, Made, Outco
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 
-ALGORITHM_VERSION = 4
+ALGORITHM_VERSION = 5
 """Raised when the code makes other pixels from the same inputs and settings, so that shards are done again."""
 IMAGE_PARTS = ("bald_images", "hair_only_images", "hair_patches")
 """Assets made of one image at a time, all of them while it is in memory."""
 ROWS_PER_GROUP = 64
 """Images per row group of a patch table."""
-_FINGERPRINTED = ("image_id", "content_hash", "mask_origin", "stage2", "identity_reason", "curl_class")
+_FINGERPRINTED = (
+    *("image_id", "source", "content_hash", "largest_path", "mask_origin", "stage2", "identity_reason", "curl_class"),
+)
 
 
 @dataclass
@@ -111,7 +113,7 @@ def make_image_parts(
     """Make some of `IMAGE_PARTS` for a shard, decoding each photo, label and sheet once for all of them.
 
     What is up to date is left alone. Killed at any moment and called again, it goes on behind the last finished image
-    and ends with the same bytes.
+    and ends with the same bytes. Called again after images have failed, it tries these alone.
 
     Returns:
         Asset -> report.
@@ -223,6 +225,7 @@ def gather_identity_embeddings(shard: str, settings: Settings, profile: Profile)
     if picture is not None:
         write_bytes(_preview_path(job), encode_preview(picture))
     numbers = {"reliable": float(len(persons)), **identity.agreement(persons, cosines)}
+    job.failed = gathered.failed
     left_out = {reason: sorted(images) for reason, images in gathered.skipped.items()}
     return _finish(job, len(gathered.rows), hash_file(job.table), left_out, numbers)
 
@@ -396,5 +399,6 @@ def _finish(
         steps=path if (path := _steps_path(job)).exists() else None,
     )
     save(report, job.manifest)
-    journal.remove(job.journal, job.journals)
+    if not job.failed:
+        journal.remove(job.journal, job.journals)
     return report

@@ -151,7 +151,8 @@ class Worker:
 def _bald(picture: Picture, config: ProcessingConfig, folder: Path | None) -> tuple[Made, bytes]:
     """Write the bald image."""
     sample = picture.sample
-    image, repaint = make_bald(sample.image, sample.hair_mask, sample.face_mask, config.bald, box=sample.box)
+    masks = sample.hair_mask, sample.face_mask
+    image, repaint = make_bald(sample.image, *masks, config.bald, box=sample.box, window=sample.window)
     made = _write(picture, image, folder, ".jpg" if config.image_format == "compact" else ".png")
     made.numbers = {"repaint_share": float(np.count_nonzero(repaint) / repaint.size)}
     if sample.hair_mask.any():

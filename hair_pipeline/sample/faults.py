@@ -199,6 +199,10 @@ def _write_archive_faults(case: Any) -> None:
     write_bytes(downloads(made) / f"{made.source}.zip", make_zip({f"{made.stem}.jpg": bytes(2**23)}))
     made = case("damaged zip", _rejected("unreadable_archive"))
     write_bytes(downloads(made) / f"{made.stem}.zip", b"PK\x03\x04" + bytes(100))
+    made = case("zip without files", _rejected("empty_archive"))
+    write_bytes(downloads(made) / f"{made.stem}.zip", make_zip({}))
+    made = case("zip without files in a zip", _rejected("empty_archive"))
+    write_bytes(downloads(made) / f"{made.source}.zip", make_zip({f"{made.stem}.zip": make_zip({})}))
     made = case("archive of another kind", _rejected("archive"))
     write_bytes(downloads(made) / f"{made.stem}.rar", b"Rar!\x1a\x07\x00")
 

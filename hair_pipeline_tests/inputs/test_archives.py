@@ -151,6 +151,17 @@ def test_a_folder_named_like_an_archive_is_not_taken_for_one(tmp_path: Path) -> 
     ]
 
 
+def test_a_zip_without_files_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "empty.zip").write_bytes(make_zip({}))
+    (tmp_path / "outer.zip").write_bytes(make_zip({"inner.zip": make_zip({}), "x.jpg": b"x"}))
+    for _ in range(2):
+        found = list_files(tmp_path, tmp_path / ".kept.parquet")
+        assert [(path, reason) for path, reason, _ in found.rejected if path[0] != "."] == [
+            ("empty.zip", Reason.EMPTY_ARCHIVE),
+            ("outer.zip!/inner.zip", Reason.EMPTY_ARCHIVE),
+        ]
+
+
 def test_the_whole_release_in_zips_gives_the_same_catalog(tmp_path: Path) -> None:
     inputs = write_tiny_inputs(tmp_path / "inputs", people=3, views=2, size=96)
     plain = build_catalog(inputs.settings(), PROFILE).frame

@@ -12,6 +12,7 @@ from hair_pipeline.inputs.columns import SCHEMA
 from hair_pipeline.inputs.examine import mask_iou
 from hair_pipeline.inputs.fingerprint import fingerprint_folder
 from hair_pipeline.inputs.samples import load_photo, load_sample
+from hair_pipeline.inputs.shards import Assignments
 from hair_pipeline.inputs.workers import map_in_processes
 from hair_pipeline.profile import InputsConfig, Profile
 from hair_pipeline_tests.inputs.tiny_inputs import TinyInputs, draw_person, write_tiny_inputs
@@ -98,6 +99,21 @@ def test_new_people_leave_old_shards_and_splits_alone(inputs: TinyInputs, tmp_pa
     assert (merged.split_before == merged.split_after).all()
     newcomers = after[~after.source.isin(before.source)]
     assert not set(newcomers.shard) & set(before.shard)
+
+
+def test_a_lost_file_of_assignments_is_made_again_from_the_catalog(inputs: TinyInputs, tmp_path: Path) -> None:
+    settings = inputs.settings(training_root=tmp_path / "training")
+    settings.processed.mkdir(parents=True)
+    path = settings.processed / "assignments.json"
+    moved = Assignments(dict.fromkeys(inputs.sources, "shard_0007"), {inputs.sources[2]: "validation"}, 0.05, 0)
+    moved.write(path)
+    before = build_catalog(settings, PROFILE)
+    assert set(before.frame.shard) == {"shard_0007"}
+    kept = path.read_bytes()
+    path.unlink()
+    assert build_catalog(settings, PROFILE).data_version == before.data_version
+    assert Assignments.read(path).shards == moved.shards
+    assert path.read_bytes() == kept
 
 
 def test_the_merged_tree_gives_the_same_people(inputs: TinyInputs, result: CatalogResult, tmp_path: Path) -> None:

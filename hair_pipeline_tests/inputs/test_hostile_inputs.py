@@ -1,6 +1,7 @@
 """Bad input: each fault becomes one counted row with its reason, or one clear error; no file is dropped."""
 
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,11 @@ import pytest
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.catalog import build_catalog
+from hair_pipeline.inputs.examine import Examiner, Task
+from hair_pipeline.inputs.folder_state import folder_state
 from hair_pipeline.inputs.reasons import FaceReason, IdentityReason, Reason
+from hair_pipeline.inputs.samples import load_photo
+from hair_pipeline.inputs.summary import summarise
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import PROJECT_ROOT
 from hair_pipeline_tests.inputs.tiny_inputs import (
@@ -139,12 +144,93 @@ def test_a_label_of_another_size_is_scaled(inputs: TinyInputs) -> None:
     assert frame.mask_iou[inputs.image_ids[0]] > 0.9
 
 
+@pytest.mark.parametrize(
+    "polygon", ['[[{"x":1,"y":2},{"x":3', {"x": 10, "y": 10, "w": 40, "h": 40}, [[[1, 1], [5, 5]]]]
+)
+def test_a_blurred_face_with_a_broken_outline_is_no_identity(inputs: TinyInputs, polygon: object) -> None:
+    edit(image_and_label(inputs, inputs.image_ids[0])[1], polygon2=polygon)
+    result = build_catalog(inputs.settings(), PROFILE)
+    row = result.frame.set_index("image_id", drop=False).loc[inputs.image_ids[0]]
+    assert row.face_blurred
+    assert row.identity_reason == IdentityReason.BLURRED_FACE
+    assert row.label_problems.startswith("polygon2: ")
+    assert sum(result.summary["label_problems"].values()) == 1
+    photo = load_photo(row, inputs.settings())
+    x1, y1, x2, y2 = np.round(photo.box).astype(int)
+    assert photo.blurred[y1:y2, x1:x2].all()
+    assert photo.blurred.sum() < 1.1 * (x2 - x1) * (y2 - y1)
+
+
+def test_a_label_does_not_make_two_people_of_one(inputs: TinyInputs) -> None:
+    first, second, third = (image_and_label(inputs, inputs.image_ids[number])[1] for number in (0, 1, 2))
+    edit(first, source=inputs.sources[0].lower())
+    edit(second, source="CP999999")
+    edit(third, source="")
+    result = build_catalog(inputs.settings(), PROFILE)
+    frame = result.frame.set_index("image_id")
+    assert list(frame.source) == [source for source in inputs.sources for _ in range(2)]
+    assert result.summary["label_problems"] == {f"source: CP999999 (the path says {inputs.sources[0]})": 1}
+    assert frame.label_problems[inputs.image_ids[1]].startswith("source: CP999999")
+
+
+def test_a_label_counts_where_the_folder_and_the_file_name_do_not_agree(inputs: TinyInputs) -> None:
+    image, path = image_and_label(inputs, inputs.image_ids[0])
+    image.rename(image.with_name("photo.jpg"))
+    edit(path, filename="photo.jpg", source="CP999999")
+    frame = build_catalog(inputs.settings(), PROFILE).frame.set_index("image_id")
+    assert frame.source["photo"] == "CP999999"
+    assert frame.label_problems["photo"] == f"source: CP999999 (the path says {inputs.sources[0]})"
+
+
 def test_disagreeing_masks_are_flagged(inputs: TinyInputs) -> None:
     corner = [{"x": 0, "y": 0}, {"x": 40, "y": 0}, {"x": 0, "y": 40}]
     edit(image_and_label(inputs, inputs.image_ids[0])[1], polygon1=[corner])
     row = build_catalog(inputs.settings(), PROFILE).frame.set_index("image_id").loc[inputs.image_ids[0]]
     assert row.masks_disagree
     assert row.mask_iou < 0.2
+
+
+def test_an_image_that_brings_the_examiner_down_does_so_alone(
+    inputs: TinyInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examine = Examiner.examine
+
+    def failing(self: Examiner, task: Task) -> list[dict[str, object]]:
+        if inputs.image_ids[2] in task.candidates[0].image:
+            raise ZeroDivisionError("\ud800")
+        if inputs.image_ids[4] in task.candidates[0].image:
+            return [row | {"width": 2**40} for row in examine(self, task)]
+        return examine(self, task)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Examiner, "examine", failing)
+        frame = build_catalog(inputs.settings(), PROFILE).frame.set_index("image_id")
+    assert frame.accepted.sum() == 4
+    assert set(frame.reason.dropna()) == {Reason.UNFORESEEN}
+    assert frame.detail[inputs.image_ids[2]] == "ZeroDivisionError: ?"
+    assert build_catalog(inputs.settings(), PROFILE).summary["rejected"] == {}
+
+
+def test_a_link_to_itself_is_an_unreadable_image(inputs: TinyInputs) -> None:
+    image, _ = image_and_label(inputs, inputs.image_ids[0])
+    image.unlink()
+    image.symlink_to(image.name)
+    (inputs.training_face / "self").symlink_to("self")
+    frame = build_catalog(inputs.settings(), PROFILE).frame
+    assert dict(zip(frame.image_id, frame.reason, strict=True))[inputs.image_ids[0]] == Reason.UNREADABLE_IMAGE
+    assert folder_state(inputs.training_face) != folder_state(inputs.k_hairstyle)
+
+
+def test_outputs_that_no_image_finds_are_counted(inputs: TinyInputs) -> None:
+    first, second, third = (inputs.training_face / image_id for image_id in inputs.image_ids[:3])
+    first.rename(first.with_name(first.name.replace("-", "_")))
+    next(second.rglob("*.json")).unlink()
+    next(third.rglob("*.json")).rename(third / "face_01" / "._face_01.json")
+    result = build_catalog(inputs.settings(), PROFILE)
+    frame = result.frame.set_index("image_id")
+    assert list(frame.face_reason[:4]) == [FaceReason.NO_OUTPUT, FaceReason.BAD_JSON, FaceReason.BAD_JSON, None]
+    assert result.summary["files"]["faces_without_image"] == 1
+    assert summarise(inputs.settings().catalog_path) == result.summary
 
 
 def face_files(inputs: TinyInputs) -> tuple[Path, Path, Path]:
@@ -238,6 +324,39 @@ def test_missing_and_empty_roots_name_their_variable(
             build_catalog(inputs.settings(**{field: root}), PROFILE)
         assert variable in caught.value.message
         assert str(root) in caught.value.message
+
+
+def test_a_root_of_nothing_usable_says_what_it_holds(inputs: TinyInputs, tmp_path: Path) -> None:
+    root = tmp_path / "odd"
+    (root / os.fsdecode("가르마".encode("cp949"))).mkdir(parents=True)
+    (root / os.fsdecode("가르마".encode("cp949")) / "x.jpg").write_bytes(b"x")
+    for name in ("a.zip", "b.zip"):
+        (root / name).write_bytes(b"PK")
+    with pytest.raises(PipelineError) as caught:
+        build_catalog(inputs.settings(k_hairstyle_root=root), PROFILE)
+    assert "only 2 unreadable_archive (such as a.zip not a readable zip" in caught.value.message
+    assert "1 bad_file_name (such as \\xb0" in caught.value.message
+
+
+def test_the_details_name_the_file_and_what_was_expected(inputs: TinyInputs) -> None:
+    def detail(number: int) -> str:
+        stem = inputs.image_ids[number]
+        return str(frame.face_detail[stem]).removeprefix(f"{stem}/face_01/")
+
+    paths = [next((inputs.training_face / image_id).rglob("*.json")) for image_id in inputs.image_ids]
+    write_rgb(paths[0].with_suffix(".png"), sheet(draw_person(0, size=64)))
+    paths[1].with_suffix(".png").unlink()
+    paths[2].write_bytes(b"[]")
+    edit(paths[3], bbox=[900, 900, 950, 950])
+    edit(paths[4], confidence=0.1)
+    edit(paths[5], embedding_path="../../../../x.npy")
+    frame = build_catalog(inputs.settings(), PROFILE).frame.set_index("image_id")
+    assert detail(0) == "face_01_yaw_4.png: 128x128 and not 256x256, twice the photo's size"
+    assert detail(1) == "face_01_yaw_4.png"
+    assert detail(2) == "face_01_yaw_4.json: a JSON list, not an object"
+    assert detail(3) == "face_01_yaw_4.json: bbox [900.0, 900.0, 950.0, 950.0] lies outside 128x128"
+    assert detail(4) == "face_01_yaw_4.json: confidence 0.100"
+    assert detail(5) == "face_01_yaw_4.json: ../../../../x.npy"
 
 
 def test_one_person_is_not_enough(inputs: TinyInputs) -> None:

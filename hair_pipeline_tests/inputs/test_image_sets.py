@@ -5,6 +5,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 
 from hair_pipeline.files import UnreadableImage
@@ -13,6 +14,7 @@ from hair_pipeline.inputs.k_hairstyle import LabelName, image_set_of, pair
 from hair_pipeline.inputs.largest import load_largest
 from hair_pipeline.inputs.samples import load_photo
 from hair_pipeline.profile import InputsConfig, Profile
+from hair_pipeline.sample.faults import make_zip
 from hair_pipeline_tests.inputs.tiny_inputs import (
     TinyInputs,
     TinyPicture,
@@ -23,6 +25,7 @@ from hair_pipeline_tests.inputs.tiny_inputs import (
 )
 
 SIZE = 128
+HALVES = ("Training", "Validation")
 FOLDERS = {"hqset": ("hqset", "0001.hqset"), "rawset": ("rawset", "0003.rawset")}
 
 
@@ -70,6 +73,51 @@ def test_each_label_takes_the_image_of_its_own_set_first() -> None:
     labels = [LabelName(path, "P-1.jpg", "P") for path in ("hqset/labels/P_1.json", "mqset/labels/P_1.json")]
     pairs = {image: name.path for image, name in pair(images, labels).pairs}
     assert pairs == {images[0]: "mqset/labels/P_1.json", images[1]: "hqset/labels/P_1.json"}
+
+
+def test_a_label_away_from_home_takes_the_image_of_its_set_and_half_first() -> None:
+    images = [
+        "Training/hqset/images/images.zip!/0001.hqset/P/P-1.jpg",
+        "Training/mqset/images/images.zip!/0002.mqset/P/P-1.jpg",
+        "Validation/mqset/images/images.zip!/0002.mqset/P/P-1.jpg",
+    ]
+    labels = [LabelName(f"{half}/mqset/labels/labels.zip!/P.zip!/P_1.json", "P-1.jpg", "P") for half in HALVES[::-1]]
+    pairs = {image: name.path for image, name in pair(images, labels).pairs}
+    assert pairs == {images[1]: labels[1].path, images[2]: labels[0].path}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_larger_set_without_labels_changes_nothing_else(inputs: TinyInputs, tmp_path: Path, zipped: bool) -> None:
+    before = build_catalog(inputs.settings(), Profile(name="test")).frame
+    release: dict[str, dict[str, bytes]] = {"hqset/images": {}, "mqset/images": {}, "mqset/labels": {}}
+    for path in sorted(inputs.k_hairstyle.rglob("*.*")):
+        if path.suffix == ".jpg":
+            person, view = inputs.sources.index(path.parent.name[5:]), int(path.stem[-3:]) - 1
+            style = f"{path.parent.parent.name}/{path.parent.name}/{path.name}"
+            release["mqset/images"][f"0002.mqset/{style}"] = path.read_bytes()
+            write_rgb(path.with_suffix(".large.jpg"), draw_person(person, view, size=2 * SIZE).photo)
+            release["hqset/images"][f"0001.hqset/{style}"] = path.with_suffix(".large.jpg").read_bytes()
+        elif path.suffix == ".json":
+            release["mqset/labels"][f"{path.parent.name}/{path.name}"] = path.read_bytes()
+    root = tmp_path / "release"
+    for part, files in release.items():
+        kind = part.rpartition("/")[2]
+        if zipped:
+            path = root / "Training" / part / f"{kind}.zip"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(make_zip(files))
+        for name, data in {} if zipped else files.items():
+            folder = {"images": "images_512", "labels": "labels_512/0002.mqset"}[kind]
+            path = root / (folder.replace("512", "1024") if "hqset" in part else folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    settings = inputs.settings(k_hairstyle_root=root, training_root=tmp_path / "out")
+    result = build_catalog(settings, Profile(name="test"))
+    frame = result.frame[result.frame.accepted].reset_index(drop=True)
+    assert result.summary["rejected"] == {"other_set": 4}
+    columns = ["image_id", "width", "stage2", "identity_reliable", "mask_origin", "mask_iou"]
+    pd.testing.assert_frame_equal(frame[columns], before[columns])
+    assert set(frame.largest_width) == {2 * SIZE}
 
 
 def test_patches_come_from_the_largest_set_with_its_own_polygon(inputs: TinyInputs) -> None:
@@ -122,6 +170,15 @@ def test_a_broken_larger_photo_is_left_for_the_next(inputs: TinyInputs) -> None:
     row = frame[frame.accepted & (frame.image_id == inputs.image_ids[0])].iloc[0]
     assert row.largest_width == 2 * SIZE
     assert sorted(frame.reason.dropna()) == ["other_set", "truncated_image"]
+
+
+def test_a_larger_photo_with_data_behind_its_end_is_whole(inputs: TinyInputs) -> None:
+    path = add(inputs, "rawset", draw_person(0, 0, size=4 * SIZE))
+    path.write_bytes(path.read_bytes() + bytes(3000))
+    frame = build_catalog(inputs.settings(), Profile(name="test")).frame
+    row = frame[frame.accepted & (frame.image_id == inputs.image_ids[0])].iloc[0]
+    assert row.largest_width == 4 * SIZE
+    assert list(frame.reason.dropna()) == ["other_set"]
 
 
 def test_a_broken_photo_is_replaced_by_the_same_image_of_another_set(inputs: TinyInputs) -> None:

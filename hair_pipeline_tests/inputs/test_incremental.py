@@ -1,20 +1,25 @@
 """A second run opens only what changed, comes to the same bytes, and goes on where a killed one stopped."""
 
+import errno
 import os
 import shutil
+import zipfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from hair_pipeline.inputs import catalog, fingerprint, remembered
+from hair_pipeline.inputs import catalog, fingerprint, reader, remembered
 from hair_pipeline.inputs.catalog import build_catalog
 from hair_pipeline.inputs.columns import EXAMINED
 from hair_pipeline.inputs.examine import Examiner, Task
 from hair_pipeline.inputs.fingerprint import fingerprint_folder
+from hair_pipeline.inputs.inventory import list_files
 from hair_pipeline.inputs.remembered import ExaminedRows
 from hair_pipeline.profile import InputsConfig, Profile
+from hair_pipeline.sample.faults import make_zip
 from hair_pipeline_tests.inputs.tiny_inputs import TinyInputs, write_tiny_inputs
 
 PROFILE = Profile(name="test")
@@ -129,7 +134,8 @@ def test_people_under_two_names_become_one(inputs: TinyInputs) -> None:
 def batch(signatures: list[int]) -> pa.RecordBatch:
     rows = [{"image_id": str(number), "accepted": True} for number in signatures]
     made = pa.RecordBatch.from_pylist(rows, schema=EXAMINED)
-    return made.append_column("signature", pa.array(signatures, pa.uint64()))
+    made = made.append_column("signature", pa.array(signatures, pa.uint64()))
+    return made.append_column("unsettled", pa.array([False] * len(signatures)))
 
 
 def test_rows_come_back_in_the_order_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +161,89 @@ def test_useless_rows_are_cleared_away(tmp_path: Path, monkeypatch: pytest.Monke
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.parquet")] == [
         "key/part-000025.parquet"
     ]
+
+
+def break_reading(monkeypatch: pytest.MonkeyPatch, path: str, error: int) -> None:
+    """Reading the file ends with an error, as on a drive that is away."""
+    read = reader._read
+
+    def failing(root: Path, name: str, limit: int) -> bytes:
+        if name.endswith(path):
+            raise OSError(error, os.strerror(error), f"{root}/{name}")
+        return read(root, name, limit)
+
+    monkeypatch.setattr(reader, "_read", failing)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".json", "face_01_yaw_4.json", "face_01_yaw_4.png", "face_01_yaw_4.npy"])
+@pytest.mark.parametrize("error", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_what_could_not_be_read_is_tried_again(
+    inputs: TinyInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, error: int
+) -> None:
+    stem = inputs.image_ids[3]
+    settings = inputs.settings()
+    with monkeypatch.context() as broken:
+        name = stem.replace("-", "_") if suffix == ".json" else stem
+        break_reading(broken, f"{name}/face_01/{suffix}" if suffix.startswith("face") else f"{name}{suffix}", error)
+        first = build_catalog(settings, PROFILE)
+        assert not build_catalog(settings, PROFILE).unchanged
+    result = build_catalog(settings, PROFILE)
+    assert (result.summary["identity"], result.summary["stage2"]) == ({"reliable": 8}, {"eligible": 8})
+    assert result.summary != first.summary
+    assert first.summary["files"]["unread"] == 1
+    assert settings.catalog_path.read_bytes() == fresh(inputs, tmp_path)
+    assert build_catalog(settings, PROFILE).unchanged
+
+
+def test_only_what_could_not_be_read_is_tried_again(
+    inputs: TinyInputs, examined: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        break_reading(broken, f"{inputs.image_ids[3]}.jpg", errno.ENOENT)
+        build_catalog(inputs.settings(), PROFILE)
+    examined.clear()
+    assert build_catalog(inputs.settings(), PROFILE).summary["files"]["images_accepted"] == 8
+    assert [Path(path).stem for path in examined] == [inputs.image_ids[3]]
+
+
+def test_a_link_that_leads_nowhere_is_remembered(inputs: TinyInputs) -> None:
+    image = next(inputs.k_hairstyle.rglob(f"{inputs.image_ids[3]}.jpg"))
+    image.unlink()
+    image.symlink_to("nowhere.jpg")
+    assert build_catalog(inputs.settings(), PROFILE).summary["rejected"] == {"unreadable_image": 1}
+    assert build_catalog(inputs.settings(), PROFILE).unchanged
+
+
+def test_a_zip_that_could_not_be_read_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, kept = tmp_path / "root", tmp_path / "kept.parquet"
+    root.mkdir()
+    (root / "a.zip").write_bytes(make_zip({"b.zip": make_zip({"x.jpg": b"x"})}))
+
+    def failing(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(zipfile.ZipExtFile, "read", failing)
+        assert [path for path, _, _ in list_files(root, kept).rejected] == ["a.zip"]
+    assert list_files(root, kept).images == ["a.zip!/b.zip!/x.jpg"]
+
+
+def test_a_fingerprint_does_not_remember_what_it_could_not_read(
+    inputs: TinyInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept.parquet"
+    whole = fingerprint_folder(inputs.root)
+    unreadable, opened = next(inputs.k_hairstyle.rglob("*.json")), Path.open
+
+    def failing(path: Path, mode: str) -> IO[bytes]:
+        if path == unreadable:
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(path, mode)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "open", failing)
+        assert fingerprint_folder(inputs.root, kept) != whole
+    assert fingerprint_folder(inputs.root, kept) == whole
 
 
 def test_a_fingerprint_opens_only_what_changed(

@@ -8,13 +8,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hair_pipeline.inputs.labels import BadLabel, base_style_of_folder, clean_text, parse_label, parse_names
+from hair_pipeline.inputs.labels import (
+    BadLabel,
+    base_style_of_folder,
+    clean_text,
+    parse_label,
+    parse_names,
+    parse_outlines,
+)
 from hair_pipeline.inputs.reasons import Reason
 from hair_pipeline.vocabulary import ATTRIBUTES
 from hair_pipeline_tests.inputs.tiny_inputs import draw_person, label
 
+TEXT = st.text(st.characters(exclude_categories=()), max_size=12)
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(exclude_categories=()), max_size=12),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
@@ -36,6 +48,7 @@ def test_a_written_label_is_read_back() -> None:
     assert (read.curl_class, read.has_bangs, read.front, read.age) == ("wavy", True, True, 21)
     assert read.hair
     assert not read.blurred
+    assert not read.face_blurred
     assert not read.problems
 
 
@@ -53,6 +66,7 @@ def test_any_values_are_survived(values: dict[str, object]) -> None:
         read = parse_label(data)
     except BadLabel:
         return
+    "; ".join(read.problems).encode()
     for column, value in read.attributes.items():
         assert value is None or value in ATTRIBUTES[column][1].values()
 
@@ -75,10 +89,41 @@ def test_missing_values(missing: object) -> None:
     assert not read.problems
 
 
+@pytest.mark.parametrize(
+    "polygon",
+    [
+        '[[{"x":1,"y":2},{"x":3',
+        {"x": 10, "y": 10, "w": 40, "h": 40},
+        [{"x": 10, "w": 40}],
+        [[[1, 1], [5, 5]]],
+        [[[1, 1], [5, 1], [5, 5]], [{"x": None}] * 3],
+    ],
+)
+def test_a_polygon_that_cannot_be_read_still_says_that_the_face_is_blurred(polygon: object) -> None:
+    for parse in (parse_label, parse_outlines):
+        read = parse(encoded(polygon2=polygon))
+        assert read.face_blurred
+        assert not read.blur_is_outlined
+        assert [problem.split(":")[0] for problem in read.problems] == ["polygon2"]
+
+
+@pytest.mark.parametrize("polygon", ["[]", "", None, [], "nan", "none", "[[]]"])
+def test_no_polygon_says_that_the_face_is_not_blurred(polygon: object) -> None:
+    read = parse_label(encoded(polygon2=polygon))
+    assert not read.face_blurred
+    assert read.blur_is_outlined
+
+
 def test_none_is_a_value_of_before_after_only() -> None:
     read = parse_label(encoded(**{"before-after": "none", "bang": "none"}))
     assert read.attributes["before_after"] == "none"
     assert read.attributes["bangs"] is None
+
+
+def test_surrogates_can_be_stored() -> None:
+    read = parse_label(encoded(rgb='"\\ud800"', polygon1='"\\ud800"', color="\\ud800"))
+    assert len(read.problems) == 3
+    "; ".join(read.problems).encode()
 
 
 def test_unknown_values_are_reported() -> None:

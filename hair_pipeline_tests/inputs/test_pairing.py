@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from hair_pipeline.files import UnreadableImage, decode_image
 from hair_pipeline.inputs.inventory import list_files
-from hair_pipeline.inputs.k_hairstyle import LabelName, Rejected, check_image, pair, source_of
+from hair_pipeline.inputs.k_hairstyle import LabelName, Rejected, check_image, is_sure_of_source, pair, source_of
 from hair_pipeline.inputs.reasons import Reason
 
 
@@ -92,6 +93,11 @@ def test_source_of() -> None:
     assert source_of("0126.CP032677/odd.jpg") == "CP032677"
     assert source_of("flat/DSS12345_004.jpg") == "DSS12345"
     assert source_of("flat/odd.jpg") is None
+    assert source_of("0126.CP032677/cp032677-016.jpg") == "CP032677"
+    assert source_of("0126.CP032677/CP000001-016.jpg") == "CP000001"
+    assert is_sure_of_source("0126.CP032677/cp032677-016.jpg")
+    assert not is_sure_of_source("0126.CP032677/CP000001-016.jpg")
+    assert not is_sure_of_source("0126.CP032677/odd.jpg")
 
 
 def test_check_image() -> None:
@@ -110,6 +116,24 @@ def test_check_image() -> None:
         with pytest.raises(Rejected) as caught:
             check_image(data)
         assert caught.value.reason == reason, data[:20]
+
+
+@pytest.mark.parametrize("trailer", [bytes(3000), b"\xff" * 3000, b"\xff\xda" * 1500])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_data_behind_the_end_marker_do_no_harm(trailer: bytes, progressive: bool) -> None:
+    buffer, thumbnail = io.BytesIO(), jpeg(8)
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    exif = b"Exif\0\0" + thumbnail
+    Image.fromarray(pixels).save(buffer, "JPEG", exif=exif, progressive=progressive)
+    whole = buffer.getvalue()
+    assert check_image(whole + trailer) == (64, 64)
+    assert decode_image(whole + trailer).shape == (64, 64, 3)
+    for cut in (whole[:-500], whole[:-2]):
+        with pytest.raises(Rejected) as caught:
+            check_image(cut + bytes(3000))
+        assert caught.value.reason == Reason.TRUNCATED_IMAGE
+        with pytest.raises(UnreadableImage, match="end marker"):
+            decode_image(cut + bytes(3000))
 
 
 @given(st.integers(0, 1500), st.binary(min_size=1, max_size=30))

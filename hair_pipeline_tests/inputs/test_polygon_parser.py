@@ -25,19 +25,25 @@ JSON_VALUES = st.recursive(
      [[{"x": str(x), "y": str(y)} for x, y in SQUARE]]],
 )  # fmt: skip
 def test_every_form_gives_the_same_rings(form: object) -> None:
-    (ring,) = parse_polygon(form)
+    ((ring,), short) = parse_polygon(form)
+    assert short == 0
     np.testing.assert_array_equal(ring, np.float32(SQUARE))
 
 
-@pytest.mark.parametrize("empty", [None, "", "[]", [], "[[]]", [[]], "nan", "none", float("nan"), "null", [SQUARE[:2]]])
+@pytest.mark.parametrize("empty", [None, "", "[]", [], "[[]]", [[]], "nan", "none", float("nan"), "null"])
 def test_every_form_of_nothing(empty: object) -> None:
-    assert parse_polygon(empty) == []
+    assert parse_polygon(empty) == ([], 0)
+
+
+def test_rings_that_enclose_nothing_are_counted() -> None:
+    rings, short = parse_polygon([SQUARE[:2], SQUARE, SQUARE[:1], []])
+    assert (len(rings), short) == (1, 2)
 
 
 @given(JSON_VALUES | st.text(max_size=40))
 def test_anything_else_is_a_bad_polygon(value: object) -> None:
     try:
-        rings = parse_polygon(value)
+        rings = parse_polygon(value).rings
     except BadPolygon:
         return
     for ring in rings:
@@ -54,20 +60,42 @@ def test_wild_coordinates_are_drawn_without_error(points: list[tuple[float, floa
 
 def test_a_mask_survives_the_way_through_its_polygon() -> None:
     mask = draw_person(0, size=256).hair_mask
-    drawn = draw_polygon(parse_polygon(json.dumps(polygon(mask))), 256, 256)
+    drawn = draw_polygon(parse_polygon(json.dumps(polygon(mask))).rings, 256, 256)
     assert (drawn & mask).sum() / (drawn | mask).sum() > 0.97
 
 
 def test_a_ring_inside_is_a_hole_and_rings_beside_are_united() -> None:
     outer, inner, other = ([[a, a], [b, a], [b, b], [a, b]] for a, b in ((5, 45), (15, 30), (40, 60)))
-    mask = draw_polygon(parse_polygon([inner, outer, other]), 64, 64)
+    mask = draw_polygon(parse_polygon([inner, outer, other]).rings, 64, 64)
     assert mask[10, 10]
     assert not mask[20, 20]
     assert mask[42, 42]
     assert mask[55, 55]
 
 
+def test_a_ring_that_comes_twice_is_no_hole() -> None:
+    outer, hole = ([[a, a], [b, a], [b, b], [a, b]] for a, b in ((5, 55), (15, 30)))
+    shifted = [[x + 0.5, y - 0.5] for x, y in outer]
+    expected = draw_polygon(parse_polygon([outer, hole]).rings, 64, 64)
+    assert expected[10, 10]
+    assert not expected[20, 20]
+    for rings in ([outer, outer, hole], [outer, hole, hole], [outer, hole, outer[::-1], hole[::-1]]):
+        np.testing.assert_array_equal(draw_polygon(parse_polygon(rings).rings, 64, 64), expected)
+    drawn = draw_polygon(parse_polygon([outer, shifted, hole]).rings, 64, 64)
+    assert (drawn ^ expected).mean() < 0.04
+
+
+def test_a_ring_as_large_as_another_elsewhere_is_a_hole() -> None:
+    outer, other, hole = ([[a, 5], [b, 5], [b, c], [a, c]] for a, b, c in ((0, 40, 60), (44, 60, 25), (10, 26, 24.5)))
+    mask = draw_polygon(parse_polygon([outer, other, hole]).rings, 64, 64)
+    assert mask[15, 50]
+    assert not mask[15, 18]
+
+
 def test_scale() -> None:
+    assert polygon_scale((256, None), 128, 128) == (0.5, 0.5)
+    assert polygon_scale((0, 800), 300, 400) == (0.5, 0.5)
+    assert polygon_scale((300, None), 400, 300) == (1, 1)
     assert polygon_scale((1024, 1024), 512, 512) == (0.5, 0.5)
     assert polygon_scale((None, 0), 512, 512) == (1, 1)
     assert polygon_scale((300, 400), 400, 300) == (1, 1)

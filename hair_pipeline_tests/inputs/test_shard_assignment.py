@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.shards import Assignments, assign_shards
 
 PEOPLE = st.dictionaries(st.integers(0, 999).map("CP{:06d}".format), st.integers(1, 30), max_size=60)
@@ -43,3 +45,13 @@ def test_assignments_survive_the_disk(tmp_path: Path) -> None:
     kept = Assignments({"b": "shard_0001", "a": "shard_0000"}, {"a": "train"}, 0.05, 3)
     kept.write(path)
     assert Assignments.read(path) == kept
+
+
+@pytest.mark.parametrize(
+    "torn", ["", "{}", '{"shards": {"a"', "[]", '{"shards": 1, "splits": {}, "fraction": 0, "seed": 0}']
+)
+def test_a_damaged_file_is_refused(tmp_path: Path, torn: str) -> None:
+    path = tmp_path / "assignments.json"
+    path.write_text(torn)
+    with pytest.raises(PipelineError, match="stay where the last catalog has them"):
+        Assignments.read(path)

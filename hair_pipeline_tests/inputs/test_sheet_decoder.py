@@ -8,22 +8,25 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from hair_pipeline.inputs.examine import Candidate, Examiner, Task
 from hair_pipeline.inputs.reasons import FaceReason
 from hair_pipeline.inputs.training_face import (
     BadFace,
     choose_face,
     classify_quadrant,
+    count_unused,
     decode_sheet,
     index_faces,
     parse_embedding,
     read_face_json,
+    scan_faces,
 )
 from hair_pipeline.profile import InputsConfig
-from hair_pipeline_tests.inputs.tiny_inputs import draw_person, embedding, sheet, write_face
+from hair_pipeline_tests.inputs.tiny_inputs import draw_person, embedding, label, sheet, write_face, write_rgb
 
 CONFIG = InputsConfig()
 
@@ -57,10 +60,10 @@ def test_every_pixel_goes_to_the_nearest_value(quadrant: np.ndarray) -> None:
     np.testing.assert_array_equal(masks.face, quadrant[..., 0] > 192)
 
 
-@given(st.binary(max_size=300), st.integers(1, 40), st.integers(1, 40))
+@given(st.binary(max_size=300) | st.just(png(np.zeros((8, 8, 3), np.uint8))), st.integers(1, 40), st.integers(1, 40))
 def test_any_bytes_give_masks_or_bad_face(data: bytes, width: int, height: int) -> None:
-    with pytest.raises(BadFace):
-        decode_sheet(data, width, height)
+    with contextlib.suppress(BadFace):
+        assert decode_sheet(data, width, height).hair.shape == (height, width)
 
 
 def test_sheets_that_are_refused() -> None:
@@ -114,14 +117,50 @@ def test_index_knows_nested_stems_and_dates(tmp_path: Path) -> None:
     write_face(tmp_path / "c-1_20250101", picture, embedding(0))
     for path in sorted(plain.parent.iterdir()):
         path.rename(path.with_stem(path.stem + "_20240101"))
-    newer = write_face(tmp_path / "a-1", picture, embedding(0))
     index = index_faces(tmp_path)
     assert set(index) == {"a-1", "b-1", "c-1", "c-1_20250101"}
-    assert index["a-1"][0] == newer.relative_to(tmp_path).as_posix()
-    assert len(index["a-1"]) == 2
-    dated = read_face_json(tmp_path, index["a-1"][1])
+    assert index["c-1"] == index["c-1_20250101"]
+    dated = read_face_json(tmp_path, *index["a-1"])
     assert (tmp_path / dated.sheet_path).is_file()
     assert (tmp_path / dated.embedding_path).is_file()
+
+
+def test_of_one_face_the_newest_naming_counts(tmp_path: Path) -> None:
+    picture = draw_person(0, size=32)
+    for date in ("_20240101", "_20250101"):
+        write_face(tmp_path / f"a-1{date}", picture, embedding(0))
+        path = write_face(tmp_path / "b-1", picture, embedding(0))
+        path.rename(path.with_stem(path.stem + date))
+        path = write_face(tmp_path / "c-1", picture, embedding(0), bbox=[0, 0, 32, 32])
+        path.rename(path.with_stem(path.stem + date))
+    write_face(tmp_path / "c-1", picture, embedding(0), bbox=[2, 2, 30, 30])
+    write_face(tmp_path / "c-1", picture, embedding(0), number=2)
+    index = index_faces(tmp_path)
+    assert index["a-1"] == ["a-1_20250101/face_01/face_01_yaw_4.json"]
+    assert index["b-1"] == ["b-1/face_01/face_01_yaw_4_20250101.json"]
+    assert index["c-1"] == [f"c-1/face_0{number}/face_0{number}_yaw_4.json" for number in (1, 2)]
+    assert choose_face(tmp_path, index["c-1"][:1], 32, 32, CONFIG).box == (2, 2, 30, 30)
+
+
+def test_hidden_files_are_no_faces_and_a_face_without_json_is_a_bad_one(tmp_path: Path) -> None:
+    path = write_face(tmp_path / "a-1", draw_person(0, size=32), embedding(0))
+    path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    assert index_faces(tmp_path)["a-1"] == [path.relative_to(tmp_path).as_posix()]
+    path.unlink()
+    assert index_faces(tmp_path) == {}
+    (folder,) = scan_faces(tmp_path)["a-1"].paths
+    with pytest.raises(BadFace, match="bad_json: a-1/face_01/: no JSON"):
+        choose_face(tmp_path, [folder], 32, 32, CONFIG)
+    dated = write_face(tmp_path / "a-1_20250101", draw_person(0, size=32), embedding(0))
+    assert scan_faces(tmp_path)["a-1"].paths == (dated.relative_to(tmp_path).as_posix(),)
+
+
+def test_outputs_of_no_image_are_counted(tmp_path: Path) -> None:
+    for stem in ("a-1", "a_2", "b-1_20250101", "c-1_20240101", "c-1_20250101", "d-1_20240101", "e-1/e-1"):
+        write_face(tmp_path / stem, draw_person(0, size=32), embedding(0))
+    faces = scan_faces(tmp_path)
+    assert count_unused(faces, {"a-1", "a-2", "b-1", "d-1_20240101"}) == 3
+    assert count_unused(faces, {"a-1", "a_2", "b-1", "c-1", "d-1", "e-1"}) == 0
 
 
 def test_the_largest_confident_face_is_chosen(tmp_path: Path) -> None:
@@ -159,13 +198,40 @@ def test_faces_that_are_refused(tmp_path: Path, changes: dict[str, object], reas
     assert caught.value.reason == reason
 
 
-@given(st.binary(max_size=100) | st.dictionaries(
-    st.sampled_from(["bbox", "yaw", "confidence", "embedding_path", "face_id", "embedding_model"]),
-    st.none() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers() | st.text(max_size=2)),
-).map(lambda values: json.dumps(values).encode()))  # fmt: skip
-def test_any_json_gives_a_face_or_bad_face(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    root = tmp_path_factory.getbasetemp() / "any_json"
-    (root / "a" / "face_01").mkdir(parents=True, exist_ok=True)
-    (root / "a" / "face_01" / "face_01.json").write_bytes(data)
-    with contextlib.suppress(BadFace):
-        assert read_face_json(root, "a/face_01/face_01.json").area >= 1
+TEXT = st.text(st.characters(exclude_categories=()), max_size=5)
+VALUES = st.none() | st.integers() | st.floats() | TEXT | st.lists(st.integers() | TEXT)
+FACES = st.fixed_dictionaries(
+    {},
+    optional={
+        "bbox": st.just([10, 10, 50, 60]) | VALUES,
+        "confidence": st.just(0.9) | VALUES,
+        **dict.fromkeys(("yaw", "pitch", "face_id", "embedding_model"), VALUES),
+        **dict.fromkeys(("embedding_path", "visualization_path"), VALUES | TEXT.map("a/{}".format)),
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def examiner(tmp_path_factory: pytest.TempPathFactory) -> Examiner:
+    """Of one photo, "a.jpg", and its face's JSON, "a/face_01/face_01.json", which is still to be written."""
+    root = tmp_path_factory.mktemp("any_json")
+    (root / "a" / "face_01").mkdir(parents=True)
+    picture = draw_person(0, size=64)
+    write_rgb(root / "a.jpg", picture.photo)
+    (root / "a.json").write_text(json.dumps(label("CP1", "a.jpg", 0, picture)))
+    return Examiner(root, root, CONFIG, 64)
+
+
+@given(st.binary(max_size=100) | FACES.map(lambda values: json.dumps(values).encode()))
+@example(json.dumps({"bbox": [10, 10, 50, 60], "confidence": 0.9, "face_id": 3_000_000_000}).encode())
+@example(json.dumps({"bbox": [10, 10, 50, 60], "confidence": 0.9, "face_id": 1e300}).encode())
+@example(json.dumps({"bbox": [10, 10, 50, 60], "confidence": 0.9, "embedding_model": "\ud800"}).encode())
+@example(json.dumps({"bbox": [10, 10, 50, 60], "confidence": 0.9, "embedding_path": "a/\ud800x.npy"}).encode())
+@example(json.dumps({"bbox": [10, 10, 50, 60], "confidence": 0.9, "embedding_path": "a/" + 5000 * "x"}).encode())
+@example(json.dumps({"bbox": "\ud800"}).encode())
+def test_any_json_gives_a_row(examiner: Examiner, data: bytes) -> None:
+    (examiner.training_face_root / "a" / "face_01" / "face_01.json").write_bytes(data)
+    task = Task((Candidate("a.jpg", "a.json"),), ("a/face_01/face_01.json",), 0)
+    (row,) = examiner([task]).to_pylist()
+    assert row["accepted"]
+    assert row["has_face"] or row["face_reason"]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from hair_pipeline.inputs.samples import Sample
+from hair_pipeline.inputs.samples import Photo, Sample, to_sample
 from hair_pipeline.processing.bald import GRAY, face_height, fill, make_bald, repaint_mask, vary_mask
 from hair_pipeline.processing.work import fill_to_hair_distance
 from hair_pipeline.profile import BaldConfig
@@ -171,3 +171,24 @@ def test_hiding_the_forehead_and_beside_the_jaw() -> None:
     nobody, hidden = np.zeros_like(bob.face_mask), BaldConfig(hide_forehead=True, hide_beside_jaw=True)
     without_a_face = repaint_mask(bob.hair_mask, nobody, hidden)
     np.testing.assert_array_equal(without_a_face, repaint_mask(bob.hair_mask, nobody, BaldConfig()))
+
+
+@pytest.mark.parametrize("method", ["telea", "navier_stokes", "gaussian_blur"])
+@pytest.mark.parametrize(("height", "width"), [(192, 256), (256, 192)])
+def test_the_bars_beside_a_photo_do_not_enter_the_fill(method: str, height: int, width: int) -> None:
+    """Hair that runs out of a photo of one bright colour leaves that colour, not the bars' gray."""
+    photo = np.full((height, width, 3), (40, 230, 200), np.uint8)
+    hair = np.zeros((height, width), bool)
+    hair[height // 3 :, width // 4 :] = True
+    nothing = np.zeros_like(hair)
+    sample = to_sample(Photo("x", "p", photo, hair, nothing, nothing, None), 256)
+    assert sample.window is not None
+    masks = sample.hair_mask, sample.face_mask
+    bald, repaint = make_bald(sample.image, *masks, BaldConfig(method=method), window=sample.window)
+    assert np.abs(bald[sample.window].astype(int) - (40, 230, 200)).max() <= 25  # Telea alone strays by 20
+    np.testing.assert_array_equal(bald[~repaint], sample.image[~repaint])
+
+
+def test_a_square_photo_has_no_bars() -> None:
+    photo, mask = np.zeros((300, 300, 3), np.uint8), np.zeros((300, 300), bool)
+    assert to_sample(Photo("x", "p", photo, mask, mask, mask, None), 256).window is None

@@ -1,8 +1,14 @@
 """The probe reads what is there, on other people, and nothing where there is nothing."""
 
-import numpy as np
+from pathlib import Path
 
-from hair_pipeline.processing.leakage import Leakage, bald_features, mask_features, probe
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hair_pipeline.inputs.columns import SCHEMA
+from hair_pipeline.processing.leakage import Leakage, bald_features, choose_rows, mask_features, probe
+from hair_pipeline.settings import Settings
 
 PEOPLE, VIEWS = 24, 4
 
@@ -59,3 +65,23 @@ def test_mask_features_are_coverage() -> None:
     mask = np.zeros((64, 64), bool)
     mask[:32] = True
     assert mask_features(mask).reshape(32, 32).mean(axis=1).tolist() == [1] * 16 + [0] * 16
+
+
+def catalog(root: Path, people: list[str], views: int) -> Settings:
+    """Settings with a catalog of images that only have names."""
+    settings = Settings(training_root=root)
+    always = {"accepted": True, "stage2": True, "has_face": True, "identity_reliable": True, "face_blurred": False}
+    rows = [{"image_id": f"{name}-{view:03d}", "source": name} | always for name in people for view in range(views)]
+    settings.processed.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), settings.catalog_path)
+    return settings
+
+
+def test_images_are_chosen_from_all_people(tmp_path: Path) -> None:
+    people = [f"{prefix}{number:03d}" for prefix in ("AP", "CP", "DS", "MN") for number in range(50)]
+    settings = catalog(tmp_path, people, views=2)
+    chosen = choose_rows(settings, images=60)
+    assert len(chosen) == chosen.source.nunique() == 60
+    assert chosen.source.str[:2].value_counts().between(8, 22).all()
+    assert chosen.source.nunique() == len(set(chosen.source) & set(choose_rows(settings, images=80).source))
+    assert len(choose_rows(settings, images=450)) == 400

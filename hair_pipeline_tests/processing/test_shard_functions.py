@@ -1,6 +1,7 @@
 """The shard functions: right files, no bad image stops them, idempotent, no stale or half files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import decode_image, read_image
 from hair_pipeline.inputs.catalog import build_catalog, read_catalog
 from hair_pipeline.inputs.samples import load_photo, load_sample
+from hair_pipeline.processing import work
 from hair_pipeline.processing.report import ShardReport
 from hair_pipeline.processing.shards import (
     cut_hair_patches,
@@ -18,7 +20,7 @@ from hair_pipeline.processing.shards import (
     make_bald_images,
     make_hair_only_images,
 )
-from hair_pipeline.profile import PatchConfig, ProcessingConfig, Profile
+from hair_pipeline.profile import InputsConfig, PatchConfig, ProcessingConfig, Profile
 from hair_pipeline.settings import Settings
 from hair_pipeline_tests.inputs.tiny_inputs import embedding, write_tiny_inputs
 
@@ -120,6 +122,36 @@ def test_one_bad_image_fails_alone(settings: Settings) -> None:
         assert report.failed[rows.image_id[0]].startswith("UnreadableImage")
 
 
+def test_what_failed_is_tried_again_and_nothing_else(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = {function: function(SHARD, settings, PROFILE) for function in FUNCTIONS}
+    for folder in ("bald_images", "hair_only_images", "hair_patches", "identity_embeddings"):
+        shutil.rmtree(settings.processed / folder)
+    rows = read_catalog(settings.catalog_path)
+    away = settings.k_hairstyle_root / rows.image_path[0], settings.training_face_root / rows.embedding_path[1]
+    for path in away:
+        path.rename(path.with_suffix(".away"))
+    away[1].mkdir()  # there, and not readable
+    for function in FUNCTIONS:
+        report = function(SHARD, settings, PROFILE)
+        place = 1 if function is gather_identity_embeddings else 0
+        assert list(report.failed) == [rows.image_id[place]]
+    away[1].rmdir()
+    for path in away:
+        path.with_suffix(".away").rename(path)
+    made: list[str] = []
+    load = work.load_photo
+    monkeypatch.setattr(work, "load_photo", lambda row, roots: (made.append(row.image_id), load(row, roots))[1])
+    monkeypatch.setattr("hair_pipeline.processing.shards._draw", lambda *_: None)
+    for function in FUNCTIONS:
+        report = function(SHARD, settings, PROFILE)
+        assert not report.reused
+        assert report.failed == {}
+        assert report.data_version == expected[function].data_version
+        assert not list((settings.processed / report.asset).glob(".*.journal"))
+        assert function(SHARD, settings, PROFILE).reused
+    assert made == [rows.image_id[0]] * 3
+
+
 def test_when_every_image_fails_the_old_shard_is_kept(settings: Settings) -> None:
     for function in FUNCTIONS[1:]:
         function(SHARD, settings, PROFILE)
@@ -159,6 +191,19 @@ def test_other_settings_are_done_again(settings: Settings) -> None:
     lossless = PROFILE.model_copy(update={"processing": PROFILE.processing.model_copy(update={"image_format": "png"})})
     make_bald_images(SHARD, settings, lossless)
     assert {path.suffix for path in (settings.processed / "bald_images" / SHARD).iterdir()} == {".png"}
+
+
+def test_people_who_become_one_change_the_tables(settings: Settings) -> None:
+    names = sorted({row.source for row in read_catalog(settings.catalog_path).itertuples()})
+    for function in (cut_hair_patches, gather_identity_embeddings):
+        function(SHARD, settings, PROFILE)
+    joined = PROFILE.model_copy(update={"inputs": InputsConfig(same_person={names[1]: names[0]})})
+    build_catalog(settings, joined)
+    for function in (cut_hair_patches, gather_identity_embeddings):
+        report = function(SHARD, settings, joined)
+        table = pq.read_table(settings.processed / report.asset / f"{SHARD}.parquet", columns=["person"])
+        assert not report.reused
+        assert set(table.column("person").to_pylist()) == {names[0], names[2]}
 
 
 def test_an_unknown_shard_and_a_missing_catalog_are_clear(settings: Settings, tmp_path: Path) -> None:
