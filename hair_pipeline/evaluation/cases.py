@@ -78,7 +78,7 @@ def make_case(
     masks = sample.hair_mask, sample.face_mask
     if reference.person != sample.person:
         masks = with_forehead(*masks, sample.box)
-    bald, repaint = make_bald(sample.image, *masks, profile.processing.bald, box=sample.box)
+    bald, repaint = make_bald(sample.image, *masks, profile.processing.bald, box=sample.box, window=sample.window)
     seed = int(hash_bytes(sample.image_id, reference.image_id, str(profile.evaluation.seed))[:8], 16)
     return Case(sample, reference, identity, *classes, bald, repaint, seed, own_curl)
 

@@ -182,7 +182,8 @@ class TryOn:
     def _draw(self, sample: Sample, identity: np.ndarray | None, style: np.ndarray | None, seed: int) -> np.ndarray:
         """What the model draws for a square, before paste-back; uint8 (S, S, 3)."""
         removal, config = self.profile.processing.bald, self.profile.evaluation
-        bald, repaint = make_bald(sample.image, sample.hair_mask, sample.face_mask, removal, box=sample.box)
+        masks = sample.hair_mask, sample.face_mask
+        bald, repaint = make_bald(sample.image, *masks, removal, box=sample.box, window=sample.window)
         output = self.contender.pipeline(
             images=[sample.image],
             hair_masks=[sample.hair_mask],

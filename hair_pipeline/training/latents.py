@@ -14,6 +14,7 @@ whose row is whose. Layout (n rows of the kind, V mask variants, R the pixel sid
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ log = logging.getLogger(__name__)
 
 LATENT_ASSET = "latents"
 _BATCH = 16
-_LAYOUT = "2"
+_LAYOUT = "3"
 
 
 def encode_shard(shard: str, settings: Settings, profile: Profile) -> ShardReport:
@@ -220,13 +221,21 @@ def _bald_variants(
     repaints = [repaint_mask(sample.hair_mask, sample.face_mask, config, box=sample.box)]
     image = shrink(sample.image, side)
     hair, face = (shrink(mask.astype(np.float32), side) >= 0.5 for mask in (sample.hair_mask, sample.face_mask))
-    box = None if sample.box is None else sample.box * (side / sample.image.shape[0])
+    scale = side / sample.image.shape[0]
+    box = None if sample.box is None else sample.box * scale
+    window = None if sample.window is None else _within(sample.window, scale)
     for variant in range(1, profile.stage2.mask_variants):
         varied = vary_mask(hair, face, int(hash_bytes(sample.image_id, str(variant))[:8], 16))
-        bald, repaint = make_bald(image, varied, face, config, box=box)
+        bald, repaint = make_bald(image, varied, face, config, box=box, window=window)
         balds.append(bald)
         repaints.append(repaint)
     return balds, repaints
+
+
+def _within(window: tuple[slice, slice], scale: float) -> tuple[slice, slice]:
+    """The pixels of a smaller square that lie wholly inside a window."""
+    rows, columns = (slice(math.ceil(part.start * scale), int(part.stop * scale)) for part in window)
+    return rows, columns
 
 
 def _hair_only(row: Any, shard: str, settings: Settings, side: int, encoder: _Encoder) -> dict[str, Tensor]:

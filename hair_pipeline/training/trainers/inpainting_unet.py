@@ -140,7 +140,7 @@ def _holes(sample: Sample, bald: BaldConfig, seed: int) -> tuple[list[np.ndarray
     hair, face = sample.hair_mask, sample.face_mask
     varied = vary_mask(hair, face, number)
     removed = [
-        make_bald(sample.image, *masks, bald)
+        make_bald(sample.image, *masks, bald, window=sample.window)
         for masks in ((hair, face), (varied, face), with_forehead(hair, face, sample.box))
     ]
     brush = random_hole(sample.image.shape[0], number)

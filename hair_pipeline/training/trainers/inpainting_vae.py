@@ -98,7 +98,8 @@ class VaeImages(Dataset[Batch]):
 
     def _bald_image(self, index: int, sample: Sample) -> np.ndarray:
         if index not in self._bald:
-            self._bald[index] = make_bald(sample.image, sample.hair_mask, sample.face_mask, self.bald)[0]
+            masks = sample.hair_mask, sample.face_mask
+            self._bald[index] = make_bald(sample.image, *masks, self.bald, window=sample.window)[0]
         return self._bald[index]
 
 
