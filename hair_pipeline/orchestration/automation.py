@@ -137,20 +137,6 @@ def last_made(instance: dg.DagsterInstance, names: Sequence[str]) -> dict[str, L
     return found
 
 
-def failed_blocking_checks(instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey]) -> list[str]:
-    """Of these blocking checks, the names of those whose last evaluation failed.
-
-    A blocking check stops only the run it is part of; what follows in other runs has to look.
-    """
-    records = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
-    failed = []
-    for key, record in records.items():
-        evaluation = record.evaluation
-        if evaluation is not None and not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR:
-            failed.append(key.name)
-    return failed
-
-
 def short(*parts: object) -> str:
     """A short hash of what makes up a wish."""
     return hash_bytes(*map(str, parts))[:16]

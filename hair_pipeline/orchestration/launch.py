@@ -23,6 +23,7 @@ from dagster._utils.error import SerializableErrorInfo
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.orchestration.instance import PID_TAG, process_tag
 from hair_pipeline.orchestration.rounds import Lineage, Round, Stale, split, with_descendants
+from hair_pipeline.orchestration.soundness import failed_check
 
 LAUNCHER_TAG = "hair_pipeline/launched_by"
 GATE_ASSETS = frozenset({"exported_weights", "production_registry"})
@@ -115,6 +116,7 @@ def launch(
     forced = set(lineage.order) if force else set()
     while True:
         stale = lineage.out_of_date()
+        _refuse_unsound(lineage, stale.keys() - done, done, outcome)
         if force:
             stale = _with_forced(lineage, stale, forced - done)
         blocked = with_descendants(lineage.graph, _not_made(outcome, done))
@@ -130,6 +132,19 @@ def _expect_torch() -> None:
     """Let the fork server load torch, unless there is a GPU."""
     if not any(device.exists() for device in _GPU_DEVICES):
         os.environ.setdefault(PRELOAD_TORCH, "1")
+
+
+def _refuse_unsound(
+    lineage: Lineage, wanted: Collection[dg.AssetKey], done: Collection[dg.AssetKey], outcome: Outcome
+) -> None:
+    """Count as failed what a blocking check of an earlier run found fault with, where something would be built on it.
+
+    What is selected itself is made again first, which checks it again.
+    """
+    for key, fault in lineage.unsound().items():
+        settled = key in done or key not in lineage.order
+        if settled and with_descendants(lineage.graph, {key}).intersection(wanted):
+            outcome.failures.setdefault(key.to_user_string(), fault)
 
 
 def _not_made(outcome: Outcome, done: set[dg.AssetKey]) -> set[dg.AssetKey]:
@@ -226,7 +241,7 @@ def _record_check(evaluation: AssetCheckEvaluation, outcome: Outcome) -> None:
     asset, check = evaluation.asset_key.to_user_string(), evaluation.check_name
     outcome.warnings.append(f"{asset}: check {check} did not pass")
     if evaluation.severity == dg.AssetCheckSeverity.ERROR and evaluation.blocking:
-        outcome.failures[asset] = f"the blocking check {check} did not pass: {evaluation.description or 'see the UI'}"
+        outcome.failures[asset] = failed_check(check, evaluation.description)
         outcome.blocked_checks.add(f"{asset}_{check}")
 
 

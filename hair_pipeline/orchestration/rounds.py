@@ -15,6 +15,7 @@ from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from hair_pipeline.orchestration.partitions import MAX_SHARDS_PER_RUN, SHARDS
+from hair_pipeline.orchestration.soundness import unsound
 from hair_pipeline.orchestration.staleness import Staleness, Status
 
 
@@ -85,8 +86,9 @@ class Lineage:
         return [key for key in self.graph.toposorted_asset_keys if self.graph.get(key).is_observable]
 
     def out_of_date(self) -> dict[dg.AssetKey, Stale]:
-        """Selected assets that are missing or stale, with the shards concerned."""
+        """Selected assets that are missing, stale or unsound, with the shards concerned."""
         staleness = Staleness(self.instance, self.graph, self.registered)
+        faults = self.unsound()
         stale: dict[dg.AssetKey, Stale] = {}
         for key in self.order:
             node = self.graph.get(key)
@@ -98,9 +100,13 @@ class Lineage:
                 shards = tuple(shard for shard, status in statuses.items() if status != Status.FRESH)
                 if shards or not statuses:
                     stale[key] = Stale(all(status == Status.MISSING for status in statuses.values()), shards)
-            elif (status := staleness.of_asset(key)) != Status.FRESH:
+            elif (status := staleness.of_asset(key)) != Status.FRESH or key in faults:
                 stale[key] = Stale(status == Status.MISSING)
         return stale
+
+    def unsound(self) -> dict[dg.AssetKey, str]:
+        """Assets, selected or not, that nothing may be built on, with the reason."""
+        return unsound(self.instance, self.graph)
 
     @property
     def registered(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from hair_pipeline.orchestration.automation import assets_under_way
 from hair_pipeline.orchestration.jobs import inputs_job, training_job
 from hair_pipeline.orchestration.partitions import SHARDS
 from hair_pipeline.orchestration.rounds import range_tags
+from hair_pipeline.orchestration.soundness import unsound
 from hair_pipeline.profile import Profile
 
 
@@ -38,6 +39,8 @@ def _retrain(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipRe
     shards = context.instance.get_dynamic_partitions(str(SHARDS.name))
     if not shards:
         return dg.SkipReason("there are no shards yet: materialise the catalog")
+    if (fault := unsound(context.instance, context.repository_def.asset_graph).get(dg.AssetKey("catalog"))) is not None:
+        return dg.SkipReason(f"catalog: {fault}")
     under_way = assets_under_way(context.instance, context.repository_def)
     for name in ("catalog", "latents", "stage2_checkpoint"):
         if (run := under_way.get(dg.AssetKey(name))) is not None:

@@ -27,7 +27,6 @@ from hair_pipeline.orchestration.automation import (
     Wish,
     ask,
     assets_under_way,
-    failed_blocking_checks,
     last_made,
     short,
 )
@@ -44,6 +43,7 @@ from hair_pipeline.orchestration.jobs import (
 )
 from hair_pipeline.orchestration.resources import PipelineResource
 from hair_pipeline.orchestration.rounds import Lineage, Round, Stale, range_tags, split
+from hair_pipeline.orchestration.soundness import unsound
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 
@@ -76,12 +76,10 @@ class World:
         """The lineage with these assets selected."""
         return Lineage(self.instance, self.repository.asset_graph, [dg.AssetKey(name) for name in names])
 
-    def catalog_fault(self) -> str | None:
-        """Why nothing may be built on the catalog; None when it is sound."""
-        graph = self.repository.asset_graph
-        keys = [key for key in graph.asset_check_keys if key.asset_key == dg.AssetKey("catalog")]
-        failed = failed_blocking_checks(self.instance, [key for key in keys if graph.get(key).blocking])
-        return f"the catalog's check {failed[0]} did not pass" if failed else None
+    def fault(self, name: str) -> str | None:
+        """Why nothing may be built on an asset; None when it is sound."""
+        found = unsound(self.instance, self.repository.asset_graph).get(dg.AssetKey(name))
+        return None if found is None else f"{name}: {found}"
 
 
 def _sensor(
@@ -166,7 +164,7 @@ def _new_inputs(profile: Profile) -> dg.SensorDefinition:
 
 def _shards_wanted(world: World, automation: str, assets: Sequence[str], upstream: Sequence[str]) -> Answer:
     """The shards in which one of `assets` is missing or out of date, and none of `upstream` is."""
-    if (fault := world.catalog_fault()) is not None:
+    if (fault := world.fault("catalog")) is not None:
         return dg.SkipReason(fault)
     lineage = world.lineage([*upstream, *assets])
     stale = lineage.out_of_date()
@@ -206,7 +204,7 @@ def _retrain(world: World) -> Answer:
 
     if not world.settings.catalog_path.exists():
         return dg.SkipReason("there is no catalog yet")
-    if (fault := world.catalog_fault()) is not None:
+    if (fault := world.fault("catalog")) is not None:
         return dg.SkipReason(fault)
     lineage = world.lineage(PROCESSED)
     stale = lineage.out_of_date()
@@ -262,6 +260,8 @@ def _promote_signed_off(world: World) -> Answer:
     exported = read_json(pointer)["version"] if pointer.exists() else None
     if exported not in approved:
         return dg.SkipReason("no exported version waits with a person's approval")
+    if (fault := world.fault("exported_weights")) is not None:
+        return dg.SkipReason(fault)
     events = [event["event"] for event in registry.show(exported)["history"]]
     if "promoted" in events[_last(events, "sign_off") :]:
         # rolled back since, or deploying failed: only a person decides again

@@ -23,12 +23,13 @@ class World:
     broken_shards: frozenset[str] = frozenset()
     failing: frozenset[str] = frozenset()
     catalog_is_bad = False
+    check_breaks = False
     ran: list = []
 
     @classmethod
     def reset(cls) -> None:
         cls.source_version, cls.shards, cls.failing, cls.catalog_is_bad = "1", ("s0", "s1"), frozenset(), False
-        cls.rows, cls.broken_shards = {}, frozenset()
+        cls.rows, cls.broken_shards, cls.check_breaks = {}, frozenset(), False
         cls.ran.clear()
 
 
@@ -80,6 +81,8 @@ def whole(name, deps):
 
 @dg.asset_check(asset=catalog, blocking=True)
 def sound():
+    if World.check_breaks:
+        raise ValueError("as told")
     return dg.AssetCheckResult(passed=not World.catalog_is_bad)
 
 

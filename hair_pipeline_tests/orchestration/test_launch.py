@@ -109,9 +109,33 @@ def test_a_failure_stops_what_depends_on_it_and_is_tried_again(instance):
 
 def test_a_blocking_check_stops_everything_downstream(instance):
     World.catalog_is_bad = True
-    outcome = run(instance)
-    assert "sound" in outcome.failures["catalog"]
-    assert ("patches", "s0", "s1") not in World.ran
+    for _ in range(2):
+        outcome = run(instance)
+        assert "check sound did not pass" in outcome.failures["catalog"]
+        assert World.ran == ["catalog"]
+    outcome = run(instance, selection="key:patches")
+    assert "check sound did not pass" in outcome.failures["catalog"]
+    assert World.ran == []
+    World.catalog_is_bad = False
+    assert not run(instance).failures
+    assert sorted(map(str, World.ran)) == sorted(map(str, EVERYTHING))
+
+
+def test_a_blocking_check_that_breaks_stops_everything_downstream(instance):
+    World.check_breaks = True
+    for _ in range(2):
+        assert "did not come to an end" in run(instance).failures["catalog"]
+        assert World.ran == ["catalog"]
+    World.check_breaks = False
+    assert not run(instance).failures
+    assert not run(instance).materialised
+
+
+def test_a_failed_blocking_check_is_no_fault_of_a_launch_that_builds_nothing_on_it(instance):
+    run(instance)
+    World.source_version, World.catalog_is_bad = "2", True
+    run(instance, selection="key:catalog")
+    assert not run(instance, selection="key:source").failures
 
 
 def test_force_runs_a_selection_that_is_up_to_date(instance):

@@ -107,6 +107,16 @@ class Daemon:
         made = self.instance.fetch_materializations(key, limit=1).records
         return next(iter(made or self.instance.fetch_observations(key, limit=1).records), None)
 
+    def report_check(self, asset: str, check: str, *, passed: bool = False) -> None:
+        found = dg.AssetCheckEvaluation(asset_key=dg.AssetKey(asset), check_name=check, passed=passed, metadata={})
+        self.instance.report_runless_asset_event(found)
+
+    def tick_weekly(self):
+        """What the schedule of the weekly training says."""
+        schedule = self.repository.get_schedule_def("retrain_weekly")
+        with dg.build_schedule_context(instance=self.instance, repository_def=self.repository) as context:
+            return schedule.evaluate_tick(context)
+
     def catalog(self, people: dict[str, str], versions: dict[str, str] | None = None) -> None:
         """Build a catalog: person -> shard; the first person is held out."""
         rows = [
@@ -238,12 +248,10 @@ def test_a_shard_that_failed_is_tried_again_alone_and_its_siblings_go_on(daemon)
 
 def test_nothing_is_built_on_a_catalog_whose_blocking_check_failed(daemon):
     daemon.catalog({"a": "s0"})
-    found = dg.AssetCheckEvaluation(
-        asset_key=dg.AssetKey("catalog"), check_name="split_is_person_disjoint", passed=False, metadata={}
-    )
-    daemon.instance.report_runless_asset_event(found)
+    daemon.report_check("catalog", "split_is_person_disjoint")
     assert not daemon.tick("process_new_shards")
     assert "split_is_person_disjoint did not pass" in daemon.skipped
+    assert "split_is_person_disjoint did not pass" in daemon.tick_weekly().skip_message
 
 
 # Training.
@@ -385,10 +393,14 @@ def test_a_sign_off_promotes_once_and_a_rollback_stays(daemon):
         registry.promote(version)
         daemon.end(run)
         assert not daemon.tick("promote_signed_off_model")
+    daemon.report_check("exported_weights", "export_makes_the_round_trip")
     registry.rollback("it blurs")
     assert json.loads(daemon.settings.registry_path.read_text())["production"] == "old"
     assert not daemon.tick("promote_signed_off_model")
     registry.sign_off("new", "Kim", "approve", "after all")
+    assert not daemon.tick("promote_signed_off_model")
+    assert "export_makes_the_round_trip did not pass" in daemon.skipped
+    daemon.report_check("exported_weights", "export_makes_the_round_trip", passed=True)
     assert len(daemon.tick("promote_signed_off_model")) == 1
 
 
@@ -402,15 +414,9 @@ def test_everything_is_off_until_switched_on(daemon):
 
 
 def test_the_weekly_training_takes_all_shards_and_never_doubles(daemon):
-    schedule = daemon.repository.get_schedule_def("retrain_weekly")
-
-    def tick():
-        with dg.build_schedule_context(instance=daemon.instance, repository_def=daemon.repository) as context:
-            return schedule.evaluate_tick(context)
-
-    assert "no shards" in tick().skip_message
+    assert "no shards" in daemon.tick_weekly().skip_message
     daemon.catalog({"a": "s0", "b": "s1"})
-    (request,) = tick().run_requests
+    (request,) = daemon.tick_weekly().run_requests
     assert (request.tags[START], request.tags[END]) == ("s0", "s1")
     daemon._start("retrain", request)
-    assert "is making" in tick().skip_message
+    assert "is making" in daemon.tick_weekly().skip_message
