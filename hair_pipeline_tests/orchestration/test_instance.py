@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import dagster as dg
+from dagster._core.events import EngineEventData
 
 from hair_pipeline.orchestration.instance import PID_TAG, dagster_home, free_dead_runs, open_instance, process_tag
 from hair_pipeline.settings import PROJECT_ROOT, Settings
@@ -47,6 +48,33 @@ def test_a_killed_command_frees_its_run_and_its_place_in_the_pool(tmp_path, monk
         assert instance.event_log_storage.get_concurrency_info("gpu").active_slot_count == 0
         statuses = [instance.get_run_by_id(run.run_id).status for run in running]
     assert statuses == [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED]
+
+
+def test_a_killed_run_keeps_its_place_in_the_pool_while_one_of_its_steps_lives(tmp_path, monkeypatch):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    command, step = (subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) for _ in range(2))
+
+    @dg.job
+    def nothing():
+        pass
+
+    with open_instance(Settings(training_root=tmp_path)) as instance:
+        tags = {PID_TAG: str(process_tag(command.pid))}
+        run = instance.create_run_for_job(nothing, status=dg.DagsterRunStatus.STARTED, tags=tags)
+        event = dg.DagsterEvent(
+            dg.DagsterEventType.STEP_WORKER_STARTED.value,
+            "nothing",
+            message='Executing step "x" in subprocess.',
+            event_specific_data=EngineEventData(),
+            pid=step.pid,
+        )
+        instance.report_dagster_event(event, run.run_id)
+        command.kill()
+        command.wait()
+        assert free_dead_runs(instance) == []
+        step.kill()
+        step.wait()
+        assert free_dead_runs(instance) == [run.run_id]
 
 
 def test_a_run_of_the_daemon_whose_process_is_gone_is_freed(tmp_path, monkeypatch):

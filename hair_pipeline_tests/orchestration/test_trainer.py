@@ -115,6 +115,27 @@ def test_a_training_is_saved_and_frees_the_gpu_however_it_is_stopped(tmp_path):
         assert instance.event_log_storage.get_concurrency_info("gpu").active_slot_count == 0
 
 
+@pytest.mark.slow
+def test_the_next_command_gets_the_gpu_when_the_training_of_a_killed_one_has_saved(tmp_path):
+    training = Training(tmp_path)
+    launch = training.start()
+    orphan = training.wait_for_step(3, launch)
+    launch.kill()  # the process of the run, not those of its steps
+    launch.communicate()
+    after = training.start()
+    assert gone(orphan)
+    saved = training.saved()
+    assert saved < STEPS
+    assert training.wait_for_step(saved + 1, after) != orphan
+    _, errors = after.communicate(timeout=200)
+    assert after.returncode == 0, errors
+    lines = [json.loads(line)["step"] for line in (training.folder / "losses.jsonl").read_text().splitlines()]
+    assert lines == list(range(STEPS))
+    with dg.DagsterInstance.from_config(str(training.home)) as instance:
+        assert instance.event_log_storage.get_concurrency_info("gpu").active_slot_count == 0
+        assert not instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+
+
 def materialise(folder: Path, monkeypatch, **environment: str) -> dg.ExecuteInProcessResult:
     """The training as a step of this process."""
     folder.mkdir()
