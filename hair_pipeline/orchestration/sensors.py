@@ -262,17 +262,11 @@ def _promote_signed_off(world: World) -> Answer:
         return dg.SkipReason("no exported version waits with a person's approval")
     if (fault := world.fault("exported_weights")) is not None:
         return dg.SkipReason(fault)
-    events = [event["event"] for event in registry.show(exported)["history"]]
-    if "promoted" in events[_last(events, "sign_off") :]:
-        # rolled back since, or deploying failed: only a person decides again
+    if registry.promoted_since_sign_off(exported):
         return dg.SkipReason(f"version {exported} was promoted before; sign it off again, or promote it by hand")
-    wanted = short(exported, len(events))
+    wanted = short(exported, len(registry.show(exported)["history"]))
     request = dg.RunRequest(asset_selection=[dg.AssetKey("production_registry")])
     return Wish("promote_signed_off_model", wanted, [request])
-
-
-def _last(events: Sequence[str], name: str) -> int:
-    return max(number for number, event in enumerate(events) if event == name)
 
 
 def build_sensors(profile: Profile) -> list[dg.SensorDefinition]:
