@@ -25,6 +25,8 @@ from dagster._core.definitions.data_version import (
 from dagster._core.storage.tags import MAX_RETRIES_TAG
 
 from hair_pipeline.files import hash_bytes
+from hair_pipeline.orchestration.instance import MACHINE_TAG
+from hair_pipeline.orchestration.whereabouts import this_machine
 
 AUTOMATION_TAG = "hair_pipeline/automation"
 WANTED_TAG = "hair_pipeline/wanted"
@@ -86,7 +88,8 @@ def ask(instance: dg.DagsterInstance, wish: Wish, attempts: int) -> list[dg.RunR
 
 def _marked(request: dg.RunRequest, tags: Mapping[str, str], run_key: str) -> dg.RunRequest:
     """The request with more tags and a run key; Dagster itself is not to try the run again as well."""
-    return request._replace(run_key=run_key, tags={**request.tags, **tags, MAX_RETRIES_TAG: "0"})
+    tags = {**request.tags, **tags, MACHINE_TAG: this_machine(), MAX_RETRIES_TAG: "0"}
+    return request._replace(run_key=run_key, tags=tags)
 
 
 def assets_under_way(instance: dg.DagsterInstance, repository: dg.RepositoryDefinition) -> dict[dg.AssetKey, str]:

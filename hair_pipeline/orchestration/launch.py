@@ -21,9 +21,10 @@ from dagster._core.execution.api import execute_run_iterator
 from dagster._utils.error import SerializableErrorInfo
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.orchestration.instance import PID_TAG, process_tag
+from hair_pipeline.orchestration.instance import PID_TAG
 from hair_pipeline.orchestration.rounds import Lineage, Round, Stale, split, with_descendants
 from hair_pipeline.orchestration.soundness import failed_check
+from hair_pipeline.orchestration.whereabouts import process_tag
 
 LAUNCHER_TAG = "hair_pipeline/launched_by"
 GATE_ASSETS = frozenset({"exported_weights", "production_registry"})

@@ -6,10 +6,12 @@ Belongs here: schedules. Does not belong here: what follows from a change (`sens
 import dagster as dg
 
 from hair_pipeline.orchestration.automation import assets_under_way
+from hair_pipeline.orchestration.instance import MACHINE_TAG
 from hair_pipeline.orchestration.jobs import inputs_job, training_job
 from hair_pipeline.orchestration.partitions import SHARDS
 from hair_pipeline.orchestration.rounds import range_tags
 from hair_pipeline.orchestration.soundness import unsound
+from hair_pipeline.orchestration.whereabouts import this_machine
 from hair_pipeline.profile import Profile
 
 
@@ -45,4 +47,4 @@ def _retrain(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipRe
     for name in ("catalog", "latents", "stage2_checkpoint"):
         if (run := under_way.get(dg.AssetKey(name))) is not None:
             return dg.SkipReason(f"run {run[:8]} is making {name}")
-    return dg.RunRequest(tags=range_tags(shards))
+    return dg.RunRequest(tags=range_tags(shards) | {MACHINE_TAG: this_machine()})

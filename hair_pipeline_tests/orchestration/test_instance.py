@@ -6,7 +6,9 @@ import sys
 import dagster as dg
 from dagster._core.events import EngineEventData
 
-from hair_pipeline.orchestration.instance import PID_TAG, dagster_home, free_dead_runs, open_instance, process_tag
+from hair_pipeline.orchestration import instance as own
+from hair_pipeline.orchestration.instance import MACHINE_TAG, PID_TAG, dagster_home, free_dead_runs, open_instance
+from hair_pipeline.orchestration.whereabouts import process_tag, this_machine
 from hair_pipeline.settings import PROJECT_ROOT, Settings
 
 
@@ -75,6 +77,53 @@ def test_a_killed_run_keeps_its_place_in_the_pool_while_one_of_its_steps_lives(t
         step.kill()
         step.wait()
         assert free_dead_runs(instance) == [run.run_id]
+
+
+def test_each_machine_judges_its_own_runs_also_those_from_before_it_was_restarted(tmp_path, monkeypatch):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    machine, boot, namespace = this_machine().split(".")
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    gone = f"{child.pid}:1"
+
+    @dg.job
+    def nothing():
+        pass
+
+    with open_instance(Settings(training_root=tmp_path)) as instance:
+
+        def run(**tags: str) -> str:
+            started = instance.create_run_for_job(nothing, status=dg.DagsterRunStatus.STARTED, tags=tags)
+            instance.report_engine_event(f"Started process for run (pid: {child.pid}).", started)
+            return started.run_id
+
+        for other in ("other." + boot, f"{machine}.{boot}"):  # another machine, another container of this one
+            run(**{PID_TAG: f"{other}.0/{gone}"})
+            run(**{MACHINE_TAG: f"{other}.0"})
+        here = [run(**{PID_TAG: f"{this_machine()}/{gone}"}), run(**{MACHINE_TAG: this_machine()})]
+        restarted = f"{machine}.earlier.{namespace}"
+        here += [run(**{PID_TAG: f"{restarted}/{gone}"}), run(**{MACHINE_TAG: restarted})]
+        assert sorted(free_dead_runs(instance)) == sorted(here)
+
+
+def test_a_run_that_has_just_ended_well_is_left_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+
+    @dg.job
+    def nothing():
+        pass
+
+    with open_instance(Settings(training_root=tmp_path)) as instance:
+        run = instance.create_run_for_job(nothing, status=dg.DagsterRunStatus.STARTED, tags={PID_TAG: "any"})
+
+        def ends_meanwhile(_: str) -> bool:
+            kind = dg.DagsterEventType.PIPELINE_SUCCESS.value
+            instance.report_dagster_event(dg.DagsterEvent(kind, run.job_name), run.run_id)
+            return True
+
+        monkeypatch.setattr(own, "is_gone", ends_meanwhile)
+        assert free_dead_runs(instance) == []
+        assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.SUCCESS
 
 
 def test_a_run_of_the_daemon_whose_process_is_gone_is_freed(tmp_path, monkeypatch):
