@@ -92,6 +92,7 @@ defs = dg.Definitions(
         catalog,
         dg.AssetSpec("catalog_shards", deps=[catalog], partitions_def=SHARDS),
         sharded("patches", ["catalog_shards"]),
+        sharded("parts", ["patches"]),
         whole("base", ["catalog"]),
         whole("encoder", ["patches"]),
         sharded("vectors", ["patches", "encoder", "base"]),

@@ -13,6 +13,7 @@ EVERYTHING = [
     "catalog",
     "base",
     ("patches", "s0", "s1"),
+    ("parts", "s0", "s1"),
     "encoder",
     ("vectors", "s0", "s1"),
     "stage",
@@ -52,7 +53,7 @@ def test_new_people_make_a_new_shard_and_only_it_is_processed(instance):
     World.source_version, World.shards = "2", ("s0", "s1", "s2")
     run(instance)
     # the encoder's and the stage's data come out the same, so the old vectors and the report stay
-    assert World.ran == ["catalog", "base", ("patches", "s2"), "encoder", ("vectors", "s2"), "stage"]
+    assert World.ran == ["catalog", "base", ("patches", "s2"), "encoder", ("parts", "s2"), ("vectors", "s2"), "stage"]
     assert not run(instance).materialised
 
 
@@ -60,7 +61,7 @@ def test_a_changed_shard_keeps_its_own_data_version_whatever_it_is_made_with(ins
     run(instance)
     World.source_version, World.rows = "2", {"s1": "2"}
     run(instance)
-    assert World.ran == ["catalog", "base", ("patches", "s1"), "encoder", ("vectors", "s1"), "stage"]
+    assert World.ran == ["catalog", "base", ("patches", "s1"), "encoder", ("parts", "s1"), ("vectors", "s1"), "stage"]
     run(instance, selection="key:patches", shards=["s0", "s1"], force=True)
     assert World.ran == [("patches", "s0", "s1")]
     assert not run(instance).materialised
@@ -71,7 +72,15 @@ def test_a_hundred_and_one_shards_are_not_too_many_to_notice_a_change(instance):
     run(instance)
     World.source_version, World.rows = "2", {"s077": "2"}
     run(instance)
-    assert World.ran == ["catalog", "base", ("patches", "s077"), "encoder", ("vectors", "s077"), "stage"]
+    assert World.ran == [
+        "catalog",
+        "base",
+        ("patches", "s077"),
+        "encoder",
+        ("parts", "s077"),
+        ("vectors", "s077"),
+        "stage",
+    ]
     assert not run(instance).materialised
 
 
@@ -85,6 +94,19 @@ def test_only_failed_shards_are_done_again_and_their_siblings_count(instance):
     assert not run(instance, selection="key:patches", only_failed=True).failures
     assert World.ran == [("patches", "s1")]
     assert not run(instance, selection="key:patches", only_failed=True).runs
+
+
+def test_a_broken_shard_holds_back_only_what_is_made_of_it(instance):
+    World.shards, World.broken_shards = ("s0", "s1", "s2"), frozenset({"s1"})
+    outcome = run(instance)
+    assert World.ran == ["catalog", "base", ("patches", "s0", "s1", "s2"), ("parts", "s0"), ("parts", "s2")]
+    assert outcome.failures == {"patches": "some shards failed"}
+    run(instance)
+    assert World.ran == [("patches", "s1")]
+    World.broken_shards = frozenset()
+    assert not run(instance).failures
+    assert World.ran[0] == ("patches", "s1")
+    assert World.ran[-2:] == ["stage", "report"]
 
 
 def test_shards_are_named_by_lists_and_ranges_and_unknown_ones_refused(instance):
