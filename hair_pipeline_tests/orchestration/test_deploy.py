@@ -69,6 +69,18 @@ def test_what_the_pods_mount_and_read_exists():
     assert launcher["dagster_home"] == "/opt/dagster"
 
 
+def test_dagster_may_do_what_it_does_to_start_and_to_end_a_step():
+    """The calls of dagster_k8s.client: ending a run deletes its jobs and then, by themselves, their pods."""
+    allowed = {
+        (resource, verb)
+        for rule in named("Role")["dagster"]["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    needed = {"jobs": {"create", "get", "list", "delete"}, "pods": {"get", "list", "delete"}, "pods/log": {"get"}}
+    assert {(resource, verb) for resource, verbs in needed.items() for verb in verbs} <= allowed
+
+
 def test_the_training_volume_is_writable_by_many_nodes():
     claims = named("PersistentVolumeClaim")
     assert claims["hair-pipeline-training"]["spec"]["accessModes"] == ["ReadWriteMany"]
