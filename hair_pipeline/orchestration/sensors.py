@@ -154,6 +154,7 @@ def _new_inputs(profile: Profile) -> dg.SensorDefinition:
         answer = ask(world.instance, wish, world.profile.automation.attempts)
         if isinstance(answer, dg.SkipReason):
             return dg.SensorResult(skip_reason=answer, cursor=cursor)
+        cursor = json.dumps({"state": now, "same": same, "looks": 0})  # the next change is waited for anew
         return dg.SensorResult(run_requests=answer, cursor=cursor)
 
     return new_inputs

@@ -185,6 +185,19 @@ def test_a_changed_folder_builds_the_catalog_once_it_rests(daemon):
     assert len(daemon.tick("new_inputs")) == 1
 
 
+def test_a_copy_that_takes_long_is_looked_at_now_and_then(daemon):
+    """Folders that never rest are not waited for for ever, and not catalogued back to back either."""
+    asked = []
+    for look in range(1, 130):
+        (daemon.settings.k_hairstyle_root / f"{look:04}").mkdir()
+        for run in daemon.tick("new_inputs"):
+            asked.append(look)
+            daemon.catalog({"a": "s0"})
+            daemon.end(run)
+            (daemon.settings.k_hairstyle_root / f"{look:04}.more").mkdir()
+    assert asked == [60, 120]
+
+
 def test_photos_that_come_while_the_catalog_is_built_are_not_lost(daemon):
     daemon.tick("new_inputs")
     (run,) = daemon.tick("new_inputs")
