@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hair_pipeline.profile import load_profile
 from hair_pipeline.settings import PROJECT_ROOT, Settings
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="needs the extra `dev`")
@@ -137,4 +138,11 @@ def test_the_images_run_as_a_user_without_rights():
     stages = (PROJECT_ROOT / "deploy" / "Dockerfile").read_text().split("\nFROM ")
     assert [stage.split(" AS ")[1].splitlines()[0] for stage in stages[1:]] == ["base", "cpu", "cuda"]
     assert stages[1].index("USER pipeline") > stages[1].index("apt-get")
-    assert not any("USER root" in stage for stage in stages)
+    assert all(stage.rfind("USER pipeline") >= stage.rfind("USER root") for stage in stages)
+
+
+def test_the_image_for_gpus_can_compile_training_steps():
+    """Triton calls a C compiler when a profile says `compile: true`."""
+    cuda = (PROJECT_ROOT / "deploy" / "Dockerfile").read_text().split(" AS cuda\n")[1]
+    assert load_profile("h100").stage1.compile
+    assert {"gcc", "libc6-dev"} <= set(cuda.split())
