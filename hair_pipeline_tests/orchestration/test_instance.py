@@ -1,9 +1,13 @@
 """The instance: where it lies, what it starts with, and that a killed command does not hold the GPU for ever."""
 
+import os
+import re
 import subprocess
 import sys
 
 import dagster as dg
+import pytest
+import yaml
 from dagster._core.events import EngineEventData
 
 from hair_pipeline.orchestration import instance as own
@@ -21,6 +25,36 @@ def test_storage_stays_inside_a_training_root_of_its_own(tmp_path, monkeypatch):
         assert pools.slot_count == 1
         assert not instance.telemetry_enabled
     assert {path.name for path in tmp_path.iterdir()} == {"training"}
+
+
+@pytest.mark.parametrize("kind", ["sensor", "schedule"])
+def test_the_documented_command_switches_on_what_the_daemon_serves(kind, tmp_path, monkeypatch):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    guide = (PROJECT_ROOT / "docs" / "data-engineer.md").read_text()
+    (command,) = re.findall(rf"^uv run (dagster {kind} start \S+ [^#\n]*)", guide, re.MULTILINE)
+    settings = Settings(training_root=tmp_path)
+    with open_instance(settings) as instance:
+        done = subprocess.run(
+            [sys.executable, "-m", *command.split()],
+            cwd=PROJECT_ROOT,
+            env={**os.environ, "DAGSTER_HOME": str(dagster_home(settings))},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        (state,) = instance.all_instigator_state()
+    served = yaml.safe_load((PROJECT_ROOT / "workspace.yaml").read_text())["load_from"][0]["python_module"]
+    origin = state.origin.repository_origin.code_location_origin
+    assert origin.location_name == served["location_name"]
+    assert state.is_running
+
+
+def test_every_dagster_command_of_the_guides_knows_the_instance():
+    for name in ("data-engineer.md", "scale-out.md", "operator.md"):
+        for block in re.findall(r"```bash\n(.*?)```", (PROJECT_ROOT / "docs" / name).read_text(), re.DOTALL):
+            before, found, _ = re.split(r"(uv run dagster (?:sensor|schedule|instance)|\Z)", block, maxsplit=1)
+            assert not found or "export DAGSTER_HOME=" in before, f"{name}: {block}"
 
 
 def test_the_default_training_root_keeps_dagster_beside_it():
