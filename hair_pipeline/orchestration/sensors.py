@@ -40,9 +40,10 @@ from hair_pipeline.orchestration.jobs import (
     processed_job,
     release_job,
     training_job,
+    training_tags,
 )
 from hair_pipeline.orchestration.resources import PipelineResource
-from hair_pipeline.orchestration.rounds import Lineage, Round, Stale, range_tags, split
+from hair_pipeline.orchestration.rounds import Lineage, Round, Stale, split
 from hair_pipeline.orchestration.soundness import unsound
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
@@ -216,7 +217,7 @@ def _retrain(world: World) -> Answer:
     if len(people) < enough:
         return dg.SkipReason(f"{len(people)} processed people are new to the checkpoint; {enough} would be enough")
     made = last_made(world.instance, [CHECKPOINT])[CHECKPOINT]
-    request = dg.RunRequest(tags=range_tags(lineage.registered))
+    request = dg.RunRequest(tags=training_tags(world.instance))
     return Wish("retrain_on_new_people", short(made.storage_id, *people), [request])
 
 

@@ -20,7 +20,7 @@ from hair_pipeline.orchestration.assets.inputs import INPUTS_STATE
 from hair_pipeline.orchestration.automation import ATTEMPT_TAG
 from hair_pipeline.orchestration.build import build_defs
 from hair_pipeline.orchestration.jobs import IMAGE_ASSETS
-from hair_pipeline.orchestration.partitions import SHARDS
+from hair_pipeline.orchestration.partitions import LEFT_OUT_TAG, SHARDS
 from hair_pipeline.orchestration.resources import PipelineResource
 from hair_pipeline.orchestration.staleness import NEVER_SEEN, ShardVersions
 from hair_pipeline.release.registry_file import Registry
@@ -264,6 +264,7 @@ def test_nothing_is_built_on_a_catalog_whose_blocking_check_failed(daemon):
     daemon.report_check("catalog", "split_is_person_disjoint")
     assert not daemon.tick("process_new_shards")
     assert "split_is_person_disjoint did not pass" in daemon.skipped
+    daemon.process("s0")
     assert "split_is_person_disjoint did not pass" in daemon.tick_weekly().skip_message
 
 
@@ -426,9 +427,19 @@ def test_everything_is_off_until_switched_on(daemon):
     assert {schedule.default_status for schedule in daemon.repository.schedule_defs} <= stopped
 
 
+def test_a_shard_that_cannot_be_processed_keeps_no_other_from_training(daemon):
+    daemon.catalog({"a": "s0", "b": "s1", "c": "s2", "d": "s2", "e": "s3"})
+    daemon.process("s0", "s2")
+    (request,) = daemon.tick_weekly().run_requests
+    (run,) = daemon.tick("retrain_on_new_people")
+    for tags in (request.tags, run.tags):
+        assert (tags[START], tags[END], tags[LEFT_OUT_TAG]) == ("s0", "s2", "s1")
+
+
 def test_the_weekly_training_takes_all_shards_and_never_doubles(daemon):
-    assert "no shards" in daemon.tick_weekly().skip_message
     daemon.catalog({"a": "s0", "b": "s1"})
+    assert "no processed shards" in daemon.tick_weekly().skip_message
+    daemon.process("s0", "s1")
     (request,) = daemon.tick_weekly().run_requests
     assert (request.tags[START], request.tags[END]) == ("s0", "s1")
     daemon._start("retrain", request)

@@ -9,7 +9,7 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from hair_pipeline.orchestration import resources
 from hair_pipeline.orchestration.build import build_defs
-from hair_pipeline.orchestration.partitions import SHARDS
+from hair_pipeline.orchestration.partitions import LEFT_OUT_TAG, SHARDS
 from hair_pipeline.orchestration.rounds import Lineage, range_tags
 from hair_pipeline.processing import shards as processing
 from hair_pipeline.processing.report import ShardReport
@@ -37,10 +37,10 @@ def instance(tmp_path):
         yield instance
 
 
-def run(instance, *names, shards=()):
+def run(instance, *names, shards=(), tags=None):
     job = build_defs(settings=load_settings()).get_repository_def().get_job("__ASSET_JOB")
     return job.get_subset(asset_selection={dg.AssetKey(name) for name in names}).execute_in_process(
-        instance=instance, tags=range_tags(shards), raise_on_error=False
+        instance=instance, tags=range_tags(shards) | (tags or {}), raise_on_error=False
     )
 
 
@@ -125,3 +125,14 @@ def test_shards_whose_faults_pass_by_themselves_are_tried_again(inputs, instance
     assert [event.event_type_value for event in done.all_events].count("STEP_UP_FOR_RETRY") == 1
     statuses = instance.get_status_by_partition(dg.AssetKey("bald_images"), shards, SHARDS)
     assert [statuses[shard].value for shard in shards] == ["FAILED", "MATERIALIZED", "MATERIALIZED"]
+
+
+def test_a_shard_that_is_left_out_fails_nothing_and_is_made_later(inputs, instance, monkeypatch):
+    assert run(instance, "catalog").success
+    shards = instance.get_dynamic_partitions(SHARDS.name)
+    break_shards(monkeypatch, {shards[1]: ValueError("its inputs are missing")})
+    assert run(instance, "bald_images", shards=shards, tags={LEFT_OUT_TAG: shards[1]}).success
+    assert out_of_date(instance)["bald_images"] == (shards[1],)
+    break_shards(monkeypatch, {})
+    assert run(instance, "bald_images", shards=[shards[1]]).success
+    assert "bald_images" not in out_of_date(instance)

@@ -12,7 +12,14 @@ import dagster as dg
 from hair_pipeline.files import hash_bytes
 from hair_pipeline.orchestration.assets.inputs import catalog_shards
 from hair_pipeline.orchestration.compute_tags import CPU, GPU
-from hair_pipeline.orchestration.partitions import SHARD_BACKFILL, SHARDS, partitioned_inputs, record_shards
+from hair_pipeline.orchestration.partitions import (
+    SHARD_BACKFILL,
+    SHARDS,
+    left_out,
+    partitioned_inputs,
+    record_left_out,
+    record_shards,
+)
 from hair_pipeline.orchestration.resources import PipelineResource, explained
 
 if TYPE_CHECKING:
@@ -39,8 +46,11 @@ def _process(
     inputs = partitioned_inputs(context)
     reports: list[ShardReport] = []
     broken: dict[str, Exception] = {}
+    without = left_out(context)
     with kept_pool():
         for shard in context.partition_keys:
+            if shard in without:
+                continue
             try:
                 with explained():
                     reports += function(shard, settings, profile).values()
@@ -53,6 +63,7 @@ def _process(
             versions.setdefault(report.asset, []).append(report.data_version)
         for asset, parts in versions.items():
             yield dg.MaterializeResult(asset_key=asset, data_version=dg.DataVersion(hash_bytes(*parts)))
+        record_left_out(context, without)
     record_shards(context, reports, inputs)  # also when the step fails: the shards that went well are done
     if broken:
         raise _failure(broken, len(context.partition_keys))
