@@ -62,7 +62,7 @@ class Outcome:
 
     @property
     def broken(self) -> set[Piece]:
-        """What was tried and not made, or does not hold what its blocking check asks."""
+        """What was tried and not made or observed, or does not hold what its blocking check asks."""
         return (self.tried - self.made) | {(key, None) for key in self.unsound}
 
     @property
@@ -197,7 +197,8 @@ def _execute(
         _record(event, lineage, on_step, outcome)
     if interrupted:
         raise KeyboardInterrupt
-    outcome.made |= lineage.made(round_)  # a step that fails does not pass on what it made before
+    if outcome.tried - outcome.made:  # a step that fails does not pass on what it made before
+        outcome.made |= lineage.made(round_)
     if len(outcome.tried) == before:  # not even one step could start
         outcome.tried |= lineage.pieces(round_)
 
@@ -236,6 +237,8 @@ def _record(event: dg.DagsterEvent, lineage: Lineage, on_step: Callable[[Step], 
         on_step(Step(name, "retry", root_message(event.step_retry_data.error)))
     elif event.is_step_materialization and event.asset_key:
         outcome.materialised.append(event.asset_key.to_user_string())
+        outcome.made.add((event.asset_key, event.partition))
+    elif event.event_type == dg.DagsterEventType.ASSET_OBSERVATION and event.asset_key:
         outcome.made.add((event.asset_key, event.partition))
     elif event.is_run_failure and not outcome.failures:
         outcome.failures["run"] = event.message or "the run failed"

@@ -152,9 +152,8 @@ class Lineage:
         return left
 
     def pieces(self, round_: Round) -> set[Piece]:
-        """What a run of this round makes."""
-        made = [key for key in round_.assets if self.graph.get(key).is_materializable]
-        return {(key, shard) for key in made for shard in round_.shards or (None,)}
+        """What a run of this round makes or observes."""
+        return {(key, shard) for key in round_.assets for shard in round_.shards or (None,)}
 
     def held_back(self, broken: Collection[Piece]) -> set[Piece]:
         """What is broken and all that cannot be made without it: a shard needs the same shard of its inputs alone."""

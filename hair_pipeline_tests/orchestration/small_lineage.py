@@ -35,6 +35,8 @@ class World:
 
 @dg.observable_source_asset
 def source():
+    if "source" in World.failing:
+        raise dg.Failure("as told", allow_retries=False)
     return dg.DataVersion(World.source_version)
 
 

@@ -129,6 +129,12 @@ def test_a_failure_stops_what_depends_on_it_and_is_tried_again(instance):
     assert World.ran == ["encoder", ("vectors", "s0", "s1"), "stage", "report"]
 
 
+def test_nothing_is_built_on_inputs_that_cannot_be_looked_at(instance):
+    World.failing = frozenset({"source"})
+    assert run(instance).failures == {"source": "as told"}
+    assert World.ran == []
+
+
 def test_a_blocking_check_stops_everything_downstream(instance):
     World.catalog_is_bad = True
     for _ in range(2):
