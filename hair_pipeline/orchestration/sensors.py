@@ -142,7 +142,7 @@ def _new_inputs(profile: Profile) -> dg.SensorDefinition:
         catalog = last_made(world.instance, ["catalog"])["catalog"]
         built_from = (catalog.metadata or {}).get(INPUTS_STATE)
         if built_from is not None and built_from.value == now:
-            return dg.SensorResult(skip_reason="the catalog is up to date with the input folders", cursor="")
+            return dg.SensorResult(skip_reason="the catalog is up to date with the input folders", cursor="{}")
         seen = json.loads(context.cursor or "{}")
         same = seen.get("same", 0) + 1 if seen.get("state") == now else 1
         looks = seen.get("looks", 0) + 1

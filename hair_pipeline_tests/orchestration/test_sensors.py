@@ -177,6 +177,7 @@ def test_a_changed_folder_builds_the_catalog_once_it_rests(daemon):
     daemon.end(runs[0])
     assert not daemon.tick("new_inputs")
     assert "up to date" in daemon.skipped
+    assert daemon.cursors["new_inputs"] == "{}"  # Dagster would keep the old one in place of an empty text
     (daemon.settings.k_hairstyle_root / "0001.new").mkdir()
     assert not daemon.tick("new_inputs")
     (daemon.settings.k_hairstyle_root / "0002.new").mkdir()
