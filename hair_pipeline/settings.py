@@ -67,6 +67,12 @@ class Settings(BaseSettings):
         description="where people see the UI; for links in alerts",
     )
 
+    reports_url: str | None = Field(
+        default=None,
+        pattern="^https?://",
+        description="where a web server shows <training root>/reports; for links in the UI, which cannot open files",
+    )
+
     @field_validator(
         "k_hairstyle_root",
         "training_face_root",

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.util import Finalize
@@ -108,7 +108,11 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """The kept pool, or one of `workers` processes for this call."""
     if _kept is not None:
         _kept.pool = _kept.pool or _new_pool(cpu_count())
-        yield _kept.pool
+        try:
+            yield _kept.pool
+        except BrokenExecutor:
+            _kept.pool = None  # one of its processes was killed: the next call starts others
+            raise
         return
     with _new_pool(workers) as pool:
         # A consumer that fails leaves this generator suspended. A child process then ends by joining its own

@@ -4,19 +4,23 @@ Belongs here: the alert. Does not belong here: what failed and why, which the fa
 """
 
 import json
+import time
 import urllib.request
 
 import dagster as dg
 
-from hair_pipeline.errors import PipelineError
+from hair_pipeline.errors import PipelineError, is_transient
 from hair_pipeline.orchestration.launch import root_message
 from hair_pipeline.settings import load_settings
 
 SECONDS_TO_ANSWER = 10.0
+WAITS = (1.0, 3.0, 9.0)
+"""Seconds before the alert is sent again. Dagster tells of a failure once, and gives a sensor a minute for that."""
 
 
 @dg.run_failure_sensor(
     default_status=dg.DefaultSensorStatus.RUNNING,
+    monitor_all_code_locations=True,  # runs of `hair-pipeline run` belong to none
     description='Logs every failed run and, if HAIR_PIPELINE_ALERT_WEBHOOK is set, posts {"text": ...} there, as Slack '
     "and Mattermost want it.",
 )
@@ -42,18 +46,26 @@ def alert_text(context: dg.RunFailureSensorContext, url: str) -> str:
 
 
 def post(webhook: str, text: str) -> None:
-    """Send the text.
+    """Send the text, again if the webhook is briefly away.
 
     Raises:
         PipelineError: the webhook does not take it; the sensor's tick shows that.
     """
+    for wait in (*WAITS, None):
+        try:
+            _post_once(webhook, text)
+            return
+        except (OSError, ValueError) as error:
+            if wait is None or not is_transient(error):
+                raise PipelineError(
+                    f"the alert could not be sent ({error})", remedy="check HAIR_PIPELINE_ALERT_WEBHOOK and the network"
+                ) from error
+            time.sleep(wait)
+
+
+def _post_once(webhook: str, text: str) -> None:
     request = urllib.request.Request(
         webhook, data=json.dumps({"text": text}).encode(), headers={"Content-Type": "application/json"}
     )
-    try:
-        with urllib.request.urlopen(request, timeout=SECONDS_TO_ANSWER):
-            return
-    except (OSError, ValueError) as error:
-        raise PipelineError(
-            f"the alert could not be sent ({error})", remedy="check HAIR_PIPELINE_ALERT_WEBHOOK and the network"
-        ) from error
+    with urllib.request.urlopen(request, timeout=SECONDS_TO_ANSWER):
+        pass

@@ -25,6 +25,8 @@ from dagster._core.definitions.data_version import (
 from dagster._core.storage.tags import MAX_RETRIES_TAG
 
 from hair_pipeline.files import hash_bytes
+from hair_pipeline.orchestration.instance import MACHINE_TAG
+from hair_pipeline.orchestration.whereabouts import this_machine
 
 AUTOMATION_TAG = "hair_pipeline/automation"
 WANTED_TAG = "hair_pipeline/wanted"
@@ -86,7 +88,8 @@ def ask(instance: dg.DagsterInstance, wish: Wish, attempts: int) -> list[dg.RunR
 
 def _marked(request: dg.RunRequest, tags: Mapping[str, str], run_key: str) -> dg.RunRequest:
     """The request with more tags and a run key; Dagster itself is not to try the run again as well."""
-    return request._replace(run_key=run_key, tags={**request.tags, **tags, MAX_RETRIES_TAG: "0"})
+    tags = {**request.tags, **tags, MACHINE_TAG: this_machine(), MAX_RETRIES_TAG: "0"}
+    return request._replace(run_key=run_key, tags=tags)
 
 
 def assets_under_way(instance: dg.DagsterInstance, repository: dg.RepositoryDefinition) -> dict[dg.AssetKey, str]:
@@ -135,20 +138,6 @@ def last_made(instance: dg.DagsterInstance, names: Sequence[str]) -> dict[str, L
             event.asset_materialization.metadata,
         )
     return found
-
-
-def failed_blocking_checks(instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey]) -> list[str]:
-    """Of these blocking checks, the names of those whose last evaluation failed.
-
-    A blocking check stops only the run it is part of; what follows in other runs has to look.
-    """
-    records = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
-    failed = []
-    for key, record in records.items():
-        evaluation = record.evaluation
-        if evaluation is not None and not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR:
-            failed.append(key.name)
-    return failed
 
 
 def short(*parts: object) -> str:

@@ -7,8 +7,10 @@ Does not belong here: the instance's configuration, which is `dagster.yaml`.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -18,14 +20,21 @@ import dagster as dg
 import yaml
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.launcher import DefaultRunLauncher
+from dagster._core.storage.event_log import SqliteEventLogStorage
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import make_folder, write_bytes
 from hair_pipeline.orchestration.compute_tags import CPU_POOL, GPU_POOL
+from hair_pipeline.orchestration.orphans import SECONDS_TO_END
+from hair_pipeline.orchestration.whereabouts import is_gone, runs_since, standing
 from hair_pipeline.settings import PROJECT_ROOT, Settings
 
+log = logging.getLogger(__name__)
+
 PID_TAG = "hair_pipeline/pid"
-"""Run tag: `<process id>:<its start time>` of the command that executes the run."""
+"""Run tag: the process of the command that executes the run (`whereabouts.process_tag`)."""
+MACHINE_TAG = "hair_pipeline/machine"
+"""Run tag: where the daemon's code location starts the run's process (`whereabouts.this_machine`)."""
 
 
 def dagster_home(settings: Settings) -> Path:
@@ -91,6 +100,7 @@ def _configuration(home: Path) -> dict:
 
 
 def _prepare(instance: dg.DagsterInstance) -> None:
+    _wait_for_orphans(instance)
     free_dead_runs(instance)
     if CPU_POOL not in instance.event_log_storage.get_concurrency_keys():
         instance.event_log_storage.set_concurrency_slots(CPU_POOL, os.cpu_count() or 1)
@@ -98,61 +108,83 @@ def _prepare(instance: dg.DagsterInstance) -> None:
         instance.event_log_storage.set_concurrency_slots(GPU_POOL, 1)
 
 
-def process_tag(pid: int | None = None) -> str | None:
-    """`<pid>:<start time>` of a living process, or None: a process id alone may be used again by another process."""
-    pid = pid or os.getpid()
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else f"{pid}:{fields[19]}"
-
-
 def free_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """Mark runs whose process was killed as failed, and free their places in the pools; returns their ids.
 
     Without this a `kill -9` of `hair-pipeline run`, or of the machine while the daemon runs jobs, would hold the GPU
-    for ever: Dagster watches the processes of cluster launchers, not those of its default one.
+    for ever: Dagster watches the processes of cluster launchers, not those of its default one. Runs whose steps are
+    still saving keep their places; a later call frees them. Runs of other machines, which share a Postgres with this
+    one, are theirs to judge.
     """
+    gone = [run for run in _dead_runs(instance) if not _has_living_steps(instance, run)]
+    dead = [run for run in gone if not _has_ended(instance, run)]
+    for run in dead:
+        instance.report_run_failed(run, "The process that executed this run was killed.")
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    return [run.run_id for run in dead]
+
+
+def _dead_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
+    """Runs that say that they run, but whose process is gone."""
     alive = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
-    dead = []
-    for run in instance.get_runs(dg.RunsFilter(statuses=alive)):
-        if PID_TAG in run.tags:
-            tag = run.tags[PID_TAG]
-            is_dead = process_tag(int(tag.split(":")[0])) != tag
-        else:
-            is_dead = _launched_process_is_gone(instance, run)
-        if is_dead:
-            instance.report_run_failed(run, "The process that executed this run was killed.")
-            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-            dead.append(run.run_id)
-    return dead
+    runs = instance.get_runs(dg.RunsFilter(statuses=alive))
+    return [
+        run
+        for run in runs
+        if (is_gone(run.tags[PID_TAG]) if PID_TAG in run.tags else _launched_process_is_gone(instance, run))
+    ]
+
+
+def _has_ended(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Had the run ended when its process went? It says so last thing, so it is asked after the process is gone."""
+    now = instance.get_run_by_id(run.run_id)
+    return now is None or now.is_finished
+
+
+def _wait_for_orphans(instance: dg.DagsterInstance) -> None:
+    """Wait until the steps of killed runs have saved and ended (`orphans`): nobody frees their places later."""
+    deadline = time.monotonic() + SECONDS_TO_END
+    while waiting := [run.run_id[:8] for run in _dead_runs(instance) if _has_living_steps(instance, run)]:
+        if time.monotonic() > deadline:
+            return
+        log.warning("run %s was killed: waiting until its steps have saved and ended", ", ".join(waiting))
+        time.sleep(_LOOK_EVERY)
+
+
+_LOOK_EVERY = 2.0
+_STEP_IN_A_PROCESS = "Executing step"
+"""How Dagster's multiprocess executor begins what it says of a step's process."""
+
+
+def _has_living_steps(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Is a process of one of the run's steps still there?"""
+    return any(
+        runs_since(entry.dagster_event.pid or 0, entry.timestamp)
+        for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_WORKER_STARTED)
+        if entry.dagster_event and (entry.dagster_event.message or "").startswith(_STEP_IN_A_PROCESS)
+    )
 
 
 _STARTED_PROCESS = re.compile(r"Started process for run \(pid: (\d+)\)")
-_CLOCK_SLACK = 5.0
 
 
 def _launched_process_is_gone(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Is the process of a run that the default launcher started on this machine gone? False where that is unknown.
 
-    A process that started after the run said so is another one with the same id.
+    A run that was launched by hand does not say where it is; with SQLite there is no other machine than this one.
     """
     if not isinstance(instance.run_launcher, DefaultRunLauncher):
+        return False
+    if MACHINE_TAG in run.tags:
+        where = standing(run.tags[MACHINE_TAG])
+        if where != "here":
+            return where == "restarted"
+    elif not isinstance(instance.event_log_storage, SqliteEventLogStorage):
         return False
     for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
         found = _STARTED_PROCESS.search(entry.message or "")
         if found is None and entry.dagster_event is not None:
             found = _STARTED_PROCESS.search(entry.dagster_event.message or "")
         if found is not None:
-            tag = process_tag(int(found[1]))
-            if tag is None:
-                return True
-            started = _boot_time() + int(tag.split(":")[1]) / os.sysconf("SC_CLK_TCK")
-            return started > entry.timestamp + _CLOCK_SLACK
+            return not runs_since(int(found[1]), entry.timestamp)
     return False
-
-
-def _boot_time() -> float:
-    lines = Path("/proc/stat").read_text().splitlines()
-    return float(next(line.split()[1] for line in lines if line.startswith("btime ")))

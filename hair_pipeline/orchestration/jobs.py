@@ -1,12 +1,16 @@
 """Jobs: named selections of the lineage, for the UI, sensors and schedules.
 
-Belongs here: job definitions. Does not belong here: launching the lineage from the command line (`launch.py`), and when
-jobs run by themselves (`sensors.py`, `schedules.py`).
+Belongs here: job definitions, and which shards a training takes. Does not belong here: launching the lineage from the
+command line (`launch.py`), and when jobs run by themselves (`sensors.py`, `schedules.py`).
 """
 
 from __future__ import annotations
 
 import dagster as dg
+
+from hair_pipeline.orchestration.partitions import LEFT_OUT_TAG, SHARDS
+from hair_pipeline.orchestration.rounds import range_tags
+from hair_pipeline.orchestration.staleness import ShardVersions
 
 IMAGE_ASSETS = ("identity_embeddings", "bald_images", "hair_only_images", "hair_patches")
 """Made from photos, a shard at a time."""
@@ -50,3 +54,19 @@ release_job = dg.define_asset_job(
 )
 
 JOBS = [inputs_job, processed_job, latents_job, training_job, evaluation_job, comparison_job, release_job]
+
+
+def training_tags(instance: dg.DagsterInstance) -> dict[str, str]:
+    """The run tags of a training on all shards whose parts were made; empty where there are none.
+
+    A shard that cannot be processed does not keep the others from being trained on. A run takes a range of shards, so
+    those inside it are named.
+    """
+    registered = instance.get_dynamic_partitions(str(SHARDS.name))
+    made = [ShardVersions(instance).of(dg.AssetKey(name)) for name in IMAGE_ASSETS]
+    ready = [shard for shard in registered if all(shard in versions for versions in made)]
+    if not ready:
+        return {}
+    inside = registered[registered.index(ready[0]) : registered.index(ready[-1])]
+    missing = sorted(set(inside) - set(ready))
+    return range_tags(ready) | ({LEFT_OUT_TAG: ",".join(missing)} if missing else {})

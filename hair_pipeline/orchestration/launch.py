@@ -21,8 +21,10 @@ from dagster._core.execution.api import execute_run_iterator
 from dagster._utils.error import SerializableErrorInfo
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.orchestration.instance import PID_TAG, process_tag
-from hair_pipeline.orchestration.rounds import Lineage, Round, Stale, split, with_descendants
+from hair_pipeline.orchestration.instance import PID_TAG
+from hair_pipeline.orchestration.rounds import Lineage, Piece, Round, Stale, split
+from hair_pipeline.orchestration.soundness import failed_check
+from hair_pipeline.orchestration.whereabouts import process_tag
 
 LAUNCHER_TAG = "hair_pipeline/launched_by"
 GATE_ASSETS = frozenset({"exported_weights", "production_registry"})
@@ -54,6 +56,14 @@ class Outcome:
     failures: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     blocked_checks: set[str] = field(default_factory=set)
+    unsound: set[dg.AssetKey] = field(default_factory=set)
+    tried: set[Piece] = field(default_factory=set)
+    made: set[Piece] = field(default_factory=set)
+
+    @property
+    def broken(self) -> set[Piece]:
+        """What was tried and not made or observed, or does not hold what its blocking check asks."""
+        return (self.tried - self.made) | {(key, None) for key in self.unsound}
 
     @property
     def refusals(self) -> dict[str, str]:
@@ -111,19 +121,17 @@ def launch(
     outcome = Outcome()
     if lineage.only_shards is None:
         execute(Round(tuple(lineage.sources)), outcome)
-    done: set[dg.AssetKey] = set()
-    forced = set(lineage.order) if force else set()
     while True:
         stale = lineage.out_of_date()
         if force:
-            stale = _with_forced(lineage, stale, forced - done)
-        blocked = with_descendants(lineage.graph, _not_made(outcome, done))
-        round_ = lineage.next_round(stale, frozenset(done | blocked))
+            stale = _with_forced(lineage, stale)
+        _refuse_unsound(lineage, lineage.without(stale, outcome.tried), outcome)
+        left = lineage.without(stale, outcome.tried | lineage.held_back(outcome.broken))
+        round_ = lineage.next_round(left, frozenset(stale.keys() - left.keys()))
         if round_ is None:
             return outcome
         for part in split(round_, lineage.registered):
             execute(part, outcome)
-        done.update(round_.assets)
 
 
 def _expect_torch() -> None:
@@ -132,18 +140,21 @@ def _expect_torch() -> None:
         os.environ.setdefault(PRELOAD_TORCH, "1")
 
 
-def _not_made(outcome: Outcome, done: set[dg.AssetKey]) -> set[dg.AssetKey]:
-    """Assets that failed, or were skipped behind one that did."""
-    failed = {dg.AssetKey.from_user_string(name) for name in outcome.failures}
-    return failed | {key for key in done if key.to_user_string() not in outcome.materialised}
+def _refuse_unsound(lineage: Lineage, wanted: Collection[dg.AssetKey], outcome: Outcome) -> None:
+    """Count as failed what a blocking check of an earlier run found fault with, where something would be built on it.
+
+    What is selected itself is made again first, which checks it again.
+    """
+    for key, fault in lineage.unsound().items():
+        if key not in wanted and any(needed in wanted for needed, _ in lineage.held_back({(key, None)})):
+            outcome.failures.setdefault(key.to_user_string(), fault)
+            outcome.unsound.add(key)
 
 
-def _with_forced(
-    lineage: Lineage, stale: Mapping[dg.AssetKey, Stale], forced: set[dg.AssetKey]
-) -> dict[dg.AssetKey, Stale]:
+def _with_forced(lineage: Lineage, stale: Mapping[dg.AssetKey, Stale]) -> dict[dg.AssetKey, Stale]:
     added = {
         key: Stale(False, lineage.shards if lineage.graph.get(key).is_partitioned else ())
-        for key in forced
+        for key in lineage.order
         if lineage.graph.get(key).is_materializable
     }
     return {**stale, **added}
@@ -177,12 +188,23 @@ def _execute(
         job_code_origin=job.get_python_origin(),
     )
     outcome.runs.append(run.run_id)
-    interrupted = False
+    interrupted, before = False, len(outcome.tried)
     for event in execute_run_iterator(subset, run, instance):
         interrupted = interrupted or _is_interruption(event)
+        if event.is_step_start:
+            made = set(lineage.made_by(_step(event)))
+            outcome.tried |= {piece for piece in lineage.pieces(round_) if piece[0].to_user_string() in made}
         _record(event, lineage, on_step, outcome)
     if interrupted:
         raise KeyboardInterrupt
+    if outcome.tried - outcome.made:  # a step that fails does not pass on what it made before
+        outcome.made |= lineage.made(round_)
+    if len(outcome.tried) == before:  # not even one step could start
+        outcome.tried |= lineage.pieces(round_)
+
+
+def _step(event: dg.DagsterEvent) -> str:
+    return (event.step_key or "").split("[")[0]
 
 
 def _is_interruption(event: dg.DagsterEvent) -> bool:
@@ -200,7 +222,7 @@ def _is_interruption(event: dg.DagsterEvent) -> bool:
 
 
 def _record(event: dg.DagsterEvent, lineage: Lineage, on_step: Callable[[Step], None], outcome: Outcome) -> None:
-    name = (event.step_key or "").split("[")[0]
+    name = _step(event)
     if event.is_step_start:
         on_step(Step(name, "start"))
     elif event.is_step_success:
@@ -215,6 +237,9 @@ def _record(event: dg.DagsterEvent, lineage: Lineage, on_step: Callable[[Step], 
         on_step(Step(name, "retry", root_message(event.step_retry_data.error)))
     elif event.is_step_materialization and event.asset_key:
         outcome.materialised.append(event.asset_key.to_user_string())
+        outcome.made.add((event.asset_key, event.partition))
+    elif event.event_type == dg.DagsterEventType.ASSET_OBSERVATION and event.asset_key:
+        outcome.made.add((event.asset_key, event.partition))
     elif event.is_run_failure and not outcome.failures:
         outcome.failures["run"] = event.message or "the run failed"
 
@@ -226,8 +251,9 @@ def _record_check(evaluation: AssetCheckEvaluation, outcome: Outcome) -> None:
     asset, check = evaluation.asset_key.to_user_string(), evaluation.check_name
     outcome.warnings.append(f"{asset}: check {check} did not pass")
     if evaluation.severity == dg.AssetCheckSeverity.ERROR and evaluation.blocking:
-        outcome.failures[asset] = f"the blocking check {check} did not pass: {evaluation.description or 'see the UI'}"
+        outcome.failures[asset] = failed_check(check, evaluation.description)
         outcome.blocked_checks.add(f"{asset}_{check}")
+        outcome.unsound.add(evaluation.asset_key)
 
 
 def _failure_message(event: dg.DagsterEvent) -> str:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import dagster as dg
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from hair_pipeline.inputs.summary import Share
     from hair_pipeline.processing.report import ShardReport
+    from hair_pipeline.settings import Settings
 
 MAX_THUMBNAIL_BYTES = 20_000
 """Inline pictures live in the event log: a 200 KB picture would cost 1.2 MB of database."""
@@ -45,6 +47,15 @@ def loss_curves(run_dir: Path) -> dict[str, dg.MetadataValue]:
         return {}
     encoded = base64.b64encode(drawn(losses).encode()).decode()
     return {"losses": dg.MetadataValue.md(f"![losses](data:image/svg+xml;base64,{encoded})")}
+
+
+def report_link(report: Path, settings: Settings) -> dict[str, dg.MetadataValue]:
+    """A report's path, and a link where the reports are served: browsers open no file from a page of the UI."""
+    path = dg.MetadataValue.path(str(report))
+    if settings.reports_url is None:
+        return {"report": path}
+    place = quote(report.relative_to(settings.reports).as_posix())
+    return {"report": dg.MetadataValue.url(f"{settings.reports_url.rstrip('/')}/{place}"), "report_path": path}
 
 
 def numbers(values: Mapping[str, float | None]) -> dict[str, dg.MetadataValue]:

@@ -30,6 +30,10 @@ SHARD_BACKFILL = dg.BackfillPolicy.multi_run(max_partitions_per_run=MAX_SHARDS_P
 """One run takes many shards: a run per shard spends more time on starting processes than on the images."""
 
 
+LEFT_OUT_TAG = "hair_pipeline/left_out"
+"""Run tag: shards inside the run's range that it makes nothing of, separated by commas."""
+
+
 def register_shards(instance: dg.DagsterInstance, shards: Sequence[str]) -> list[str]:
     """Make the instance's partitions equal to the catalog's shards; returns the new ones."""
     name = SHARDS.name
@@ -78,6 +82,24 @@ def partitioned_inputs(context: dg.AssetExecutionContext) -> Inputs:
     parents = {parent for key in context.selected_asset_keys for parent in graph.get(key).parent_keys}
     versions = ShardVersions(context.instance)
     return {parent: versions.of(parent) for parent in parents if graph.get(parent).is_partitioned}
+
+
+def left_out(context: dg.AssetExecutionContext) -> list[str]:
+    """The shards of this run's range that it is to make nothing of."""
+    named = context.run.tags.get(LEFT_OUT_TAG, "").split(",")
+    return [shard for shard in context.partition_keys if shard in named]
+
+
+def record_left_out(context: dg.AssetExecutionContext, shards: Iterable[str]) -> None:
+    """Say of these shards that nothing was made of them.
+
+    Dagster takes a step that ends well to have made its whole range. An event without versions is the last that counts
+    and is out of date whatever comes, so that the shard is made as soon as its inputs are there.
+    """
+    metadata = {"left_out": "its inputs are missing: this run made nothing of it"}
+    for shard in shards:
+        for asset in context.selected_asset_keys:
+            context.log_event(dg.AssetMaterialization(asset, partition=shard, metadata=metadata))
 
 
 def record_shards(context: dg.AssetExecutionContext, reports: Iterable[ShardReport], inputs: Inputs) -> None:

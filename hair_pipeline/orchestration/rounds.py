@@ -15,6 +15,7 @@ from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from hair_pipeline.orchestration.partitions import MAX_SHARDS_PER_RUN, SHARDS
+from hair_pipeline.orchestration.soundness import unsound
 from hair_pipeline.orchestration.staleness import Staleness, Status
 
 
@@ -44,6 +45,10 @@ class Stale:
 
     missing: bool
     shards: tuple[str, ...] = ()
+
+
+Piece = tuple[dg.AssetKey, str | None]
+"""An asset in one shard; with None an asset that has no shards, or all shards of one that has."""
 
 
 class Lineage:
@@ -85,8 +90,9 @@ class Lineage:
         return [key for key in self.graph.toposorted_asset_keys if self.graph.get(key).is_observable]
 
     def out_of_date(self) -> dict[dg.AssetKey, Stale]:
-        """Selected assets that are missing or stale, with the shards concerned."""
+        """Selected assets that are missing, stale or unsound, with the shards concerned."""
         staleness = Staleness(self.instance, self.graph, self.registered)
+        faults = self.unsound()
         stale: dict[dg.AssetKey, Stale] = {}
         for key in self.order:
             node = self.graph.get(key)
@@ -98,9 +104,13 @@ class Lineage:
                 shards = tuple(shard for shard, status in statuses.items() if status != Status.FRESH)
                 if shards or not statuses:
                     stale[key] = Stale(all(status == Status.MISSING for status in statuses.values()), shards)
-            elif (status := staleness.of_asset(key)) != Status.FRESH:
+            elif (status := staleness.of_asset(key)) != Status.FRESH or key in faults:
                 stale[key] = Stale(status == Status.MISSING)
         return stale
+
+    def unsound(self) -> dict[dg.AssetKey, str]:
+        """Assets, selected or not, that nothing may be built on, with the reason."""
+        return unsound(self.instance, self.graph)
 
     @property
     def registered(self) -> tuple[str, ...]:
@@ -114,12 +124,48 @@ class Lineage:
 
     def failed_shards(self) -> tuple[str, ...]:
         """Shards whose last run failed, for at least one selected asset."""
-        failed: set[str] = set()
-        for key in self.order:
-            if self.graph.get(key).is_partitioned and self.graph.get(key).is_materializable:
-                statuses = self.instance.get_status_by_partition(key, self.shards, SHARDS) or {}
-                failed |= {shard for shard, status in statuses.items() if status == AssetPartitionStatus.FAILED}
+        failed = {
+            shard
+            for key in self.order
+            if self.graph.get(key).is_partitioned and self.graph.get(key).is_materializable
+            for shard in self._shards_that_are(AssetPartitionStatus.FAILED, key, self.shards)
+        }
         return tuple(shard for shard in self.shards if shard in failed)
+
+    def made(self, round_: Round) -> set[Piece]:
+        """The shards of a round that its last run made."""
+        done = AssetPartitionStatus.MATERIALIZED
+        keys = {key for key, shard in self.pieces(round_) if shard is not None}
+        return {(key, shard) for key in keys for shard in self._shards_that_are(done, key, round_.shards)}
+
+    def _shards_that_are(self, wanted: AssetPartitionStatus, key: dg.AssetKey, shards: Sequence[str]) -> set[str]:
+        statuses = self.instance.get_status_by_partition(key, shards, SHARDS) or {}
+        return {shard for shard, status in statuses.items() if status == wanted}
+
+    def without(self, stale: Mapping[dg.AssetKey, Stale], pieces: Collection[Piece]) -> dict[dg.AssetKey, Stale]:
+        """What is left of what is out of date without these pieces."""
+        left: dict[dg.AssetKey, Stale] = {}
+        for key, found in stale.items():
+            shards = tuple(shard for shard in found.shards if (key, shard) not in pieces)
+            if (key, None) not in pieces and (shards or not found.shards):
+                left[key] = Stale(found.missing, shards)
+        return left
+
+    def pieces(self, round_: Round) -> set[Piece]:
+        """What a run of this round makes or observes."""
+        return {(key, shard) for key in round_.assets for shard in round_.shards or (None,)}
+
+    def held_back(self, broken: Collection[Piece]) -> set[Piece]:
+        """What is broken and all that cannot be made without it: a shard needs the same shard of its inputs alone."""
+        held: dict[dg.AssetKey, set[str | None]] = {}
+        for key, shard in broken:
+            held.setdefault(key, set()).add(shard)
+        for key in self.graph.toposorted_asset_keys:
+            node = self.graph.get(key)
+            for parent in node.parent_keys & held.keys():
+                both = node.is_partitioned and self.graph.get(parent).is_partitioned
+                held.setdefault(key, set()).update(held[parent] if both else {None})
+        return {(key, shard) for key, shards in held.items() for shard in shards}
 
     def next_round(self, stale: Mapping[dg.AssetKey, Stale], done: frozenset[dg.AssetKey]) -> Round | None:
         """The largest set of out-of-date assets of one kind (partitioned or not) that can run now.
@@ -128,8 +174,8 @@ class Lineage:
         one that is missing anyway may run in the same round as its upstream.
 
         Args:
-            stale: result of `out_of_date`.
-            done: assets already run or failed in this launch; they and what waits for them are left alone.
+            stale: result of `out_of_date`, without what was tried already or is held back.
+            done: assets of which nothing is left; they are left alone, and nothing waits for them.
         """
         chosen: list[dg.AssetKey] = []
         unsettled: set[dg.AssetKey] = set()
@@ -148,14 +194,6 @@ class Lineage:
             return None
         concerned = {shard for key in chosen for shard in stale[key].shards}
         return Round(tuple(chosen), tuple(shard for shard in self.shards if shard in concerned))
-
-
-def with_descendants(graph: AssetGraph, keys: set[dg.AssetKey]) -> set[dg.AssetKey]:
-    found = set(keys)
-    for key in graph.toposorted_asset_keys:
-        if found.intersection(graph.get(key).parent_keys):
-            found.add(key)
-    return found
 
 
 def split(round_: Round, registered: tuple[str, ...]) -> Iterator[Round]:

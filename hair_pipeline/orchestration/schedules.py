@@ -6,9 +6,10 @@ Belongs here: schedules. Does not belong here: what follows from a change (`sens
 import dagster as dg
 
 from hair_pipeline.orchestration.automation import assets_under_way
-from hair_pipeline.orchestration.jobs import inputs_job, training_job
-from hair_pipeline.orchestration.partitions import SHARDS
-from hair_pipeline.orchestration.rounds import range_tags
+from hair_pipeline.orchestration.instance import MACHINE_TAG
+from hair_pipeline.orchestration.jobs import inputs_job, training_job, training_tags
+from hair_pipeline.orchestration.soundness import unsound
+from hair_pipeline.orchestration.whereabouts import this_machine
 from hair_pipeline.profile import Profile
 
 
@@ -35,11 +36,13 @@ def build_schedules(profile: Profile) -> list[dg.ScheduleDefinition]:
 
 def _retrain(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     assert context.repository_def is not None
-    shards = context.instance.get_dynamic_partitions(str(SHARDS.name))
-    if not shards:
-        return dg.SkipReason("there are no shards yet: materialise the catalog")
+    tags = training_tags(context.instance)
+    if not tags:
+        return dg.SkipReason("there are no processed shards yet: materialise the catalog and the group processed")
+    if (fault := unsound(context.instance, context.repository_def.asset_graph).get(dg.AssetKey("catalog"))) is not None:
+        return dg.SkipReason(f"catalog: {fault}")
     under_way = assets_under_way(context.instance, context.repository_def)
     for name in ("catalog", "latents", "stage2_checkpoint"):
         if (run := under_way.get(dg.AssetKey(name))) is not None:
             return dg.SkipReason(f"run {run[:8]} is making {name}")
-    return dg.RunRequest(tags=range_tags(shards))
+    return dg.RunRequest(tags=tags | {MACHINE_TAG: this_machine()})

@@ -27,7 +27,6 @@ from hair_pipeline.orchestration.automation import (
     Wish,
     ask,
     assets_under_way,
-    failed_blocking_checks,
     last_made,
     short,
 )
@@ -41,9 +40,11 @@ from hair_pipeline.orchestration.jobs import (
     processed_job,
     release_job,
     training_job,
+    training_tags,
 )
 from hair_pipeline.orchestration.resources import PipelineResource
-from hair_pipeline.orchestration.rounds import Lineage, Round, Stale, range_tags, split
+from hair_pipeline.orchestration.rounds import Lineage, Round, Stale, split
+from hair_pipeline.orchestration.soundness import unsound
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 
@@ -76,12 +77,10 @@ class World:
         """The lineage with these assets selected."""
         return Lineage(self.instance, self.repository.asset_graph, [dg.AssetKey(name) for name in names])
 
-    def catalog_fault(self) -> str | None:
-        """Why nothing may be built on the catalog; None when it is sound."""
-        graph = self.repository.asset_graph
-        keys = [key for key in graph.asset_check_keys if key.asset_key == dg.AssetKey("catalog")]
-        failed = failed_blocking_checks(self.instance, [key for key in keys if graph.get(key).blocking])
-        return f"the catalog's check {failed[0]} did not pass" if failed else None
+    def fault(self, name: str) -> str | None:
+        """Why nothing may be built on an asset; None when it is sound."""
+        found = unsound(self.instance, self.repository.asset_graph).get(dg.AssetKey(name))
+        return None if found is None else f"{name}: {found}"
 
 
 def _sensor(
@@ -143,7 +142,7 @@ def _new_inputs(profile: Profile) -> dg.SensorDefinition:
         catalog = last_made(world.instance, ["catalog"])["catalog"]
         built_from = (catalog.metadata or {}).get(INPUTS_STATE)
         if built_from is not None and built_from.value == now:
-            return dg.SensorResult(skip_reason="the catalog is up to date with the input folders", cursor="")
+            return dg.SensorResult(skip_reason="the catalog is up to date with the input folders", cursor="{}")
         seen = json.loads(context.cursor or "{}")
         same = seen.get("same", 0) + 1 if seen.get("state") == now else 1
         looks = seen.get("looks", 0) + 1
@@ -156,6 +155,7 @@ def _new_inputs(profile: Profile) -> dg.SensorDefinition:
         answer = ask(world.instance, wish, world.profile.automation.attempts)
         if isinstance(answer, dg.SkipReason):
             return dg.SensorResult(skip_reason=answer, cursor=cursor)
+        cursor = json.dumps({"state": now, "same": same, "looks": 0})  # the next change is waited for anew
         return dg.SensorResult(run_requests=answer, cursor=cursor)
 
     return new_inputs
@@ -166,7 +166,7 @@ def _new_inputs(profile: Profile) -> dg.SensorDefinition:
 
 def _shards_wanted(world: World, automation: str, assets: Sequence[str], upstream: Sequence[str]) -> Answer:
     """The shards in which one of `assets` is missing or out of date, and none of `upstream` is."""
-    if (fault := world.catalog_fault()) is not None:
+    if (fault := world.fault("catalog")) is not None:
         return dg.SkipReason(fault)
     lineage = world.lineage([*upstream, *assets])
     stale = lineage.out_of_date()
@@ -206,7 +206,7 @@ def _retrain(world: World) -> Answer:
 
     if not world.settings.catalog_path.exists():
         return dg.SkipReason("there is no catalog yet")
-    if (fault := world.catalog_fault()) is not None:
+    if (fault := world.fault("catalog")) is not None:
         return dg.SkipReason(fault)
     lineage = world.lineage(PROCESSED)
     stale = lineage.out_of_date()
@@ -217,7 +217,7 @@ def _retrain(world: World) -> Answer:
     if len(people) < enough:
         return dg.SkipReason(f"{len(people)} processed people are new to the checkpoint; {enough} would be enough")
     made = last_made(world.instance, [CHECKPOINT])[CHECKPOINT]
-    request = dg.RunRequest(tags=range_tags(lineage.registered))
+    request = dg.RunRequest(tags=training_tags(world.instance))
     return Wish("retrain_on_new_people", short(made.storage_id, *people), [request])
 
 
@@ -262,17 +262,13 @@ def _promote_signed_off(world: World) -> Answer:
     exported = read_json(pointer)["version"] if pointer.exists() else None
     if exported not in approved:
         return dg.SkipReason("no exported version waits with a person's approval")
-    events = [event["event"] for event in registry.show(exported)["history"]]
-    if "promoted" in events[_last(events, "sign_off") :]:
-        # rolled back since, or deploying failed: only a person decides again
+    if (fault := world.fault("exported_weights")) is not None:
+        return dg.SkipReason(fault)
+    if registry.promoted_since_sign_off(exported):
         return dg.SkipReason(f"version {exported} was promoted before; sign it off again, or promote it by hand")
-    wanted = short(exported, len(events))
+    wanted = short(exported, len(registry.show(exported)["history"]))
     request = dg.RunRequest(asset_selection=[dg.AssetKey("production_registry")])
     return Wish("promote_signed_off_model", wanted, [request])
-
-
-def _last(events: Sequence[str], name: str) -> int:
-    return max(number for number, event in enumerate(events) if event == name)
 
 
 def build_sensors(profile: Profile) -> list[dg.SensorDefinition]:

@@ -165,7 +165,9 @@ def import_review(
 
 
 def record_candidate(settings: Settings, profile: Profile) -> CandidateState:
-    """Register the exported version with its hashes and verdict; promote it if people have signed it off.
+    """Register the exported version with its hashes and verdict; promote it if people have signed it off since.
+
+    A version that was rolled back, or whose deployment failed, waits for a new sign-off.
 
     Evaluation, verdict and sign-off are read from disk again, whatever was said when the weights were exported.
 
@@ -204,6 +206,12 @@ def record_candidate(settings: Settings, profile: Profile) -> CandidateState:
             state = "awaiting sign-off"
             message = (
                 f"version {version} is approved by the A/B test and waits for a person: {sign_off_command(version)}"
+            )
+        elif registry.promoted_since_sign_off(version):
+            state = "awaiting sign-off"
+            message = (
+                f"version {version} was in production since it was signed off, and taken out again; to put it back, "
+                f"{sign_off_command(version)}"
             )
         else:
             before = promote_and_deploy(registry, version, profile.release)

@@ -118,6 +118,14 @@ class Registry:
             found.append("nobody has signed it off")
         return found
 
+    def promoted_since_sign_off(self, version: str) -> bool:
+        """Whether the last sign-off has been used: the version was rolled back since, or deploying it failed.
+
+        Then only a person puts it into production again: by a new sign-off, or with `promote`.
+        """
+        events = [event["event"] for event in self.show(version)["history"]]
+        return [event for event in events if event in ("sign_off", "promoted")][-1:] == ["promoted"]
+
     # --- changing ---
 
     def register(self, version: str, folder: Path, hashes: Mapping[str, str], verdict: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -174,10 +175,20 @@ def train(
     plan = RunPlan.make(name, trainer.sections, settings, profile, trainer.data(settings, profile), trainer.revision)
     processes.connect()
     # under torchrun, the message of the process that failed first becomes the run's
-    run = record(_train) if "TORCHELASTIC_ERROR_FILE" in os.environ else _train
+    run = record(_train_alone) if "TORCHELASTIC_ERROR_FILE" in os.environ else _train_alone
     result = run(trainer, plan, settings, profile, resume, force)
     assert result is not None
     return result
+
+
+def _train_alone(
+    trainer: Trainer, plan: RunPlan, settings: Settings, profile: Profile, resume: bool | None, force: bool
+) -> TrainResult:
+    """`_train`, unless another process (of another command) is training the same run."""
+    from hair_pipeline.training import processes
+
+    with plan.held() if processes.is_main() else nullcontext():
+        return _train(trainer, plan, settings, profile, resume, force)
 
 
 def _train(

@@ -5,6 +5,7 @@ Belongs here: the files of `runs/<trainer>/<run id>/` other than checkpoints. Do
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hair_pipeline.errors import PipelineError
+from hair_pipeline.errors import PipelineError, TransientError
 from hair_pipeline.files import hash_bytes, read_json, write_json
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import PROJECT_ROOT, Settings
@@ -166,6 +167,25 @@ class RunPlan:
         path = self.run_dir / "result.json"
         result = replace(TrainResult.load(path, self.root), reused=True) if path.exists() else None
         return result if result is not None and result.final_dir.is_dir() else None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Held while the run's folder is written: by one process at a time, also on a shared disk.
+
+        Raises:
+            TransientError: another process is at it, e.g. one that was left alone and is saving.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f"{self.run_id}.lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise TransientError(
+                    f"{self.name}: another process is training this run",
+                    file=self.run_dir,
+                    remedy="wait until it has ended, or end it; then start again",
+                ) from error
+            yield
 
     def begin(self, *, resume: bool, force: bool, hardware: dict[str, Any]) -> str:
         """Write configuration, versions and git state into the run's folder.

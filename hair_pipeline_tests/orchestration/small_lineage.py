@@ -23,17 +23,20 @@ class World:
     broken_shards: frozenset[str] = frozenset()
     failing: frozenset[str] = frozenset()
     catalog_is_bad = False
+    check_breaks = False
     ran: list = []
 
     @classmethod
     def reset(cls) -> None:
         cls.source_version, cls.shards, cls.failing, cls.catalog_is_bad = "1", ("s0", "s1"), frozenset(), False
-        cls.rows, cls.broken_shards = {}, frozenset()
+        cls.rows, cls.broken_shards, cls.check_breaks = {}, frozenset(), False
         cls.ran.clear()
 
 
 @dg.observable_source_asset
 def source():
+    if "source" in World.failing:
+        raise dg.Failure("as told", allow_retries=False)
     return dg.DataVersion(World.source_version)
 
 
@@ -80,6 +83,8 @@ def whole(name, deps):
 
 @dg.asset_check(asset=catalog, blocking=True)
 def sound():
+    if World.check_breaks:
+        raise ValueError("as told")
     return dg.AssetCheckResult(passed=not World.catalog_is_bad)
 
 
@@ -89,6 +94,7 @@ defs = dg.Definitions(
         catalog,
         dg.AssetSpec("catalog_shards", deps=[catalog], partitions_def=SHARDS),
         sharded("patches", ["catalog_shards"]),
+        sharded("parts", ["patches"]),
         whole("base", ["catalog"]),
         whole("encoder", ["patches"]),
         sharded("vectors", ["patches", "encoder", "base"]),

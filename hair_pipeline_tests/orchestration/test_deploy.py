@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hair_pipeline.profile import load_profile
 from hair_pipeline.settings import PROJECT_ROOT, Settings
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="needs the extra `dev`")
@@ -69,6 +70,18 @@ def test_what_the_pods_mount_and_read_exists():
     assert launcher["dagster_home"] == "/opt/dagster"
 
 
+def test_dagster_may_do_what_it_does_to_start_and_to_end_a_step():
+    """The calls of dagster_k8s.client: ending a run deletes its jobs and then, by themselves, their pods."""
+    allowed = {
+        (resource, verb)
+        for rule in named("Role")["dagster"]["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    needed = {"jobs": {"create", "get", "list", "delete"}, "pods": {"get", "list", "delete"}, "pods/log": {"get"}}
+    assert {(resource, verb) for resource, verbs in needed.items() for verb in verbs} <= allowed
+
+
 def test_the_training_volume_is_writable_by_many_nodes():
     claims = named("PersistentVolumeClaim")
     assert claims["hair-pipeline-training"]["spec"]["accessModes"] == ["ReadWriteMany"]
@@ -125,4 +138,11 @@ def test_the_images_run_as_a_user_without_rights():
     stages = (PROJECT_ROOT / "deploy" / "Dockerfile").read_text().split("\nFROM ")
     assert [stage.split(" AS ")[1].splitlines()[0] for stage in stages[1:]] == ["base", "cpu", "cuda"]
     assert stages[1].index("USER pipeline") > stages[1].index("apt-get")
-    assert not any("USER root" in stage for stage in stages)
+    assert all(stage.rfind("USER pipeline") >= stage.rfind("USER root") for stage in stages)
+
+
+def test_the_image_for_gpus_can_compile_training_steps():
+    """Triton calls a C compiler when a profile says `compile: true`."""
+    cuda = (PROJECT_ROOT / "deploy" / "Dockerfile").read_text().split(" AS cuda\n")[1]
+    assert load_profile("h100").stage1.compile
+    assert {"gcc", "libc6-dev"} <= set(cuda.split())

@@ -1,11 +1,18 @@
 """The instance: where it lies, what it starts with, and that a killed command does not hold the GPU for ever."""
 
+import os
+import re
 import subprocess
 import sys
 
 import dagster as dg
+import pytest
+import yaml
+from dagster._core.events import EngineEventData
 
-from hair_pipeline.orchestration.instance import PID_TAG, dagster_home, free_dead_runs, open_instance, process_tag
+from hair_pipeline.orchestration import instance as own
+from hair_pipeline.orchestration.instance import MACHINE_TAG, PID_TAG, dagster_home, free_dead_runs, open_instance
+from hair_pipeline.orchestration.whereabouts import process_tag, this_machine
 from hair_pipeline.settings import PROJECT_ROOT, Settings
 
 
@@ -18,6 +25,36 @@ def test_storage_stays_inside_a_training_root_of_its_own(tmp_path, monkeypatch):
         assert pools.slot_count == 1
         assert not instance.telemetry_enabled
     assert {path.name for path in tmp_path.iterdir()} == {"training"}
+
+
+@pytest.mark.parametrize("kind", ["sensor", "schedule"])
+def test_the_documented_command_switches_on_what_the_daemon_serves(kind, tmp_path, monkeypatch):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    guide = (PROJECT_ROOT / "docs" / "data-engineer.md").read_text()
+    (command,) = re.findall(rf"^uv run (dagster {kind} start \S+ [^#\n]*)", guide, re.MULTILINE)
+    settings = Settings(training_root=tmp_path)
+    with open_instance(settings) as instance:
+        done = subprocess.run(
+            [sys.executable, "-m", *command.split()],
+            cwd=PROJECT_ROOT,
+            env={**os.environ, "DAGSTER_HOME": str(dagster_home(settings))},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        (state,) = instance.all_instigator_state()
+    served = yaml.safe_load((PROJECT_ROOT / "workspace.yaml").read_text())["load_from"][0]["python_module"]
+    origin = state.origin.repository_origin.code_location_origin
+    assert origin.location_name == served["location_name"]
+    assert state.is_running
+
+
+def test_every_dagster_command_of_the_guides_knows_the_instance():
+    for name in ("data-engineer.md", "scale-out.md", "operator.md"):
+        for block in re.findall(r"```bash\n(.*?)```", (PROJECT_ROOT / "docs" / name).read_text(), re.DOTALL):
+            before, found, _ = re.split(r"(uv run dagster (?:sensor|schedule|instance)|\Z)", block, maxsplit=1)
+            assert not found or "export DAGSTER_HOME=" in before, f"{name}: {block}"
 
 
 def test_the_default_training_root_keeps_dagster_beside_it():
@@ -47,6 +84,80 @@ def test_a_killed_command_frees_its_run_and_its_place_in_the_pool(tmp_path, monk
         assert instance.event_log_storage.get_concurrency_info("gpu").active_slot_count == 0
         statuses = [instance.get_run_by_id(run.run_id).status for run in running]
     assert statuses == [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED]
+
+
+def test_a_killed_run_keeps_its_place_in_the_pool_while_one_of_its_steps_lives(tmp_path, monkeypatch):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    command, step = (subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) for _ in range(2))
+
+    @dg.job
+    def nothing():
+        pass
+
+    with open_instance(Settings(training_root=tmp_path)) as instance:
+        tags = {PID_TAG: str(process_tag(command.pid))}
+        run = instance.create_run_for_job(nothing, status=dg.DagsterRunStatus.STARTED, tags=tags)
+        event = dg.DagsterEvent(
+            dg.DagsterEventType.STEP_WORKER_STARTED.value,
+            "nothing",
+            message='Executing step "x" in subprocess.',
+            event_specific_data=EngineEventData(),
+            pid=step.pid,
+        )
+        instance.report_dagster_event(event, run.run_id)
+        command.kill()
+        command.wait()
+        assert free_dead_runs(instance) == []
+        step.kill()
+        step.wait()
+        assert free_dead_runs(instance) == [run.run_id]
+
+
+def test_each_machine_judges_its_own_runs_also_those_from_before_it_was_restarted(tmp_path, monkeypatch):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    machine, boot, namespace = this_machine().split(".")
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    gone = f"{child.pid}:1"
+
+    @dg.job
+    def nothing():
+        pass
+
+    with open_instance(Settings(training_root=tmp_path)) as instance:
+
+        def run(**tags: str) -> str:
+            started = instance.create_run_for_job(nothing, status=dg.DagsterRunStatus.STARTED, tags=tags)
+            instance.report_engine_event(f"Started process for run (pid: {child.pid}).", started)
+            return started.run_id
+
+        for other in ("other." + boot, f"{machine}.{boot}"):  # another machine, another container of this one
+            run(**{PID_TAG: f"{other}.0/{gone}"})
+            run(**{MACHINE_TAG: f"{other}.0"})
+        here = [run(**{PID_TAG: f"{this_machine()}/{gone}"}), run(**{MACHINE_TAG: this_machine()})]
+        restarted = f"{machine}.earlier.{namespace}"
+        here += [run(**{PID_TAG: f"{restarted}/{gone}"}), run(**{MACHINE_TAG: restarted})]
+        assert sorted(free_dead_runs(instance)) == sorted(here)
+
+
+def test_a_run_that_has_just_ended_well_is_left_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+
+    @dg.job
+    def nothing():
+        pass
+
+    with open_instance(Settings(training_root=tmp_path)) as instance:
+        run = instance.create_run_for_job(nothing, status=dg.DagsterRunStatus.STARTED, tags={PID_TAG: "any"})
+
+        def ends_meanwhile(_: str) -> bool:
+            kind = dg.DagsterEventType.PIPELINE_SUCCESS.value
+            instance.report_dagster_event(dg.DagsterEvent(kind, run.job_name), run.run_id)
+            return True
+
+        monkeypatch.setattr(own, "is_gone", ends_meanwhile)
+        assert free_dead_runs(instance) == []
+        assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.SUCCESS
 
 
 def test_a_run_of_the_daemon_whose_process_is_gone_is_freed(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ EVERYTHING = [
     "catalog",
     "base",
     ("patches", "s0", "s1"),
+    ("parts", "s0", "s1"),
     "encoder",
     ("vectors", "s0", "s1"),
     "stage",
@@ -52,7 +53,7 @@ def test_new_people_make_a_new_shard_and_only_it_is_processed(instance):
     World.source_version, World.shards = "2", ("s0", "s1", "s2")
     run(instance)
     # the encoder's and the stage's data come out the same, so the old vectors and the report stay
-    assert World.ran == ["catalog", "base", ("patches", "s2"), "encoder", ("vectors", "s2"), "stage"]
+    assert World.ran == ["catalog", "base", ("patches", "s2"), "encoder", ("parts", "s2"), ("vectors", "s2"), "stage"]
     assert not run(instance).materialised
 
 
@@ -60,7 +61,7 @@ def test_a_changed_shard_keeps_its_own_data_version_whatever_it_is_made_with(ins
     run(instance)
     World.source_version, World.rows = "2", {"s1": "2"}
     run(instance)
-    assert World.ran == ["catalog", "base", ("patches", "s1"), "encoder", ("vectors", "s1"), "stage"]
+    assert World.ran == ["catalog", "base", ("patches", "s1"), "encoder", ("parts", "s1"), ("vectors", "s1"), "stage"]
     run(instance, selection="key:patches", shards=["s0", "s1"], force=True)
     assert World.ran == [("patches", "s0", "s1")]
     assert not run(instance).materialised
@@ -71,7 +72,15 @@ def test_a_hundred_and_one_shards_are_not_too_many_to_notice_a_change(instance):
     run(instance)
     World.source_version, World.rows = "2", {"s077": "2"}
     run(instance)
-    assert World.ran == ["catalog", "base", ("patches", "s077"), "encoder", ("vectors", "s077"), "stage"]
+    assert World.ran == [
+        "catalog",
+        "base",
+        ("patches", "s077"),
+        "encoder",
+        ("parts", "s077"),
+        ("vectors", "s077"),
+        "stage",
+    ]
     assert not run(instance).materialised
 
 
@@ -85,6 +94,19 @@ def test_only_failed_shards_are_done_again_and_their_siblings_count(instance):
     assert not run(instance, selection="key:patches", only_failed=True).failures
     assert World.ran == [("patches", "s1")]
     assert not run(instance, selection="key:patches", only_failed=True).runs
+
+
+def test_a_broken_shard_holds_back_only_what_is_made_of_it(instance):
+    World.shards, World.broken_shards = ("s0", "s1", "s2"), frozenset({"s1"})
+    outcome = run(instance)
+    assert World.ran == ["catalog", "base", ("patches", "s0", "s1", "s2"), ("parts", "s0"), ("parts", "s2")]
+    assert outcome.failures == {"patches": "some shards failed"}
+    run(instance)
+    assert World.ran == [("patches", "s1")]
+    World.broken_shards = frozenset()
+    assert not run(instance).failures
+    assert World.ran[0] == ("patches", "s1")
+    assert World.ran[-2:] == ["stage", "report"]
 
 
 def test_shards_are_named_by_lists_and_ranges_and_unknown_ones_refused(instance):
@@ -107,11 +129,41 @@ def test_a_failure_stops_what_depends_on_it_and_is_tried_again(instance):
     assert World.ran == ["encoder", ("vectors", "s0", "s1"), "stage", "report"]
 
 
+def test_nothing_is_built_on_inputs_that_cannot_be_looked_at(instance):
+    World.failing = frozenset({"source"})
+    assert run(instance).failures == {"source": "as told"}
+    assert World.ran == []
+
+
 def test_a_blocking_check_stops_everything_downstream(instance):
     World.catalog_is_bad = True
-    outcome = run(instance)
-    assert "sound" in outcome.failures["catalog"]
-    assert ("patches", "s0", "s1") not in World.ran
+    for _ in range(2):
+        outcome = run(instance)
+        assert "check sound did not pass" in outcome.failures["catalog"]
+        assert World.ran == ["catalog"]
+    outcome = run(instance, selection="key:patches")
+    assert "check sound did not pass" in outcome.failures["catalog"]
+    assert World.ran == []
+    World.catalog_is_bad = False
+    assert not run(instance).failures
+    assert sorted(map(str, World.ran)) == sorted(map(str, EVERYTHING))
+
+
+def test_a_blocking_check_that_breaks_stops_everything_downstream(instance):
+    World.check_breaks = True
+    for _ in range(2):
+        assert "did not come to an end" in run(instance).failures["catalog"]
+        assert World.ran == ["catalog"]
+    World.check_breaks = False
+    assert not run(instance).failures
+    assert not run(instance).materialised
+
+
+def test_a_failed_blocking_check_is_no_fault_of_a_launch_that_builds_nothing_on_it(instance):
+    run(instance)
+    World.source_version, World.catalog_is_bad = "2", True
+    run(instance, selection="key:catalog")
+    assert not run(instance, selection="key:source").failures
 
 
 def test_force_runs_a_selection_that_is_up_to_date(instance):

@@ -11,10 +11,11 @@ import dagster as dg
 import pytest
 import requests
 import torch
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin
 
 from hair_pipeline.errors import PipelineError, TransientError, is_transient
-from hair_pipeline.orchestration import resources
-from hair_pipeline.orchestration.alerts import run_failed
+from hair_pipeline.orchestration import alerts, resources
+from hair_pipeline.orchestration.alerts import post, run_failed
 from hair_pipeline.orchestration.resources import explained
 from hair_pipeline.training import entry
 from hair_pipeline.training.loop import Interrupted
@@ -128,10 +129,12 @@ def test_a_gpu_that_others_fill_may_be_free_later_and_one_that_is_too_small_stay
 
 class Webhook(http.server.BaseHTTPRequestHandler):
     got: list = []
+    answers: list[int] = []
+    """Of the next requests; the others get 200."""
 
     def do_POST(self) -> None:
         self.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.send_response(200)
+        self.send_response(self.answers.pop(0) if self.answers else 200)
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -178,7 +181,37 @@ def test_a_failed_run_is_told_to_the_webhook(webhook, monkeypatch):
     assert f"https://dagster.example/runs/{context.dagster_run.run_id}" in told["text"]
 
 
+def test_a_failed_run_of_the_command_line_is_told_too(webhook, monkeypatch):
+    """Unlike the daemon's, such a run belongs to no code location."""
+    monkeypatch.setenv("HAIR_PIPELINE_ALERT_WEBHOOK", webhook)
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def tick(cursor: str | None) -> str | None:
+            with dg.build_sensor_context(instance=instance, cursor=cursor, repository_name="__repository__") as context:
+                context._code_location_origin = RegisteredCodeLocationOrigin("hair_pipeline")
+                return run_failed.evaluate_tick(context).cursor
+
+        cursor = tick(None)
+        failed_run_context(instance)
+        tick(cursor)
+    (told,) = Webhook.got
+    assert "label 17 is broken" in told["text"]
+
+
+def test_a_webhook_that_is_briefly_away_is_tried_again(webhook, monkeypatch):
+    monkeypatch.setattr(alerts, "WAITS", (0.0, 0.0))
+    Webhook.answers[:] = [503, 503]
+    post(webhook, "a run failed")
+    assert Webhook.got == [{"text": "a run failed"}] * 3
+    Webhook.got.clear()
+    Webhook.answers[:] = [404]
+    with pytest.raises(PipelineError, match="could not be sent"):
+        post(webhook, "a run failed")
+    assert len(Webhook.got) == 1
+
+
 def test_a_webhook_that_is_away_shows_in_the_sensor(monkeypatch):
+    monkeypatch.setattr(alerts, "WAITS", ())
     monkeypatch.setenv("HAIR_PIPELINE_ALERT_WEBHOOK", "http://127.0.0.1:9/away")
     with dg.DagsterInstance.ephemeral() as instance, pytest.raises(PipelineError, match="could not be sent"):
         run_failed(failed_run_context(instance))

@@ -20,7 +20,7 @@ from hair_pipeline.orchestration.assets.inputs import INPUTS_STATE
 from hair_pipeline.orchestration.automation import ATTEMPT_TAG
 from hair_pipeline.orchestration.build import build_defs
 from hair_pipeline.orchestration.jobs import IMAGE_ASSETS
-from hair_pipeline.orchestration.partitions import SHARDS
+from hair_pipeline.orchestration.partitions import LEFT_OUT_TAG, SHARDS
 from hair_pipeline.orchestration.resources import PipelineResource
 from hair_pipeline.orchestration.staleness import NEVER_SEEN, ShardVersions
 from hair_pipeline.release.registry_file import Registry
@@ -107,6 +107,16 @@ class Daemon:
         made = self.instance.fetch_materializations(key, limit=1).records
         return next(iter(made or self.instance.fetch_observations(key, limit=1).records), None)
 
+    def report_check(self, asset: str, check: str, *, passed: bool = False) -> None:
+        found = dg.AssetCheckEvaluation(asset_key=dg.AssetKey(asset), check_name=check, passed=passed, metadata={})
+        self.instance.report_runless_asset_event(found)
+
+    def tick_weekly(self):
+        """What the schedule of the weekly training says."""
+        schedule = self.repository.get_schedule_def("retrain_weekly")
+        with dg.build_schedule_context(instance=self.instance, repository_def=self.repository) as context:
+            return schedule.evaluate_tick(context)
+
     def catalog(self, people: dict[str, str], versions: dict[str, str] | None = None) -> None:
         """Build a catalog: person -> shard; the first person is held out."""
         rows = [
@@ -167,12 +177,26 @@ def test_a_changed_folder_builds_the_catalog_once_it_rests(daemon):
     daemon.end(runs[0])
     assert not daemon.tick("new_inputs")
     assert "up to date" in daemon.skipped
+    assert daemon.cursors["new_inputs"] == "{}"  # Dagster would keep the old one in place of an empty text
     (daemon.settings.k_hairstyle_root / "0001.new").mkdir()
     assert not daemon.tick("new_inputs")
     (daemon.settings.k_hairstyle_root / "0002.new").mkdir()
     assert not daemon.tick("new_inputs")
     assert "until they rest" in daemon.skipped
     assert len(daemon.tick("new_inputs")) == 1
+
+
+def test_a_copy_that_takes_long_is_looked_at_now_and_then(daemon):
+    """Folders that never rest are not waited for for ever, and not catalogued back to back either."""
+    asked = []
+    for look in range(1, 130):
+        (daemon.settings.k_hairstyle_root / f"{look:04}").mkdir()
+        for run in daemon.tick("new_inputs"):
+            asked.append(look)
+            daemon.catalog({"a": "s0"})
+            daemon.end(run)
+            (daemon.settings.k_hairstyle_root / f"{look:04}.more").mkdir()
+    assert asked == [60, 120]
 
 
 def test_photos_that_come_while_the_catalog_is_built_are_not_lost(daemon):
@@ -238,12 +262,11 @@ def test_a_shard_that_failed_is_tried_again_alone_and_its_siblings_go_on(daemon)
 
 def test_nothing_is_built_on_a_catalog_whose_blocking_check_failed(daemon):
     daemon.catalog({"a": "s0"})
-    found = dg.AssetCheckEvaluation(
-        asset_key=dg.AssetKey("catalog"), check_name="split_is_person_disjoint", passed=False, metadata={}
-    )
-    daemon.instance.report_runless_asset_event(found)
+    daemon.report_check("catalog", "split_is_person_disjoint")
     assert not daemon.tick("process_new_shards")
     assert "split_is_person_disjoint did not pass" in daemon.skipped
+    daemon.process("s0")
+    assert "split_is_person_disjoint did not pass" in daemon.tick_weekly().skip_message
 
 
 # Training.
@@ -385,10 +408,14 @@ def test_a_sign_off_promotes_once_and_a_rollback_stays(daemon):
         registry.promote(version)
         daemon.end(run)
         assert not daemon.tick("promote_signed_off_model")
+    daemon.report_check("exported_weights", "export_makes_the_round_trip")
     registry.rollback("it blurs")
     assert json.loads(daemon.settings.registry_path.read_text())["production"] == "old"
     assert not daemon.tick("promote_signed_off_model")
     registry.sign_off("new", "Kim", "approve", "after all")
+    assert not daemon.tick("promote_signed_off_model")
+    assert "export_makes_the_round_trip did not pass" in daemon.skipped
+    daemon.report_check("exported_weights", "export_makes_the_round_trip", passed=True)
     assert len(daemon.tick("promote_signed_off_model")) == 1
 
 
@@ -401,16 +428,20 @@ def test_everything_is_off_until_switched_on(daemon):
     assert {schedule.default_status for schedule in daemon.repository.schedule_defs} <= stopped
 
 
+def test_a_shard_that_cannot_be_processed_keeps_no_other_from_training(daemon):
+    daemon.catalog({"a": "s0", "b": "s1", "c": "s2", "d": "s2", "e": "s3"})
+    daemon.process("s0", "s2")
+    (request,) = daemon.tick_weekly().run_requests
+    (run,) = daemon.tick("retrain_on_new_people")
+    for tags in (request.tags, run.tags):
+        assert (tags[START], tags[END], tags[LEFT_OUT_TAG]) == ("s0", "s2", "s1")
+
+
 def test_the_weekly_training_takes_all_shards_and_never_doubles(daemon):
-    schedule = daemon.repository.get_schedule_def("retrain_weekly")
-
-    def tick():
-        with dg.build_schedule_context(instance=daemon.instance, repository_def=daemon.repository) as context:
-            return schedule.evaluate_tick(context)
-
-    assert "no shards" in tick().skip_message
     daemon.catalog({"a": "s0", "b": "s1"})
-    (request,) = tick().run_requests
+    assert "no processed shards" in daemon.tick_weekly().skip_message
+    daemon.process("s0", "s1")
+    (request,) = daemon.tick_weekly().run_requests
     assert (request.tags[START], request.tags[END]) == ("s0", "s1")
     daemon._start("retrain", request)
-    assert "is making" in tick().skip_message
+    assert "is making" in daemon.tick_weekly().skip_message

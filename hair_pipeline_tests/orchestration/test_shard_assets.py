@@ -1,14 +1,18 @@
 """The processed assets, executed over several shards in one run: versions, partial failure, and new people."""
 
+import errno
 import json
 
 import dagster as dg
 import pytest
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
+from hair_pipeline.orchestration import resources
 from hair_pipeline.orchestration.build import build_defs
-from hair_pipeline.orchestration.partitions import SHARDS
+from hair_pipeline.orchestration.partitions import LEFT_OUT_TAG, SHARDS
 from hair_pipeline.orchestration.rounds import Lineage, range_tags
+from hair_pipeline.processing import shards as processing
+from hair_pipeline.processing.report import ShardReport
 from hair_pipeline.settings import load_settings
 from hair_pipeline_tests.inputs.tiny_inputs import TinyInputs, write_tiny_inputs
 
@@ -33,10 +37,10 @@ def instance(tmp_path):
         yield instance
 
 
-def run(instance, *names, shards=()):
+def run(instance, *names, shards=(), tags=None):
     job = build_defs(settings=load_settings()).get_repository_def().get_job("__ASSET_JOB")
     return job.get_subset(asset_selection={dg.AssetKey(name) for name in names}).execute_in_process(
-        instance=instance, tags=range_tags(shards), raise_on_error=False
+        instance=instance, tags=range_tags(shards) | (tags or {}), raise_on_error=False
     )
 
 
@@ -87,3 +91,48 @@ def test_a_broken_shard_fails_alone_and_the_others_show_what_they_came_to(inputs
     metadata = record.asset_materialization.metadata
     assert metadata["written"].value == 2
     assert metadata["preview"].value.startswith("![preview](data:image/jpeg;base64,")
+
+
+def break_shards(monkeypatch, broken: dict[str, Exception]) -> None:
+    """Let `bald_images` raise these errors, and make nothing of the other shards."""
+
+    def make(shard, settings, profile, assets):
+        if shard in broken:
+            raise broken[shard]
+        return {name: ShardReport(name, shard, "", 1, {}, {}, data_version="1") for name in assets}
+
+    monkeypatch.setattr(processing, "make_image_parts", make)
+
+
+def test_a_fault_of_any_kind_in_one_shard_stops_no_other(inputs, instance, monkeypatch):
+    assert run(instance, "catalog").success
+    shards = instance.get_dynamic_partitions(SHARDS.name)
+    break_shards(monkeypatch, {shards[0]: ValueError("a bug"), shards[1]: OSError(errno.EIO, "the share")})
+    done = run(instance, "bald_images", shards=shards)
+    (failure,) = [event for event in done.all_events if event.is_step_failure]
+    said = failure.step_failure_data.user_failure_data.description
+    assert f"{shards[0]}: ValueError: a bug; {shards[1]}: OSError: [Errno 5] the share" in said
+    statuses = instance.get_status_by_partition(dg.AssetKey("bald_images"), shards, SHARDS)
+    assert [statuses[shard].value for shard in shards] == ["FAILED", "FAILED", "MATERIALIZED"]
+
+
+def test_shards_whose_faults_pass_by_themselves_are_tried_again(inputs, instance, monkeypatch):
+    assert run(instance, "catalog").success
+    shards = instance.get_dynamic_partitions(SHARDS.name)
+    monkeypatch.setattr(resources, "RETRIES", dg.RetryPolicy(max_retries=1, delay=0))
+    break_shards(monkeypatch, {shards[0]: OSError(errno.EIO, "the share")})
+    done = run(instance, "bald_images", shards=shards)
+    assert [event.event_type_value for event in done.all_events].count("STEP_UP_FOR_RETRY") == 1
+    statuses = instance.get_status_by_partition(dg.AssetKey("bald_images"), shards, SHARDS)
+    assert [statuses[shard].value for shard in shards] == ["FAILED", "MATERIALIZED", "MATERIALIZED"]
+
+
+def test_a_shard_that_is_left_out_fails_nothing_and_is_made_later(inputs, instance, monkeypatch):
+    assert run(instance, "catalog").success
+    shards = instance.get_dynamic_partitions(SHARDS.name)
+    break_shards(monkeypatch, {shards[1]: ValueError("its inputs are missing")})
+    assert run(instance, "bald_images", shards=shards, tags={LEFT_OUT_TAG: shards[1]}).success
+    assert out_of_date(instance)["bald_images"] == (shards[1],)
+    break_shards(monkeypatch, {})
+    assert run(instance, "bald_images", shards=[shards[1]]).success
+    assert "bald_images" not in out_of_date(instance)

@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.errors import DagsterExecutionInterruptedError
 
-from hair_pipeline.orchestration import trainer
+from hair_pipeline.orchestration import resources, trainer
 from hair_pipeline.orchestration.trainer import train_command
 from hair_pipeline.settings import PROJECT_ROOT, Settings
 from hair_pipeline.training import checkpoint
@@ -115,6 +117,27 @@ def test_a_training_is_saved_and_frees_the_gpu_however_it_is_stopped(tmp_path):
         assert instance.event_log_storage.get_concurrency_info("gpu").active_slot_count == 0
 
 
+@pytest.mark.slow
+def test_the_next_command_gets_the_gpu_when_the_training_of_a_killed_one_has_saved(tmp_path):
+    training = Training(tmp_path)
+    launch = training.start()
+    orphan = training.wait_for_step(3, launch)
+    launch.kill()  # the process of the run, not those of its steps
+    launch.communicate()
+    after = training.start()
+    assert gone(orphan)
+    saved = training.saved()
+    assert saved < STEPS
+    assert training.wait_for_step(saved + 1, after) != orphan
+    _, errors = after.communicate(timeout=200)
+    assert after.returncode == 0, errors
+    lines = [json.loads(line)["step"] for line in (training.folder / "losses.jsonl").read_text().splitlines()]
+    assert lines == list(range(STEPS))
+    with dg.DagsterInstance.from_config(str(training.home)) as instance:
+        assert instance.event_log_storage.get_concurrency_info("gpu").active_slot_count == 0
+        assert not instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+
+
 def materialise(folder: Path, monkeypatch, **environment: str) -> dg.ExecuteInProcessResult:
     """The training as a step of this process."""
     folder.mkdir()
@@ -146,6 +169,38 @@ def test_a_dying_process_fails_the_step_with_its_message(tmp_path, monkeypatch):
     )
     (failure,) = done.get_step_failure_events()
     assert failure.step_failure_data.user_failure_data.description.startswith("the disk of process 1 is on fire")
+
+
+class Ended:
+    """A step's child during which the step is told to end."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def wait(self) -> int:
+        raise DagsterExecutionInterruptedError
+
+
+@pytest.mark.parametrize(
+    ("executor", "status", "retries"), [("k8s", None, 1), ("k8s", "CANCELING", 0), ("local", None, 0)]
+)
+def test_a_step_whose_machine_is_taken_away_is_tried_again(executor, status, retries, tmp_path, monkeypatch):
+    monkeypatch.setenv("HAIR_PIPELINE_EXECUTOR", executor)
+    monkeypatch.setattr(trainer.subprocess, "Popen", Ended)
+    monkeypatch.setattr(resources, "RETRIES", dg.RetryPolicy(max_retries=1, delay=0))
+    instance = dg.DagsterInstance.ephemeral()
+
+    def stop(_: object) -> None:
+        (run,) = instance.get_runs()
+        if status is not None:
+            instance.report_run_canceling(run)
+
+    monkeypatch.setattr(trainer, "stop", stop)
+    with suppress(DagsterExecutionInterruptedError):
+        dg.materialize([stoppable.stage2], instance=instance, raise_on_error=False)
+    (run,) = instance.get_runs()
+    again = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_UP_FOR_RETRY)
+    assert len(again) == retries
 
 
 def test_torchrun_is_used_where_there_are_several_processes_or_machines():

@@ -17,11 +17,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.files import hash_file
-from hair_pipeline.profile import ReleaseConfig
+from hair_pipeline.evaluation.verdicts import VerdictRecord
+from hair_pipeline.files import hash_file, write_json
+from hair_pipeline.profile import Profile, ReleaseConfig
+from hair_pipeline.release import registry as release
 from hair_pipeline.release.deploy import deploy
 from hair_pipeline.release.registry import promote_and_deploy, rollback_and_deploy
 from hair_pipeline.release.registry_file import Registry, status
+from hair_pipeline.settings import Settings
 
 APPROVE = {"verdict": "approve", "id": "t1"}
 
@@ -333,6 +336,32 @@ def test_the_first_version_is_withdrawn_when_its_deployment_fails(tmp_path: Path
         promote_and_deploy(registry, "a", ReleaseConfig(restart_commands=(("false",),)))
     assert registry.production() is None
     assert registry.show("a")["status"] == "approved"
+
+
+def test_a_version_that_was_taken_out_of_production_waits_for_a_new_sign_off(tmp_path: Path, monkeypatch) -> None:
+    settings = Settings(training_root=tmp_path)
+    registry = signed(tmp_path, "old")
+    signed(tmp_path, "new")
+    registry.promote("old")
+    monkeypatch.setattr(release, "require_evaluation", lambda *_: None)
+    monkeypatch.setattr(
+        release, "require_approval", lambda *_: VerdictRecord("approve", [], "t1", "new", "old", "", "")
+    )
+    folder = "checkpoints/versions/new"
+    record = {"version": "new", "folder": folder, "files": registry.show("new")["files"]}
+    write_json(settings.checkpoints / release.EXPORTED, record)
+
+    def candidate() -> release.CandidateState:
+        return release.record_candidate(settings, Profile(name="test"))
+
+    assert candidate().state == "promoted"
+    registry.rollback("halo reported")
+    waiting = candidate()
+    assert waiting.state == "awaiting sign-off"
+    assert "registry sign-off new --reviewer NAME" in waiting.message
+    assert registry.production() == "old"
+    registry.sign_off("new", "Lee", "approve", "not its fault")
+    assert candidate().state == "promoted"
 
 
 class RegistryMachine(RuleBasedStateMachine):

@@ -13,19 +13,30 @@ import torch
 from typer.testing import CliRunner
 
 from hair_pipeline import cli
-from hair_pipeline.errors import PipelineError
+from hair_pipeline.errors import PipelineError, TransientError
 from hair_pipeline.profile import Profile, load_profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training import loop
 from hair_pipeline.training.context import Context
 from hair_pipeline.training.entry import train
 from hair_pipeline.training.loop import LoopResult
-from hair_pipeline.training.runs import differences
+from hair_pipeline.training.runs import RunPlan, differences
 from hair_pipeline.training.task import LoopConfig, Task
 from hair_pipeline.training.trainers import patch_encoder
 from hair_pipeline_tests.training.tiny_training import Trained, tiny_profile
 
 NAME = "patch-encoder"
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
+    def plan(identity: str) -> RunPlan:
+        return RunPlan(NAME, "tiny", {}, {}, "", identity, tmp_path, tmp_path / "runs" / NAME)
+
+    taken = pytest.raises(TransientError, match="another process is training this run")
+    with plan("a").held(), plan("b").held(), taken, plan("a").held():
+        pass
+    with plan("a").held():
+        pass
 
 
 @pytest.fixture

@@ -12,7 +12,14 @@ import dagster as dg
 from hair_pipeline.files import hash_bytes
 from hair_pipeline.orchestration.assets.inputs import catalog_shards
 from hair_pipeline.orchestration.compute_tags import CPU, GPU
-from hair_pipeline.orchestration.partitions import SHARD_BACKFILL, SHARDS, partitioned_inputs, record_shards
+from hair_pipeline.orchestration.partitions import (
+    SHARD_BACKFILL,
+    SHARDS,
+    left_out,
+    partitioned_inputs,
+    record_left_out,
+    record_shards,
+)
 from hair_pipeline.orchestration.resources import PipelineResource, explained
 
 if TYPE_CHECKING:
@@ -29,35 +36,60 @@ def _process(
     pipeline: PipelineResource,
     function: "Callable[[str, Settings, Profile], Mapping[str, ShardReport]]",
 ) -> Results:
-    """Run `function` (shard -> report per asset) on every shard of this run; a broken one stops no other."""
+    """Run `function` (shard -> report per asset) on every shard of this run; a broken one stops no other.
+
+    The step is tried again when nothing but faults that pass by themselves is left.
+    """
     from hair_pipeline.inputs.workers import kept_pool
 
     settings, profile = pipeline.settings, pipeline.profile
     inputs = partitioned_inputs(context)
     reports: list[ShardReport] = []
-    broken: dict[str, str] = {}
+    broken: dict[str, Exception] = {}
+    without = left_out(context)
     with kept_pool():
         for shard in context.partition_keys:
+            if shard in without:
+                continue
             try:
                 with explained():
                     reports += function(shard, settings, profile).values()
-            except dg.Failure as failure:
-                broken[shard] = failure.description or "failed"
-                context.log.error(f"{shard}: {failure.description}")
+            except Exception as error:
+                broken[shard] = error
+                context.log.error(f"{shard}: {_said(error)}", exc_info=error.__cause__ or error)
     if not broken:
         versions: dict[str, list[str]] = {}
         for report in reports:
             versions.setdefault(report.asset, []).append(report.data_version)
         for asset, parts in versions.items():
             yield dg.MaterializeResult(asset_key=asset, data_version=dg.DataVersion(hash_bytes(*parts)))
+        record_left_out(context, without)
     record_shards(context, reports, inputs)  # also when the step fails: the shards that went well are done
     if broken:
-        raise dg.Failure(
-            description=f"{len(broken)} of {len(context.partition_keys)} shards failed: "
-            + "; ".join(f"{shard}: {why}" for shard, why in broken.items()),
-            metadata={"broken_shards": dg.MetadataValue.json(broken)},
-            allow_retries=False,
-        )
+        raise _failure(broken, len(context.partition_keys))
+
+
+def _failure(broken: Mapping[str, Exception], shards: int) -> Exception:
+    """What a step raises when some of its shards are broken."""
+    lasting = [error for error in broken.values() if not isinstance(error, dg.RetryRequested)]
+    if not lasting:
+        return next(iter(broken.values()))
+    said = {shard: _said(error) for shard, error in broken.items()}
+    failure = dg.Failure(
+        description=f"{len(broken)} of {shards} shards failed: "
+        + "; ".join(f"{shard}: {why}" for shard, why in said.items()),
+        metadata={"broken_shards": dg.MetadataValue.json(said)},
+        allow_retries=False,
+    )
+    failure.__cause__ = lasting[0].__cause__ or lasting[0]
+    return failure
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, dg.Failure):
+        return error.description or "failed"
+    cause = error.__cause__ if isinstance(error, dg.RetryRequested) else error
+    return f"{type(cause).__name__}: {cause}"
 
 
 def _process_one(

@@ -8,7 +8,7 @@ import dagster as dg
 from hair_pipeline.orchestration.assets.processed import identity_embeddings, style_vectors
 from hair_pipeline.orchestration.assets.trained import patch_encoder, stage2_checkpoint, style_classifier
 from hair_pipeline.orchestration.compute_tags import CPU, GPU
-from hair_pipeline.orchestration.metadata import numbers, thumbnail
+from hair_pipeline.orchestration.metadata import numbers, report_link, thumbnail
 from hair_pipeline.orchestration.resources import PipelineResource, explained
 
 
@@ -31,14 +31,14 @@ from hair_pipeline.orchestration.resources import PipelineResource, explained
 def eval_report(pipeline: PipelineResource) -> dg.MaterializeResult:
     from hair_pipeline.evaluation.report import evaluate
 
+    settings = pipeline.settings
     with explained():
-        result = evaluate(pipeline.settings, pipeline.profile)
+        result = evaluate(settings, pipeline.profile)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(result.data_version),
         metadata={
             **thumbnail(result.preview),
-            "report": dg.MetadataValue.url(result.report_path.as_uri()),
-            "report_path": dg.MetadataValue.path(str(result.report_path)),
+            **report_link(result.report_path, settings),
             "model_version": result.version,
             **numbers(result.numbers),
         },
@@ -70,8 +70,7 @@ def ab_verdict(pipeline: PipelineResource) -> dg.MaterializeResult:
             "verdict": result.verdict,
             "compared_with": old,
             "reasons": dg.MetadataValue.md("\n".join(f"- {reason}" for reason in result.reasons)),
-            "report": dg.MetadataValue.url(result.report_path.as_uri()),
-            "report_path": dg.MetadataValue.path(str(result.report_path)),
+            **report_link(result.report_path, settings),
             **numbers(result.numbers),
         },
     )
