@@ -27,7 +27,7 @@ from hair_pipeline.training import checkpoint, processes
 from hair_pipeline.training.ema import Ema
 from hair_pipeline.training.journal import Silence, journal
 from hair_pipeline.training.sampler import WindowSampler, share
-from hair_pipeline.training.stopping import Stop, StopNow, stop_on_sigterm
+from hair_pipeline.training.stopping import Stop, StopNow, ignore_sigterm, stop_on_sigterm
 from hair_pipeline.training.stopwatch import Stopwatch
 from hair_pipeline.training.tally import Tally
 from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
@@ -341,6 +341,7 @@ def _batches(task: Task, config: LoopConfig, device: torch.device, *, start: int
         task.dataset,
         batch_sampler=sampler,
         num_workers=config.workers,
+        worker_init_fn=ignore_sigterm,
         collate_fn=task.collate,
         pin_memory=device.type == "cuda",
         persistent_workers=config.workers > 0,

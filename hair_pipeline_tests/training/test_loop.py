@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -96,6 +98,25 @@ def test_a_step_stopped_by_sigterm_ends_well_within_thirty_seconds(tmp_path: Pat
     while child.is_alive() and not (losses.exists() and losses.read_text().count("\n") > 5):
         time.sleep(0.02)
     child.terminate()
+    child.join(30)
+    assert child.exitcode == 0
+    saved = checkpoint.load_newest(tmp_path / "checkpoints")
+    assert saved is not None
+    assert saved.step == losses.read_text().count("\n")
+
+
+def lead_a_group(folder: Path, config: LoopConfig) -> None:
+    os.setsid()
+    train_line(folder, config)
+
+
+def test_sigterm_to_the_whole_process_group_leaves_the_loaders_at_work(tmp_path: Path) -> None:
+    child = children.start(lead_a_group, tmp_path, dataclasses.replace(CONFIG, steps=1_000_000, workers=2))
+    losses = tmp_path / "losses.jsonl"
+    while child.is_alive() and not (losses.exists() and losses.read_text().count("\n") > 5):
+        time.sleep(0.02)
+    assert child.pid is not None
+    os.killpg(child.pid, signal.SIGTERM)
     child.join(30)
     assert child.exitcode == 0
     saved = checkpoint.load_newest(tmp_path / "checkpoints")
