@@ -19,7 +19,7 @@ from hair_pipeline.errors import PipelineError, TransientError
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
-from hair_pipeline.training.fingerprints import asset_versions, catalog_version, weights_version
+from hair_pipeline.training.fingerprints import asset_versions, base_version, catalog_version, weights_version
 from hair_pipeline.training.people import record_people
 from hair_pipeline.training.runs import RunPlan, TrainResult, current, fresh_folder
 
@@ -62,13 +62,12 @@ def _vae(settings: Settings, profile: Profile) -> dict[str, str]:
 
 
 def _classifier(settings: Settings, profile: Profile) -> dict[str, str]:
-    from hair_pipeline.models.base import base_reference
     from hair_pipeline.models.weights import STAND_IN_CLASSIFIER, find_weight
 
     if profile.base_training is not None:
         versions = _vae(settings, profile)
     else:
-        versions = _catalog(settings, profile) | {"base": weights_version(base_reference(settings, profile))}
+        versions = _catalog(settings, profile) | {"base": base_version(settings, profile)}
     if profile.classifier.start == "stand_in":
         versions["start"] = weights_version(find_weight(STAND_IN_CLASSIFIER, settings))
     return versions
@@ -84,12 +83,10 @@ def _patches(settings: Settings, profile: Profile) -> dict[str, str]:
 
 
 def _stage1(settings: Settings, profile: Profile) -> dict[str, str]:
-    from hair_pipeline.models.base import base_reference
-
     return (
         _catalog(settings, profile)
         | _assets(settings, "latents", "style_vectors")
-        | {"base": weights_version(base_reference(settings, profile))}
+        | {"base": base_version(settings, profile)}
         | _judges(settings, profile, "stage1")
     )
 
