@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from hair_pipeline.errors import PipelineError, TransientError
 from hair_pipeline.inputs.catalog import read_catalog
-from hair_pipeline.profile import Profile
+from hair_pipeline.profile import Profile, StageConfig
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.fingerprints import asset_versions, base_version, catalog_version, weights_version
 from hair_pipeline.training.people import record_people
@@ -222,7 +222,8 @@ def _run(trainer: Trainer, plan: RunPlan, settings: Settings, profile: Profile, 
     try:
         finished: Finished = module.run(Context(settings, profile, plan.run_dir, resume))
     except torch.OutOfMemoryError as error:
-        raise _out_of_memory(plan, error) from error
+        stages = {"stage1": profile.stage1, "stage2": profile.stage2}
+        raise _out_of_memory(plan, error, stages.get(plan.name)) from error
     return finished
 
 
@@ -230,11 +231,18 @@ _MUCH_MEMORY = 2 << 30
 """Bytes on the GPU that are not this process's: less may be the driver's or a desktop's."""
 
 
-def _out_of_memory(plan: RunPlan, error: Exception) -> PipelineError:
+def _out_of_memory(plan: RunPlan, error: Exception, stage: StageConfig | None = None) -> PipelineError:
     """What to say: other programs may leave the GPU again, too large a batch stays too large."""
     import torch
 
-    what = f"{plan.name}: out of memory ({str(error).splitlines()[0]})"
+    from hair_pipeline.training.memory_plan import switches
+
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    what = f"{plan.name}: out of memory ({reason})"
+    lower = "lower the batch size or the resolution in the profile"
+    if stage is not None:
+        what = f"{plan.name}: out of memory at batch_size {stage.batch_size} ({reason})"
+        lower = "; ".join(switches(stage)) + " (`hair-pipeline plan-memory` predicts the effect)"
     others = 0
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
@@ -243,13 +251,9 @@ def _out_of_memory(plan: RunPlan, error: Exception) -> PipelineError:
         return TransientError(
             f"{what}; other programs hold {others / 2**30:.1f} GiB of the GPU",
             file=plan.run_dir,
-            remedy="free the GPU of them; the last checkpoint is kept",
+            remedy=f"free the GPU of them, or {lower}; the last checkpoint is kept",
         )
-    return PipelineError(
-        what,
-        file=plan.run_dir,
-        remedy="lower the batch size or the resolution in the profile; the last checkpoint is kept",
-    )
+    return PipelineError(what, file=plan.run_dir, remedy=f"{lower}; the last checkpoint is kept")
 
 
 def _refuse_empty_split(settings: Settings) -> None:

@@ -201,19 +201,8 @@ def refuse_what_cannot_fit(
     return plan
 
 
-def out_of_memory(error: BaseException, config: StageConfig) -> PipelineError:
-    """What to say when the GPU ran out of memory after all: the switches that save most, by what is not yet turned."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return PipelineError(
-        f"the GPU ran out of memory at batch_size {config.batch_size} ({reason})",
-        remedy="; ".join(_switches(config))
-        + "; other programs on the GPU count too. `hair-pipeline plan-memory` predicts the effect; the same command "
-        "goes on from the last checkpoint where the changed value does not change the run",
-    )
-
-
-def _switches(config: StageConfig) -> list[str]:
-    """What can be turned, cheapest in time and quality first."""
+def switches(config: StageConfig) -> list[str]:
+    """What can be turned where the memory ran out after all, cheapest in time and quality first."""
     found = []
     if config.losses.pixel_batch > 1:
         found.append("pixel_batch: 1")
