@@ -19,6 +19,7 @@ from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import atomic_path, read_json, write_json
 from hair_pipeline.models import adapters
 from hair_pipeline.models.base import Base
+from hair_pipeline.models.masks import for_every_level
 from hair_pipeline.models.style_projection import StyleProjection
 from hair_pipeline.profile import ModelsConfig
 
@@ -45,15 +46,15 @@ def predict(
         mask: (B, 1, h, w), 1 = repaint.
         tokens: (B, N, D).
         identity: (B, 512), finite.
-        identity_mask: (B, 1, h, w): the identity's influence at every latent cell; where a sample's mask is 0
-            throughout, its identity has none at all.
+        identity_mask: (B, 1, h, w): the identity's influence at every latent cell, and averaged at the coarser levels;
+            where a sample's mask is 0 throughout, its identity has none at all.
     """
     prediction: Tensor = unet(
         torch.cat([noisy, mask.to(noisy.dtype), masked_latents.to(noisy.dtype)], 1),
         t,
         encoder_hidden_states=tokens.to(noisy.dtype),
         added_cond_kwargs={"image_embeds": [identity.to(noisy.dtype)[:, None]]},
-        cross_attention_kwargs={"ip_adapter_masks": [identity_mask]},
+        cross_attention_kwargs={"ip_adapter_masks": [for_every_level(identity_mask)]},
         return_dict=False,
     )[0]
     return prediction
