@@ -132,6 +132,13 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
         loop.run(other, CONFIG, tmp_path)
 
 
+def test_a_checkpoint_beyond_the_last_step_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(loop.Interrupted):
+        loop.run(Line(stop_at=7), CONFIG, tmp_path)
+    with pytest.raises(PipelineError, match="has 8 steps behind it, the configuration asks for 5"):
+        loop.run(Line(), dataclasses.replace(CONFIG, steps=5), tmp_path)
+
+
 def test_a_disk_full_while_saving_loses_no_more_than_the_time_since(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
