@@ -68,10 +68,11 @@ class HairInpainter(nn.Module):
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, style_projection: StyleProjection, finetune_blocks: tuple[str, ...], rank: int
+        self, base: Base, style_projection: StyleProjection, finetune_blocks: tuple[str, ...], rank: int
     ) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet = base.unet
+        self.empty_prompt = base.null_tokens  # not a buffer: it belongs to the base, and is not saved
         self.style_projection = style_projection
         self.finetune_blocks = finetune_blocks
         self._changed_blocks = finetune_blocks  # also those of loaded adapters: they must be saved on
@@ -98,7 +99,7 @@ class HairInpainter(nn.Module):
             base.null_tokens.shape[1],
         )
         projection.start_from(base.null_tokens)
-        return cls._assemble(base.unet, projection, tuple(finetune_blocks), config.lora_rank)
+        return cls._assemble(base, projection, tuple(finetune_blocks), config.lora_rank)
 
     @classmethod
     def from_adapters(cls, base: Base, folder: Path) -> HairInpainter:
@@ -116,17 +117,17 @@ class HairInpainter(nn.Module):
                 file=folder,
                 remedy="use the base model they were trained on",
             )
-        model = cls._assemble(base.unet, projection, tuple(card["finetune_blocks"]), int(card["lora_rank"]))
+        model = cls._assemble(base, projection, tuple(card["finetune_blocks"]), int(card["lora_rank"]))
         model.load_adapters(folder)
         return model
 
     @classmethod
     def _assemble(
-        cls, unet: UNet2DConditionModel, projection: StyleProjection, finetune_blocks: tuple[str, ...], rank: int
+        cls, base: Base, projection: StyleProjection, finetune_blocks: tuple[str, ...], rank: int
     ) -> HairInpainter:
-        adapters.add_ip_adapter(unet)  # before the LoRA: it casts and rebuilds parts of the UNet
-        adapters.add_lora(unet, rank)
-        return cls(unet, projection, finetune_blocks, rank)
+        adapters.add_ip_adapter(base.unet)  # before the LoRA: it casts and rebuilds parts of the UNet
+        adapters.add_lora(base.unet, rank)
+        return cls(base, projection, finetune_blocks, rank)
 
     def _select_trainable(self) -> None:
         """Freeze the base, then switch on exactly the parts that are trained.
@@ -196,8 +197,11 @@ class HairInpainter(nn.Module):
 
     @torch.no_grad()
     def base_prediction(self, noisy: Tensor, t: Tensor, mask: Tensor, masked_latents: Tensor) -> Tensor:
-        """What the UNet predicts without LoRA, style and identity (for the anchor loss). (B, C, h, w)."""
-        tokens = self.style_projection.null.expand(len(noisy), -1, -1)
+        """What the base predicts for its empty prompt, (B, C, h, w), for the anchor loss: no LoRA, style or identity.
+
+        Blocks trained in full are not undone.
+        """
+        tokens = self.empty_prompt.to(noisy.device).expand(len(noisy), -1, -1)
         identity = noisy.new_zeros(len(noisy), adapters.IDENTITY_DIM)
         with adapters.lora_disabled(self.unet):
             return predict(self.unet, noisy, t, mask, masked_latents, tokens, identity, torch.zeros_like(mask))

@@ -40,7 +40,7 @@ def value(name: str, prediction: Tensor, batch: Batch, base, noise: Tensor) -> T
     if name == "mask_l2":
         return mask_l2(prediction, noise, batch.mask)
     if name == "anchor":
-        return anchor(prediction, torch.zeros_like(prediction), batch.mask)
+        return anchor(prediction, torch.zeros_like(prediction), 1 - batch.mask)
     clean = predictions.to_clean("epsilon", prediction, batch.noisy, batch.t, base.noise_scheduler.alphas_cumprod)
     loss = PIXEL_LOSSES[name](decode(base.vae, clean))
     assert loss is not None

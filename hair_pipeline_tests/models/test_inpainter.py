@@ -146,6 +146,7 @@ def test_new_lora_changes_nothing_and_base_prediction_is_the_base() -> None:
     assert torch.allclose(batch.predict(model), expected, atol=1e-5)
     for parameter in adapters.lora_parameters(model.unet):
         parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.style_projection.null.add_(0.5)
     before = batch.predict(model)
     assert not torch.allclose(before, expected, atol=1e-3)
     found = model.base_prediction(batch.noisy, batch.t, batch.mask, batch.masked_latents)
