@@ -58,6 +58,30 @@ def test_each_loss_alone_moves_the_trainable_weights(data: Path, judges: Judges,
     assert all(torch.equal(p, frozen[name]) for name, p in task.network.named_parameters() if name in frozen)
 
 
+@pytest.mark.parametrize("term", [*TERMS, "anchor", "context"])
+def test_each_loss_alone_falls_over_fifty_steps_on_one_batch(data: Path, judges: Judges, term: str) -> None:
+    task = tiny_stage(data, stage_config(losses=only(term), drop_style=0, drop_identity=0, drop_both=0), judges=judges)
+    batch = first_batch(task, 1)
+    batch["t"][:] = 200
+    optimizer = torch.optim.AdamW(task.parameter_groups(), weight_decay=0.0)  # nothing but the loss pulls
+    values = []
+    for step in range(50):
+        losses = task.losses(batch, step)
+        assert losses.raw.keys() == {term}
+        optimizer.zero_grad()
+        losses.raw[term].backward()
+        optimizer.step()
+        values.append(losses.raw[term].item())
+    assert values[-1] < values[0]
+    parts = dict.fromkeys((".lora_", "_ip.", "style_projection"), 0.0)
+    for name, parameter in task.model.named_trainable().items():
+        for part in parts:
+            if part in name and parameter.grad is not None:
+                parts[part] += float(parameter.grad.abs().sum())
+    assert all(total > 0 for total in parts.values()), parts
+    assert all(parameter.grad is None for parameter in task.vae.parameters())
+
+
 def test_the_anchor_is_the_base_and_lets_the_locked_face_be(data: Path) -> None:
     task = tiny_stage(data, stage_config(losses=only("anchor")))
     batch = first_batch(task)
