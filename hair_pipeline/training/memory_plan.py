@@ -435,7 +435,8 @@ class _Step:
                 looked_at.append(sum(logits.sum() for logits in judges.classifier(whole).values()))
         if looked_at:
             total = torch.stack(looked_at).sum()
-            torch.autograd.grad(total, prediction, retain_graph=self.config.gradient_norm_every > 0)
+            if self.config.gradient_norm_every > 0:
+                torch.autograd.grad(total, prediction, retain_graph=True)
             torch.autograd.grad(total, prediction)
 
 

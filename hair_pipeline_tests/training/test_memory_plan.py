@@ -71,8 +71,9 @@ def small(losses: LossesConfig = NO_PIXELS, **stage: object) -> Profile:
     return Profile(name="small", stage1=config, stage2=config)
 
 
-def test_parts_add_up_and_pixel_losses_cost() -> None:
-    plan = plan_stage(small(LossesConfig(pixel_batch=1)), "stage2")
+@pytest.mark.parametrize("norms", [50, 0])
+def test_parts_add_up_and_pixel_losses_cost(norms: int) -> None:
+    plan = plan_stage(small(LossesConfig(pixel_batch=1), gradient_norm_every=norms), "stage2")
     assert all(value >= 0 for value in plan.parts.values())
     assert plan.parts["pixel-loss decode"] > 0
     assert plan.peak_gib == pytest.approx(sum(plan.parts.values()))
