@@ -5,7 +5,8 @@
 On a CPU: the same architecture at a quarter of its width, so that its parts cost in proportion what they cost at full
 size; CPU time of one thread, variants taking turns, so that load from elsewhere cancels out.
 On a GPU: the Stable Diffusion 1.5 inpainting architecture with random weights, samples per second and share of the
-chip's bf16 peak; the specification's 4 x 4 with checkpointing beside 16 x 1 without.
+chip's bf16 peak; the specification's 4 x 4 with checkpointing beside 16 x 1 without; and the peak of the allocations
+beside what `plan-memory` predicts for them (its allowance for context and workspaces left out).
 
 The straightforward loop is what public training scripts do: encode photo and bald image at every step, fp32 weights
 under autocast, AdamW without fused kernels, for the five losses decode every image whole at every step. Ours runs under
@@ -20,7 +21,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -38,16 +39,26 @@ from hair_pipeline.models.architectures import SD15_INPAINTING
 from hair_pipeline.models.base import Base, decode, encode, latent_factor
 from hair_pipeline.models.inpainter import HairInpainter
 from hair_pipeline.models.perceptual import PerceptualNet, untrained_lpips
-from hair_pipeline.models.recogniser import FaceRecogniser, SmallFaceNet
+from hair_pipeline.models.recogniser import FaceRecogniser, IResNet50, SmallFaceNet
 from hair_pipeline.models.style_classifier import StyleClassifier
-from hair_pipeline.profile import LossesConfig, LossTerm, ModelsConfig, StageConfig
+from hair_pipeline.profile import (
+    ClassifierConfig,
+    LossesConfig,
+    LossTerm,
+    ModelsConfig,
+    PatchEncoderConfig,
+    Profile,
+    StageConfig,
+)
 from hair_pipeline.training.ema import Ema
 from hair_pipeline.training.loop import make_optimizer
+from hair_pipeline.training.memory_plan import CONTEXT_GIB, plan_stage
 from hair_pipeline.training.pixel_losses import Judges
 from hair_pipeline.training.stages import StageTask
 from hair_pipeline.training.task import Batch, LoopConfig
 
 STYLE_DIM = 128
+SD15 = "stable-diffusion-v1-5/stable-diffusion-inpainting"
 OFF = LossTerm(weight=0.0)
 BASE_ONLY = LossesConfig(identity=OFF, lpips=OFF, gram=OFF, style=OFF)
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "4090": 165.0, "3090": 71.0, "A5000": 111.0}
@@ -72,6 +83,16 @@ def random_judges() -> Judges:
         nn.init.constant_(head.model[-1].weight, 0.2)
     classifier = StyleClassifier("loss", 16, 128).eval().requires_grad_(False)
     return Judges(FaceRecogniser(SmallFaceNet(), 512, "random"), PerceptualNet(trunk, "random", True), classifier)
+
+
+def full_size_judges() -> Judges:
+    """Untrained networks of the sizes that profiles for real cards use: ArcFace's ResNet-50, VGG, the classifier."""
+    classifier = StyleClassifier("loss", ClassifierConfig().width, ClassifierConfig().resolution)
+    return Judges(
+        FaceRecogniser(IResNet50(), 512, "random"),
+        PerceptualNet(untrained_lpips("vgg"), "random", True),
+        classifier.eval().requires_grad_(False),
+    )
 
 
 def random_batch(base: Base, size: int, resolution: int, seed: int) -> Batch:
@@ -105,6 +126,14 @@ def random_batch(base: Base, size: int, resolution: int, seed: int) -> Batch:
         "photo": torch.rand(size, 3, resolution, resolution, generator=chance) * 2 - 1,
         "bald": torch.rand(size, 3, resolution, resolution, generator=chance) * 2 - 1,
     }
+
+
+def with_largest_windows(batch: Batch) -> Batch:
+    """The batch with hair all over and faces of half the image's side: the plan reckons with the most there can be."""
+    side = batch["hair_pixels"].shape[-1]
+    box = torch.tensor([0.25, 0.25, 0.75, 0.75]).mul(side).expand(len(batch["box"]), 4).contiguous()
+    everywhere = {name: torch.ones_like(batch[name]) for name in ("hair", "hair_pixels")}
+    return batch | everywhere | {"box": box}
 
 
 class Ours:
@@ -264,39 +293,84 @@ def on_cpu(rounds: int, size: int, resolution: int, *, ours_only: bool) -> None:
         print(f"base loss: {faster:.2f} x the samples/s of the straightforward loop (goal: at least 1.4)")
 
 
+@dataclass(frozen=True)
+class GpuRow:
+    """One step to measure on a GPU: 16 images, in micro-batches of `size`."""
+
+    title: str
+    size: int
+    checkpointed: bool = False
+    compiled: bool = False
+    five_losses: bool = False
+    ours: bool = True
+
+    @property
+    def config(self) -> StageConfig:
+        """The stage's values; pixel losses as the profiles for real cards have them."""
+        return StageConfig(
+            batch_size=self.size,
+            gradient_accumulation_steps=16 // self.size,
+            gradient_checkpointing=self.checkpointed,
+            compile=self.compiled,
+            gradient_norm_every=0,
+            losses=LossesConfig() if self.five_losses else BASE_ONLY,
+        )
+
+    def predicted_gib(self) -> float | None:
+        """Peak of the allocations by the memory plan; None for what it does not plan."""
+        if self.compiled or not self.ours:
+            return None
+        models = ModelsConfig(base=SD15, recogniser="IResNet50", perceptual="vgg", lora_rank=64)
+        encoder = PatchEncoderConfig(embedding_dim=STYLE_DIM)
+        plan = plan_stage(Profile(name=self.title, models=models, patch_encoder=encoder, stage2=self.config), "stage2")
+        return plan.peak_gib - CONTEXT_GIB
+
+
+GPU_ROWS = (
+    GpuRow("ours, 4 x 4 checkpointed", 4, checkpointed=True),
+    GpuRow("ours, 4 x 4 checkpointed, five losses", 4, checkpointed=True, five_losses=True),
+    GpuRow("ours, 16 x 1", 16),
+    GpuRow("ours, 16 x 1, five losses", 16, five_losses=True),
+    GpuRow("ours, 16 x 1 compiled", 16, compiled=True),
+    GpuRow("straightforward, 4 x 4 checkpointed", 4, checkpointed=True, ours=False),
+    GpuRow("straightforward, 16 x 1", 16, ours=False),
+)
+
+
 def on_gpu(rounds: int) -> None:
-    """Samples per second of the real architecture; see the module's docstring."""
-    device = torch.device("cuda")
+    """Samples per second and memory of the real architecture; see the module's docstring."""
     name = torch.cuda.get_device_name()
     peak = next((value for key, value in PEAK_TFLOPS.items() if key in name), None)
     print(f"{name}, Stable Diffusion 1.5 inpainting architecture, random weights, 512x512, effective batch 16\n")
-    print("| step | samples/s | share of bf16 peak | peak memory |\n|---|---|---|---|")
-    rows: list[tuple[str, int, bool, bool, bool]] = [
-        ("ours, 4 x 4 checkpointed", 4, True, False, True),
-        ("ours, 16 x 1", 16, False, False, True),
-        ("ours, 16 x 1 compiled", 16, False, True, True),
-        ("straightforward, 4 x 4 checkpointed", 4, True, False, False),
-        ("straightforward, 16 x 1", 16, False, False, False),
-    ]
-    for title, size, checkpointed, compiled, ours in rows:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        torch.manual_seed(0)
-        base = SD15_INPAINTING.build()
-        config = StageConfig(gradient_checkpointing=checkpointed, compile=compiled, losses=BASE_ONLY, batch_size=size)
-        variant: Any = (
-            Ours(base, Judges(), config, device)
-            if ours
-            else Straightforward(base, Judges(), config, device, pixel_losses=False)
-        )
-        cpu_batches = [random_batch(base, size, 512, seed) for seed in range(16 // size)]
-        batches = [{key: value.to(device) for key, value in batch.items()} for batch in cpu_batches]
-        seconds = measure({title: variant}, batches, rounds, len(batches), device)[title]
-        rate = 16 / seconds
-        share = "" if peak is None else f"{rate * LORA_STEP_TFLOP[checkpointed] / peak:.1%}"
-        memory = torch.cuda.max_memory_allocated() / 2**30
-        print(f"| {title} | {rate:.1f} | {share} | {memory:.1f} GiB |", flush=True)
-        del variant, base, batches
+    print("| step | samples/s | share of bf16 peak | peak memory | predicted | predicted / measured |")
+    print("|---|---|---|---|---|---|")
+    for row in GPU_ROWS:
+        rate, memory = measure_on_gpu(row, rounds)
+        share = "" if peak is None or row.five_losses else f"{rate * LORA_STEP_TFLOP[row.checkpointed] / peak:.1%}"
+        predicted = row.predicted_gib()
+        plan = " | " if predicted is None else f"{predicted:.1f} GiB | {predicted / memory:.2f}"
+        print(f"| {row.title} | {rate:.1f} | {share} | {memory:.1f} GiB | {plan} |", flush=True)
+
+
+def measure_on_gpu(row: GpuRow, rounds: int) -> tuple[float, float]:
+    """(samples per second, peak of the allocations in GiB); a round has four steps, one with pixel losses if any."""
+    device = torch.device("cuda")
+    torch.manual_seed(0)
+    base, judges = SD15_INPAINTING.build(), full_size_judges() if row.five_losses else Judges()
+    variant: Any = (
+        Ours(base, judges, row.config, device)
+        if row.ours
+        else Straightforward(base, judges, row.config, device, pixel_losses=row.five_losses)
+    )
+    needless = ("photo", "bald") if row.ours else ()
+    batches = []
+    for seed in range(16 // row.size):
+        batch = with_largest_windows(random_batch(base, row.size, 512, seed))
+        batches.append({key: value.to(device) for key, value in batch.items() if key not in needless})
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    seconds = measure({row.title: variant}, batches * 4, rounds, len(batches), device)[row.title]
+    return 16 / seconds, torch.cuda.max_memory_allocated() / 2**30
 
 
 def main() -> None:

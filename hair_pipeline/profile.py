@@ -185,7 +185,7 @@ class LossesConfig(Values):
     lpips: LossTerm = LossTerm(weight=0.1)
     gram: LossTerm = LossTerm(weight=0.1)
     style: LossTerm = LossTerm(weight=0.02)
-    anchor: LossTerm = Field(LossTerm(weight=0.0), description="keeps the base's prediction outside the mask")
+    anchor: LossTerm = Field(LossTerm(weight=0.0), description="keeps the base's prediction outside mask and face")
     context: LossTerm = Field(
         LossTerm(weight=0.0),
         description="plain L2 outside mask and face: finetune_blocks would drift there under a loss in the hair alone",
@@ -247,6 +247,14 @@ class StageConfig(Values):
     def _check_dropout(self) -> StageConfig:
         if self.drop_style + self.drop_identity + self.drop_both > 1:
             raise ValueError("drop_style + drop_identity + drop_both is more than 1")
+        return self
+
+    @model_validator(mode="after")
+    def _check_anchor(self) -> StageConfig:
+        if self.losses.anchor.weight > 0 and self.finetune_blocks:
+            raise ValueError(
+                "losses.anchor needs the base's own weights, which finetune_blocks changes: use losses.context instead"
+            )
         return self
 
 
@@ -350,6 +358,6 @@ def load_profile(name_or_path: str | Path) -> Profile:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise PipelineError(
-            f"{name} = {first.get('input')!r} is not allowed: {first['msg']}", file=path, remedy=f"correct {name}"
-        ) from error
+        group = isinstance(first.get("input"), dict)  # several values together, too many to show
+        what = name if group else f"{name} = {first.get('input')!r} is not allowed"
+        raise PipelineError(f"{what}: {first['msg']}", file=path, remedy=f"correct {name}") from error

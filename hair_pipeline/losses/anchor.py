@@ -10,14 +10,14 @@ from torch import Tensor
 from hair_pipeline.losses.mask_l2 import mask_l2
 
 
-def anchor(prediction: Tensor, base_prediction: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared difference from the base's prediction where mask = 0.
+def anchor(prediction: Tensor, base_prediction: Tensor, region: Tensor) -> Tensor:
+    """Mean squared difference from the base's prediction in a region.
 
     Args:
         prediction, base_prediction: (B, C, h, w); the second carries no gradient.
-        mask: (B, 1, h, w) in [0, 1], 1 = repaint.
+        region: (B, 1, h, w) in [0, 1]: what is neither repainted nor locked.
 
     Returns:
         Scalar.
     """
-    return mask_l2(prediction, base_prediction.detach(), 1 - mask.float())
+    return mask_l2(prediction, base_prediction.detach(), region)

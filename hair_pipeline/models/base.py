@@ -45,14 +45,17 @@ class Base:
 
 
 def base_reference(settings: Settings, profile: Profile) -> str | Path:
-    """The base a profile asks for: `stand_in` is the one in data/sample_models.
+    """The base a profile asks for: its folder, or its hub id where no folder has it.
+
+    `stand_in` is the one in data/sample_models; others may lie in the models folder, see `load_base`.
 
     Raises:
-        PipelineError: the stand-in is asked for and is not there.
+        PipelineError: it is not there, and it cannot be a hub id.
     """
     if profile.models.base == "stand_in":
         return find_weight(STAND_IN_BASE, settings)
-    return profile.models.base
+    source, local = base_source(profile.models.base, settings.models_dir)
+    return Path(source) if local else source
 
 
 def load_base(reference: str | Path, models_dir: Path | None = None) -> Base:
@@ -74,13 +77,7 @@ def load_base(reference: str | Path, models_dir: Path | None = None) -> Base:
         scheduler = DDPMScheduler.from_pretrained(source, subfolder="scheduler", local_files_only=local)
         null_tokens = _null_tokens(source, local, unet.config.cross_attention_dim)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PipelineError(
-            f"the base model cannot be loaded: {reason}",
-            file=source,
-            remedy="give models.base a diffusers folder with vae/, unet/ and scheduler/ (safetensors), put one named "
-            f"{Path(str(reference)).name} into {models_dir or 'HAIR_PIPELINE_MODELS_DIR'}, or allow access to the hub",
-        ) from error
+        raise _cannot_be_loaded(source, error) from error
     return Base(vae.eval(), widen(unet, vae.config.latent_channels), scheduler, null_tokens)
 
 
@@ -103,6 +100,29 @@ def base_source(reference: str, models_dir: Path | None) -> tuple[str, bool]:
             remedy="correct models.base in the profile, or restore data/sample_models",
         )
     return reference, False
+
+
+def hub_commit(hub_id: str) -> str:
+    """The commit of a base on the hub that `load_base` would read now: the newest, or the cached one when offline.
+
+    Raises:
+        PipelineError: the hub does not have it, or cannot be reached.
+    """
+    try:
+        _, commit = UNet2DConditionModel.load_config(hub_id, subfolder="unet", return_commit_hash=True)
+    except (OSError, ValueError) as error:
+        raise _cannot_be_loaded(hub_id, error) from error
+    return str(commit)
+
+
+def _cannot_be_loaded(source: str, error: Exception) -> PipelineError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return PipelineError(
+        f"the base model cannot be loaded: {reason}",
+        file=source,
+        remedy="give models.base a diffusers folder with vae/, unet/ and scheduler/ (safetensors), put one named "
+        f"{Path(source).name} into HAIR_PIPELINE_MODELS_DIR, or allow access to the hub",
+    )
 
 
 def _null_tokens(source: str, local: bool, dim: int) -> Tensor:

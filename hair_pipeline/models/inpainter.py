@@ -19,6 +19,7 @@ from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import atomic_path, read_json, write_json
 from hair_pipeline.models import adapters
 from hair_pipeline.models.base import Base
+from hair_pipeline.models.masks import for_every_level
 from hair_pipeline.models.style_projection import StyleProjection
 from hair_pipeline.profile import ModelsConfig
 
@@ -45,15 +46,15 @@ def predict(
         mask: (B, 1, h, w), 1 = repaint.
         tokens: (B, N, D).
         identity: (B, 512), finite.
-        identity_mask: (B, 1, h, w): the identity's influence at every latent cell; where a sample's mask is 0
-            throughout, its identity has none at all.
+        identity_mask: (B, 1, h, w): the identity's influence at every latent cell, and averaged at the coarser levels;
+            where a sample's mask is 0 throughout, its identity has none at all.
     """
     prediction: Tensor = unet(
         torch.cat([noisy, mask.to(noisy.dtype), masked_latents.to(noisy.dtype)], 1),
         t,
         encoder_hidden_states=tokens.to(noisy.dtype),
         added_cond_kwargs={"image_embeds": [identity.to(noisy.dtype)[:, None]]},
-        cross_attention_kwargs={"ip_adapter_masks": [identity_mask]},
+        cross_attention_kwargs={"ip_adapter_masks": [for_every_level(identity_mask)]},
         return_dict=False,
     )[0]
     return prediction
@@ -67,10 +68,11 @@ class HairInpainter(nn.Module):
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, style_projection: StyleProjection, finetune_blocks: tuple[str, ...], rank: int
+        self, base: Base, style_projection: StyleProjection, finetune_blocks: tuple[str, ...], rank: int
     ) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet = base.unet
+        self.empty_prompt = base.null_tokens  # not a buffer: it belongs to the base, and is not saved
         self.style_projection = style_projection
         self.finetune_blocks = finetune_blocks
         self._changed_blocks = finetune_blocks  # also those of loaded adapters: they must be saved on
@@ -97,7 +99,7 @@ class HairInpainter(nn.Module):
             base.null_tokens.shape[1],
         )
         projection.start_from(base.null_tokens)
-        return cls._assemble(base.unet, projection, tuple(finetune_blocks), config.lora_rank)
+        return cls._assemble(base, projection, tuple(finetune_blocks), config.lora_rank)
 
     @classmethod
     def from_adapters(cls, base: Base, folder: Path) -> HairInpainter:
@@ -115,17 +117,17 @@ class HairInpainter(nn.Module):
                 file=folder,
                 remedy="use the base model they were trained on",
             )
-        model = cls._assemble(base.unet, projection, tuple(card["finetune_blocks"]), int(card["lora_rank"]))
+        model = cls._assemble(base, projection, tuple(card["finetune_blocks"]), int(card["lora_rank"]))
         model.load_adapters(folder)
         return model
 
     @classmethod
     def _assemble(
-        cls, unet: UNet2DConditionModel, projection: StyleProjection, finetune_blocks: tuple[str, ...], rank: int
+        cls, base: Base, projection: StyleProjection, finetune_blocks: tuple[str, ...], rank: int
     ) -> HairInpainter:
-        adapters.add_ip_adapter(unet)  # before the LoRA: it casts and rebuilds parts of the UNet
-        adapters.add_lora(unet, rank)
-        return cls(unet, projection, finetune_blocks, rank)
+        adapters.add_ip_adapter(base.unet)  # before the LoRA: it casts and rebuilds parts of the UNet
+        adapters.add_lora(base.unet, rank)
+        return cls(base, projection, finetune_blocks, rank)
 
     def _select_trainable(self) -> None:
         """Freeze the base, then switch on exactly the parts that are trained.
@@ -195,8 +197,11 @@ class HairInpainter(nn.Module):
 
     @torch.no_grad()
     def base_prediction(self, noisy: Tensor, t: Tensor, mask: Tensor, masked_latents: Tensor) -> Tensor:
-        """What the UNet predicts without LoRA, style and identity (for the anchor loss). (B, C, h, w)."""
-        tokens = self.style_projection.null.expand(len(noisy), -1, -1)
+        """What the base predicts for its empty prompt, (B, C, h, w), for the anchor loss: no LoRA, style or identity.
+
+        Blocks trained in full are not undone.
+        """
+        tokens = self.empty_prompt.to(noisy.device).expand(len(noisy), -1, -1)
         identity = noisy.new_zeros(len(noisy), adapters.IDENTITY_DIM)
         with adapters.lora_disabled(self.unet):
             return predict(self.unet, noisy, t, mask, masked_latents, tokens, identity, torch.zeros_like(mask))

@@ -195,6 +195,7 @@ class HairInpaintPipeline(DiffusionPipeline):
                 callback_on_step_end,
             )
             pixels = decode(self.vae, latents).float()
+        self.maybe_free_model_hooks()
         raw = [_resize(image, photo.shape[:2]) for image, photo in zip(_to_uint8(pixels), images, strict=True)]
         results = [
             paste_back(photo, image, mask, feather_px)
@@ -213,7 +214,7 @@ class HairInpaintPipeline(DiffusionPipeline):
         guidance_scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(tokens, identity, weight of the identity): for guidance the unconditional half comes first."""
-        device, dim = self.unet.device, self.style_projection.config.style_dim
+        device, dim = self._execution_device, self.style_projection.config.style_dim
         everywhere = torch.ones(batch, dtype=torch.bool, device=device)
         with_style = everywhere if style_present is None else style_present.to(device)
         with_identity = everywhere if identity_present is None else identity_present.to(device)
@@ -221,12 +222,12 @@ class HairInpaintPipeline(DiffusionPipeline):
             style, with_style = torch.zeros(batch, dim), ~everywhere
         if identity is None or not self.config.conditioned:
             identity, with_identity = torch.zeros(batch, adapters.IDENTITY_DIM), ~everywhere
-        projection_dtype = self.style_projection.out.weight.dtype
-        tokens = self.style_projection(style.to(device, projection_dtype), with_style, style_strength)
+        style = style.to(device, self.style_projection.out.weight.dtype)
+        tokens = self.style_projection(style, with_style, style_strength)
         identity = torch.where(with_identity[:, None], identity.to(device).float(), 0.0)
         weight = with_identity.float()
         if guidance_scale != 1:
-            null = self.style_projection.null.expand_as(tokens).to(tokens.dtype)
+            null = self.style_projection(style, ~everywhere)
             tokens = torch.cat([null, tokens])
             identity = torch.cat([identity, identity])
             weight = torch.cat([torch.zeros_like(weight), weight])
@@ -310,21 +311,21 @@ class HairInpaintPipeline(DiffusionPipeline):
         return resolution // factor, resolution // factor
 
     def _pixels(self, images: Sequence[np.ndarray], resolution: int) -> Tensor:
-        """uint8 RGB images -> (B, 3, resolution, resolution) in [-1, 1] on the VAE's device."""
+        """uint8 RGB images -> (B, 3, resolution, resolution) in [-1, 1] on the device of the networks."""
         resized = np.stack([_resize(image, (resolution, resolution)) for image in images])
-        return torch.from_numpy(resized).to(self.vae.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return torch.from_numpy(resized).to(self._execution_device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def _masks(self, masks: Sequence[np.ndarray], resolution: int) -> Tensor:
-        """bool masks -> (B, 1, resolution, resolution) covered share, on the UNet's device."""
+        """bool masks -> (B, 1, resolution, resolution) covered share, on the device of the networks."""
         rows = [torch.from_numpy(np.ascontiguousarray(mask, dtype=np.float32))[None, None] for mask in masks]
-        return torch.cat([resize_mask(row, (resolution, resolution)) for row in rows]).to(self.unet.device)
+        return torch.cat([resize_mask(row, (resolution, resolution)) for row in rows]).to(self._execution_device)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Half-precision bases run under autocast, since their adapters are kept in fp32."""
         dtype = self.unet.conv_in.weight.dtype
         if dtype == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(self.unet.device.type, dtype)
+        return torch.autocast(self._execution_device.type, dtype)
 
 
 def make_scheduler(base: Base, name: SchedulerName) -> DDIMScheduler | DPMSolverMultistepScheduler:

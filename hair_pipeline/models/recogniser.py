@@ -160,17 +160,16 @@ def align(images: Tensor, boxes: Tensor, size: int = CROP) -> Tensor:
         size: side of the crops.
 
     Returns:
-        (B, 3, size, size). The scale follows the box's height: its width changes with the head's yaw.
+        (B, 3, size, size) float32. The scale follows the box's height: its width changes with the head's yaw.
     """
     height, width = images.shape[-2:]
-    centre_x, centre_y, side = crop_square(boxes.to(images.dtype)).unbind(-1)
-    theta = images.new_zeros(len(images), 2, 3)
+    centre_x, centre_y, side = crop_square(boxes.float()).unbind(-1)
+    theta = centre_x.new_zeros(len(images), 2, 3)
     theta[:, 0, 0] = side / width
     theta[:, 1, 1] = side / height
     theta[:, 0, 2] = 2 * centre_x / width - 1
     theta[:, 1, 2] = 2 * centre_y / height - 1
-    grid = F.affine_grid(theta, [len(images), 3, size, size], align_corners=False)
-    return F.grid_sample(images + 1, grid, mode="bilinear", padding_mode="zeros", align_corners=False) - 1
+    return _warp(images, theta, size)
 
 
 def crop_square(boxes: Tensor) -> Tensor:
@@ -194,11 +193,11 @@ def align_landmarks(images: Tensor, landmarks: Tensor, size: int = CROP) -> Tens
         size: side of the crops.
 
     Returns:
-        (B, 3, size, size).
+        (B, 3, size, size) float32.
     """
     height, width = images.shape[-2:]
-    template = images.new_tensor(TEMPLATE)
-    points = landmarks.to(images.dtype)
+    points = landmarks.float()
+    template = points.new_tensor(TEMPLATE)
     centre, goal = points.mean(1, keepdim=True), template.mean(0)
     from_template, to_points = template - goal, points - centre
     # A similarity of the plane is a multiplication by one complex number: the least-squares one, template -> image.
@@ -207,11 +206,21 @@ def align_landmarks(images: Tensor, landmarks: Tensor, size: int = CROP) -> Tens
     turned = torch.stack([-from_template[:, 1], from_template[:, 0]], 1)
     imaginary = (turned * to_points).sum((1, 2)) / norm
     matrix = torch.stack([torch.stack([real, -imaginary], 1), torch.stack([imaginary, real], 1)], 1)  # (B, 2, 2)
-    middle = centre[:, 0] + (matrix @ (images.new_tensor([CROP / 2, CROP / 2]) - 0.5 - goal)) + 0.5
-    scale = images.new_tensor([2 / width, 2 / height])
+    middle = centre[:, 0] + (matrix * (points.new_tensor([CROP / 2, CROP / 2]) - 0.5 - goal)).sum(2) + 0.5
+    scale = points.new_tensor([2 / width, 2 / height])
     theta = torch.cat([matrix * (CROP / 2) * scale[:, None], (middle * scale - 1)[..., None]], 2)
-    grid = F.affine_grid(theta, [len(images), 3, size, size], align_corners=False)
-    return F.grid_sample(images + 1, grid, mode="bilinear", padding_mode="zeros", align_corners=False) - 1
+    return _warp(images, theta, size)
+
+
+def _warp(images: Tensor, theta: Tensor, size: int) -> Tensor:
+    """Sample (B, 3, size, size) float32 at the places that theta (B, 2, 3) float32 gives, black outside the images.
+
+    Never in half precision: bfloat16 knows a coordinate of a 512-pixel image to no better than a pixel.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        grid = F.affine_grid(theta, [len(images), 3, size, size], align_corners=False)
+        bright = images.float() + 1
+        return F.grid_sample(bright, grid, mode="bilinear", padding_mode="zeros", align_corners=False) - 1
 
 
 class SmallFaceNet(nn.Module):

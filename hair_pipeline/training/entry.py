@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from hair_pipeline.errors import PipelineError, TransientError
 from hair_pipeline.inputs.catalog import read_catalog
-from hair_pipeline.profile import Profile
+from hair_pipeline.profile import Profile, StageConfig
 from hair_pipeline.settings import Settings
-from hair_pipeline.training.fingerprints import asset_versions, catalog_version, weights_version
+from hair_pipeline.training.fingerprints import asset_versions, base_version, catalog_version, weights_version
 from hair_pipeline.training.people import record_people
 from hair_pipeline.training.runs import RunPlan, TrainResult, current, fresh_folder
 
@@ -63,13 +63,12 @@ def _vae(settings: Settings, profile: Profile) -> dict[str, str]:
 
 
 def _classifier(settings: Settings, profile: Profile) -> dict[str, str]:
-    from hair_pipeline.models.base import base_reference
     from hair_pipeline.models.weights import STAND_IN_CLASSIFIER, find_weight
 
     if profile.base_training is not None:
         versions = _vae(settings, profile)
     else:
-        versions = _catalog(settings, profile) | {"base": weights_version(base_reference(settings, profile))}
+        versions = _catalog(settings, profile) | {"base": base_version(settings, profile)}
     if profile.classifier.start == "stand_in":
         versions["start"] = weights_version(find_weight(STAND_IN_CLASSIFIER, settings))
     return versions
@@ -85,12 +84,10 @@ def _patches(settings: Settings, profile: Profile) -> dict[str, str]:
 
 
 def _stage1(settings: Settings, profile: Profile) -> dict[str, str]:
-    from hair_pipeline.models.base import base_reference
-
     return (
         _catalog(settings, profile)
         | _assets(settings, "latents", "style_vectors")
-        | {"base": weights_version(base_reference(settings, profile))}
+        | {"base": base_version(settings, profile)}
         | _judges(settings, profile, "stage1")
     )
 
@@ -136,7 +133,7 @@ _TRAINERS: dict[str, Trainer] = {
     "patch-encoder": Trainer("patch_encoder", ("patch_encoder",), _patches),
     "style-classifier": Trainer("style_classifier", ("classifier",), _classifier, revision="7"),
     "stage1": Trainer("stage1", ("stage1", "models"), _stage1, revision="6"),
-    "stage2": Trainer("stage2", ("stage2", "models"), _stage2, revision="6"),
+    "stage2": Trainer("stage2", ("stage2", "models"), _stage2, revision="7"),
 }
 TRAINERS = tuple(_TRAINERS)
 
@@ -236,7 +233,8 @@ def _run(trainer: Trainer, plan: RunPlan, settings: Settings, profile: Profile, 
     try:
         finished: Finished = module.run(Context(settings, profile, plan.run_dir, resume))
     except torch.OutOfMemoryError as error:
-        raise _out_of_memory(plan, error) from error
+        stages = {"stage1": profile.stage1, "stage2": profile.stage2}
+        raise _out_of_memory(plan, error, stages.get(plan.name)) from error
     return finished
 
 
@@ -244,11 +242,18 @@ _MUCH_MEMORY = 2 << 30
 """Bytes on the GPU that are not this process's: less may be the driver's or a desktop's."""
 
 
-def _out_of_memory(plan: RunPlan, error: Exception) -> PipelineError:
+def _out_of_memory(plan: RunPlan, error: Exception, stage: StageConfig | None = None) -> PipelineError:
     """What to say: other programs may leave the GPU again, too large a batch stays too large."""
     import torch
 
-    what = f"{plan.name}: out of memory ({str(error).splitlines()[0]})"
+    from hair_pipeline.training.memory_plan import switches
+
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    what = f"{plan.name}: out of memory ({reason})"
+    lower = "lower the batch size or the resolution in the profile"
+    if stage is not None:
+        what = f"{plan.name}: out of memory at batch_size {stage.batch_size} ({reason})"
+        lower = "; ".join(switches(stage)) + " (`hair-pipeline plan-memory` predicts the effect)"
     others = 0
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
@@ -257,13 +262,9 @@ def _out_of_memory(plan: RunPlan, error: Exception) -> PipelineError:
         return TransientError(
             f"{what}; other programs hold {others / 2**30:.1f} GiB of the GPU",
             file=plan.run_dir,
-            remedy="free the GPU of them; the last checkpoint is kept",
+            remedy=f"free the GPU of them, or {lower}; the last checkpoint is kept",
         )
-    return PipelineError(
-        what,
-        file=plan.run_dir,
-        remedy="lower the batch size or the resolution in the profile; the last checkpoint is kept",
-    )
+    return PipelineError(what, file=plan.run_dir, remedy=f"{lower}; the last checkpoint is kept")
 
 
 def _refuse_empty_split(settings: Settings) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import hash_bytes, hash_file
 from hair_pipeline.inputs.catalog import read_catalog
+from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 
 
@@ -43,12 +44,29 @@ def catalog_version(settings: Settings) -> str:
     return hash_bytes(catalog[catalog.accepted].sort_values("image_id")[columns].to_csv(index=False))[:16]
 
 
-def weights_version(reference: str | Path, part: str | None = None) -> str:
-    """Content version of a local folder (or `part` of it) or file of weights; a hub id stands for itself."""
-    path = Path(reference)
-    if part is not None and (path / part).is_dir():
-        path = path / part
+def base_version(settings: Settings, profile: Profile, part: str | None = None) -> str:
+    """Content version of the base a profile asks for, or of `part` of it; of one on the hub, its commit.
+
+    Raises:
+        PipelineError: there is no such base.
+    """
+    from hair_pipeline.models.base import base_reference, hub_commit
+
+    reference = base_reference(settings, profile)
+    if isinstance(reference, str):
+        return hub_commit(reference)
+    return weights_version(reference if part is None else reference / part)
+
+
+def weights_version(path: Path) -> str:
+    """Content version of a folder or file of weights.
+
+    Raises:
+        PipelineError: there is none.
+    """
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
         return hash_bytes(*(p for f in files for p in (f.relative_to(path).as_posix(), hash_file(f))))[:16]
-    return hash_file(path)[:16] if path.is_file() else str(reference)
+    if path.is_file():
+        return hash_file(path)[:16]
+    raise PipelineError("there are no weights", file=path, remedy="put them there, or correct the profile")

@@ -44,7 +44,7 @@ from hair_pipeline.processing.bald import make_bald, repaint_mask, vary_mask
 from hair_pipeline.processing.report import ShardReport, reusable, save
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
-from hair_pipeline.training.fingerprints import asset_versions, weights_version
+from hair_pipeline.training.fingerprints import asset_versions, base_version
 from hair_pipeline.training.images import BACKGROUND, find_image, on_background, shrink, to_image, to_tensor
 from hair_pipeline.training.pictures import picture_grid, write_picture
 
@@ -63,13 +63,12 @@ def encode_shard(shard: str, settings: Settings, profile: Profile) -> ShardRepor
     """
     folder = settings.processed / LATENT_ASSET
     manifest = folder / f"{shard}.json"
-    reference = base_reference(settings, profile)
-    fingerprint = _fingerprint(shard, settings, profile, weights_version(reference, "vae"))
+    fingerprint = _fingerprint(shard, settings, profile, base_version(settings, profile, "vae"))
     done = reusable(manifest, fingerprint)
     if done is not None:
         return done
 
-    vae = load_base(reference, settings.models_dir).vae
+    vae = load_base(base_reference(settings, profile), settings.models_dir).vae
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = _Encoder(vae.to(device).requires_grad_(False))
     rows = read_catalog(settings.catalog_path, shard)

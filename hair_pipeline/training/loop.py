@@ -27,7 +27,7 @@ from hair_pipeline.training import checkpoint, processes
 from hair_pipeline.training.ema import Ema
 from hair_pipeline.training.journal import Silence, journal
 from hair_pipeline.training.sampler import WindowSampler, share
-from hair_pipeline.training.stopping import Stop, StopNow, stop_on_sigterm
+from hair_pipeline.training.stopping import Stop, StopNow, ignore_sigterm, stop_on_sigterm
 from hair_pipeline.training.stopwatch import Stopwatch
 from hair_pipeline.training.tally import Tally
 from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
@@ -181,8 +181,8 @@ def run(task: Task, config: LoopConfig, folder: Path, *, resume: bool = True) ->
         resume: go on from the newest valid checkpoint, if there is one.
 
     Raises:
-        PipelineError: `MAX_BAD_STEPS` steps in a row had a non-finite loss, the checkpoint belongs to another network,
-            or the disk is full.
+        PipelineError: `MAX_BAD_STEPS` steps in a row had a non-finite loss, the checkpoint belongs to another network
+            or to a longer run, or the disk is full.
         Interrupted: SIGTERM came; the state is saved.
     """
     began = time.monotonic()
@@ -190,6 +190,12 @@ def run(task: Task, config: LoopConfig, folder: Path, *, resume: bool = True) ->
     saved = checkpoint.load_newest(folder / "checkpoints") if resume else None
     if saved is not None:
         first, progress = saved.step, Progress(**saved.progress)
+        if first > config.steps:
+            raise PipelineError(
+                f"{task.name}: the checkpoint has {first} steps behind it, the configuration asks for {config.steps}",
+                file=folder,
+                remedy=f"ask for at least {first} steps, or start over with --no-resume",
+            )
         engine.restore(task, saved)
         log.info("%s: going on from step %d", task.name, first)
     if len(set(processes.gather(first))) > 1:
@@ -341,6 +347,7 @@ def _batches(task: Task, config: LoopConfig, device: torch.device, *, start: int
         task.dataset,
         batch_sampler=sampler,
         num_workers=config.workers,
+        worker_init_fn=ignore_sigterm,
         collate_fn=task.collate,
         pin_memory=device.type == "cuda",
         persistent_workers=config.workers > 0,

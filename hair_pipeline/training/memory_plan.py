@@ -67,7 +67,7 @@ class Trace:
         retained: alive after the UNet's forward pass, all of the above included.
         pixel_peak: the most while pixel losses are decoded and differentiated; `retained` without them.
         unet_peak: the most in the UNet's forward and backward passes.
-        validation_peak: the most in a batch of validation; 0 where it was not traced.
+        validation_peak: the most in a batch of validation, whose size is its own.
     """
 
     weights: int
@@ -158,14 +158,10 @@ def plan_stage(
     capacity = profile.gpu_memory_gib if capacity_gib is None else capacity_gib
 
     tell(f"{stage}: tracing a step of batch {config.batch_size} with all its losses")
-    own = step.trace(config.batch_size, config.gradient_checkpointing, pixels=True)
+    lines = {config.gradient_checkpointing: step.line(config.gradient_checkpointing)}
     tell(f"{stage}: the same {'without' if config.gradient_checkpointing else 'with'} gradient checkpointing")
-    other = step.trace(config.batch_size, not config.gradient_checkpointing, pixels=False)
-    pixels = own.pixel_peak - own.retained
-    lines = {
-        config.gradient_checkpointing: _Line(config.batch_size, own, pixels),
-        not config.gradient_checkpointing: _Line(config.batch_size, other, pixels),
-    }
+    lines[not config.gradient_checkpointing] = step.line(not config.gradient_checkpointing)
+    own = lines[config.gradient_checkpointing].trace
 
     parts = {
         "UNet and adapters": own.weights,
@@ -205,19 +201,8 @@ def refuse_what_cannot_fit(
     return plan
 
 
-def out_of_memory(error: BaseException, config: StageConfig) -> PipelineError:
-    """What to say when the GPU ran out of memory after all: the switches that save most, by what is not yet turned."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return PipelineError(
-        f"the GPU ran out of memory at batch_size {config.batch_size} ({reason})",
-        remedy="; ".join(_switches(config))
-        + "; other programs on the GPU count too. `hair-pipeline plan-memory` predicts the effect; the same command "
-        "goes on from the last checkpoint where the changed value does not change the run",
-    )
-
-
-def _switches(config: StageConfig) -> list[str]:
-    """What can be turned, cheapest in time and quality first."""
+def switches(config: StageConfig) -> list[str]:
+    """What can be turned where the memory ran out after all, cheapest in time and quality first."""
     found = []
     if config.losses.pixel_batch > 1:
         found.append("pixel_batch: 1")
@@ -236,22 +221,29 @@ def _switches(config: StageConfig) -> list[str]:
 
 @dataclass(frozen=True)
 class _Line:
-    """Peaks at other batches: activations grow in proportion to the batch, the rest stays.
+    """Peaks at all batches: what the UNet retains is linear in the batch (not proportional: copies in half precision of
+    the trained weights are a constant part of it), the pixel losses follow the images they decode.
 
     Attributes:
-        batch: of the trace.
+        config: the stage, with the batch of the trace.
         trace: of one step.
-        pixels: what the pixel losses add to the retained activations; `pixel_batch` bounds it, not the batch.
+        doubled: of one step at twice the batch.
     """
 
-    batch: int
+    config: StageConfig
     trace: Trace
-    pixels: int
+    doubled: Trace
 
     def peak_gib(self, batch: int) -> float:
-        resident, share = self.trace.resident, batch / self.batch
-        retained, unet = (resident + share * (now - resident) for now in (self.trace.retained, self.trace.unet_peak))
-        return max(retained + self.pixels, unet) / GIB + CONTEXT_GIB
+        trace, more = self.trace, batch / self.config.batch_size - 1
+        retained = trace.retained + more * (self.doubled.retained - trace.retained)
+        unet = trace.unet_peak + more * (self.doubled.unet_peak - trace.unet_peak)
+        return max(retained + self._pixels(batch), unet, trace.validation_peak) / GIB + CONTEXT_GIB
+
+    def _pixels(self, batch: int) -> float:
+        """What the pixel losses add: in proportion to the images they decode, not less than at the trace's batch."""
+        decoded, traced = (min(size, self.config.losses.pixel_batch) for size in (batch, self.config.batch_size))
+        return max(1.0, decoded / traced) * (self.trace.pixel_peak - self.trace.retained)
 
     def largest(self, capacity_gib: float) -> int:
         """The largest micro-batch that fits, 0 if none does."""
@@ -266,7 +258,7 @@ def _advice(plan: MemoryPlan, config: StageConfig, lines: dict[bool, _Line], own
     largest = {checkpointed: line.largest(capacity) for checkpointed, line in lines.items()}
     found = [
         f"largest micro-batch that fits: {largest[True]} with gradient_checkpointing, {largest[False]} without "
-        f"(effective batch now: {batch * config.gradient_accumulation_steps} per process)"
+        f"(an optimizer step has {batch * config.gradient_accumulation_steps} images, of all processes together)"
     ]
     without = lines[False].peak_gib(batch)
     if plan.fits:
@@ -306,7 +298,12 @@ class _Step:
     config: StageConfig
     architecture: Architecture
 
-    def trace(self, batch: int, checkpointed: bool, *, pixels: bool) -> Trace:
+    def line(self, checkpointed: bool) -> _Line:
+        """Peaks at all micro-batches."""
+        batch = self.config.batch_size
+        return _Line(self.config, self.trace(batch, checkpointed), self.trace(2 * batch, checkpointed))
+
+    def trace(self, batch: int, checkpointed: bool) -> Trace:
         """Allocations of one step at a micro-batch; see `Trace`."""
         base, model, judges = self._networks()
         if checkpointed:
@@ -323,7 +320,6 @@ class _Step:
             gradients = 0
             if self.config.gradient_accumulation_steps > 1:  # else they take the place of freed activations
                 gradients = _grown(tracker, _set_gradients, trained)
-            validation_peak = 0
             tracker.reset_peak()
 
             prediction = self._predict(base, model, batch).float()
@@ -331,8 +327,7 @@ class _Step:
             forward_peak = tracker.peak
             tracker.reset_peak()
             seed = torch.empty_like(prediction)
-            if pixels:
-                self._pixel_losses(base, judges, prediction, min(batch, self.config.losses.pixel_batch))
+            self._pixel_losses(base, judges, prediction, min(batch, self.config.losses.pixel_batch))
             pixel_peak = tracker.peak
             tracker.reset_peak()
             torch.autograd.backward(prediction, seed)
@@ -341,11 +336,10 @@ class _Step:
             if not gradients:
                 gradients = sum(p.grad.untyped_storage().nbytes() for p in trained if p.grad is not None)
                 unet_peak = max(unet_peak, tracker.now)
-            if pixels:
-                tracker.reset_peak()
-                with torch.no_grad():
-                    self._predict(base, model, IMAGES_AT_ONCE)
-                validation_peak = tracker.peak
+            tracker.reset_peak()
+            with torch.no_grad():
+                self._predict(base, model, IMAGES_AT_ONCE)
+            validation_peak = tracker.peak
         return Trace(weights, frozen, average, gradients, state, retained, pixel_peak, unet_peak, validation_peak)
 
     def _networks(self) -> tuple[Base, HairInpainter, Judges]:
@@ -441,7 +435,8 @@ class _Step:
                 looked_at.append(sum(logits.sum() for logits in judges.classifier(whole).values()))
         if looked_at:
             total = torch.stack(looked_at).sum()
-            torch.autograd.grad(total, prediction, retain_graph=self.config.gradient_norm_every > 0)
+            if self.config.gradient_norm_every > 0:
+                torch.autograd.grad(total, prediction, retain_graph=True)
             torch.autograd.grad(total, prediction)
 
 

@@ -119,7 +119,8 @@ def share(accumulation: int, rank: int, world: int) -> range:
 class WindowSampler(Sampler[list[Draw]]):
     """One process's micro-batches from optimizer step `start` on, window after window.
 
-    Whatever the number of processes, a window holds the same micro-batches; they only are dealt out differently.
+    Whatever the number of processes, a window holds the same micro-batches; they only are dealt out differently. A
+    process for which there is none in a window has none at all: for it the sampler is empty, for the others endless.
 
     Args:
         batches: the sequence.
@@ -135,6 +136,8 @@ class WindowSampler(Sampler[list[Draw]]):
         self.own = share(accumulation, rank, world)
 
     def __iter__(self) -> Iterator[list[Draw]]:
+        if not self.own:
+            return
         for step in itertools.count(self.start):
             for place in self.own:
                 yield self.batches[step * self.accumulation + place]

@@ -47,6 +47,16 @@ class Stop:
             raise StopNow
 
 
+def ignore_sigterm(worker: int) -> None:
+    """For a DataLoader's workers (`worker_init_fn`): they are needed until the step is finished and saved.
+
+    A signal to the whole process group (by a cluster's scheduler, by `timeout`) reaches them too. They end with the
+    loader, or when their parent is gone.
+    """
+    del worker
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 @contextmanager
 def stop_on_sigterm() -> Iterator[Stop]:
     """Listen for SIGTERM (only possible in the main thread; elsewhere nothing is ever requested)."""

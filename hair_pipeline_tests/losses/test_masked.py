@@ -69,12 +69,12 @@ def test_empty_mask_gives_zero_not_nan() -> None:
     assert (prediction.grad == 0).all()
 
 
-def test_anchor_acts_outside_the_mask_only() -> None:
+def test_anchor_acts_in_its_region_only() -> None:
     prediction = torch.randn(1, 4, 4, 4, requires_grad=True)
     base = torch.randn(1, 4, 4, 4, requires_grad=True)
-    mask = torch.zeros(1, 1, 4, 4)
-    mask[..., :2, :] = 1
-    anchor(prediction, base, mask).backward()
+    region = torch.zeros(1, 1, 4, 4)
+    region[..., 2:, :] = 1
+    anchor(prediction, base, region).backward()
     assert (prediction.grad[..., :2, :] == 0).all()
     assert (prediction.grad[..., 2:, :] != 0).all()
     assert base.grad is None

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionInpaintPipeline, UNet2DConditionModel
+from diffusers.image_processor import IPAdapterMaskProcessor
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.models import adapters
 from hair_pipeline.models.inpainter import HairInpainter
+from hair_pipeline.models.masks import for_every_level, resize_mask
 from hair_pipeline.profile import ModelsConfig
 from hair_pipeline_tests.models.inputs import STYLE_DIM, make_batch, make_model, tiny_base
 
@@ -73,26 +75,40 @@ def test_absent_identity_has_no_influence_at_all() -> None:
 
 
 @torch.no_grad()
-def test_identity_acts_where_the_face_mask_is() -> None:
-    """At the attention outputs: the identity changes them inside the face, and nowhere else."""
+@pytest.mark.parametrize("side", [64, 32, 16, 8])
+def test_identity_acts_where_the_face_mask_is(side: int) -> None:
+    """At the attention outputs of every level: the identity changes them where there is face, and nowhere else."""
     model = make_model()
     module = next(
         value
         for value in model.unet.modules()
         if isinstance(getattr(value, "processor", None), IPAdapterAttnProcessor2_0)
     )
-    mask = torch.zeros(1, 1, 4, 4)
-    mask[:, :, 1:3, 1:] = 1
-    states = torch.randn(1, 16, module.to_q.in_features)
+    y, x = torch.meshgrid(torch.arange(512), torch.arange(512), indexing="ij")
+    face = ((x - 250) / 90).square() + ((y - 270) / 120).square() < 1
+    mask = resize_mask(face[None, None], (64, 64))
+    states = torch.randn(1, side * side, module.to_q.in_features)
     tokens, first, second = torch.randn(1, 2, 64), torch.randn(1, 1, 4, 64), torch.randn(1, 1, 4, 64)
     outputs = [
-        module(states, encoder_hidden_states=(tokens, [identity]), ip_adapter_masks=[mask])
+        module(states, encoder_hidden_states=(tokens, [identity]), ip_adapter_masks=[for_every_level(mask)])
         for identity in (first, second)
     ]
-    change = (outputs[0] - outputs[1]).abs().sum(2).reshape(4, 4)
-    face = mask[0, 0] > 0
-    assert change[face].min() > 0
-    assert change[~face].max() == 0
+    change = (outputs[0] - outputs[1]).abs().sum(2).reshape(side, side)
+    share = resize_mask(mask, (side, side))[0, 0]
+    assert change[share > 0.05].min() > 0
+    assert change[share == 0].max() == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (32, 48)])
+def test_masks_reach_every_level_as_area_averages(height: int, width: int) -> None:
+    mask = torch.rand(3, 1, height, width).round()
+    for shrink in (1, 2, 4, 8):
+        size = height // shrink, width // shrink
+        found = IPAdapterMaskProcessor.downsample(for_every_level(mask)[:, 0], 3, size[0] * size[1], 1)
+        expected = resize_mask(mask, size).flatten(1)[..., None]
+        assert torch.allclose(found, expected, atol=1e-6)
+        assert bool((found[expected == 0] == 0).all())
 
 
 @torch.no_grad()
@@ -130,6 +146,7 @@ def test_new_lora_changes_nothing_and_base_prediction_is_the_base() -> None:
     assert torch.allclose(batch.predict(model), expected, atol=1e-5)
     for parameter in adapters.lora_parameters(model.unet):
         parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.style_projection.null.add_(0.5)
     before = batch.predict(model)
     assert not torch.allclose(before, expected, atol=1e-3)
     found = model.base_prediction(batch.noisy, batch.t, batch.mask, batch.masked_latents)
@@ -191,7 +208,7 @@ def test_stock_diffusers_reproduces_the_model(tmp_path: Path) -> None:
         batch.t,
         model.style_projection(batch.style),
         added_cond_kwargs={"image_embeds": [batch.identity[:, None]]},
-        cross_attention_kwargs={"ip_adapter_masks": [batch.face_mask]},
+        cross_attention_kwargs={"ip_adapter_masks": [for_every_level(batch.face_mask)]},
     ).sample
     assert (found - batch.predict(model)).abs().max() < 1e-5
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 
 from hair_pipeline.models.base import Base, encode
 from hair_pipeline.models.inpainter import HairInpainter
@@ -147,6 +148,37 @@ def test_save_and_load(scheduler: SchedulerName, tmp_path: Path) -> None:
         found = quiet(other)(**inputs, **given, **STEPS, generator=generators(0))
         assert type(other.scheduler) is type(pipeline.scheduler)
         assert largest_difference(found.raw, expected.raw) <= 1
+
+
+class AtWork(ModelHook):
+    """What CPU offload does, without a GPU: of all networks only the one at work has its weights, on the "GPU"."""
+
+    execution_device = torch.device("cpu")
+
+    def __init__(self, module: torch.nn.Module, hooks: list[AtWork]) -> None:
+        self.module, self.hooks = module, hooks
+        self.weights = dict(module.state_dict())
+        add_hook_to_module(module, self)
+        module.to("meta")
+
+    def pre_forward(self, module: torch.nn.Module, *args: object, **kwargs: object) -> tuple[object, object]:
+        for other in self.hooks:
+            if other is not self:
+                other.module.to("meta")
+        module.load_state_dict(self.weights, assign=True)
+        return args, kwargs
+
+
+def test_under_cpu_offload_the_picture_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, _, _ = make_pipeline()
+    inputs = {**photos(1), **conditions(1), **STEPS}
+    expected = pipeline(**inputs, generator=generators(0)).raw
+    hooks: list[AtWork] = []
+    hooks += [AtWork(part, hooks) for part in (pipeline.style_projection, pipeline.unet, pipeline.vae)]
+    freed: list[bool] = []
+    monkeypatch.setattr(pipeline, "maybe_free_model_hooks", lambda: freed.append(True))
+    assert largest_difference(pipeline(**inputs, generator=generators(0)).raw, expected) == 0
+    assert freed == [True]
 
 
 def test_conditions_and_their_strengths() -> None:

@@ -103,6 +103,18 @@ def test_real_recogniser_knows_a_face_again(weights_dir: Path) -> None:
     assert (first * other).sum() < 0.4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_alignment_is_as_exact_under_autocast(dtype: torch.dtype) -> None:
+    """In bfloat16 the sampling grid would be off by more than a pixel."""
+    images = torch.rand(2, 3, 512, 512).mul(2).sub(1).to(dtype)
+    boxes = torch.tensor([[180.0, 200.0, 330.0, 410.0], [333.0, 217.0, 452.0, 391.0]])
+    landmarks = torch.tensor(TEMPLATE) * 1.7 + torch.tensor([[[210.0, 240.0]], [[301.0, 95.0]]])
+    expected = align(images.float(), boxes), align_landmarks(images.float(), landmarks)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = align(images, boxes), align_landmarks(images, landmarks)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_stays_in_evaluation_mode(small_onnx: Path) -> None:
     recogniser = load_recogniser(small_onnx)
     recogniser.train()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -103,12 +105,38 @@ def test_a_step_stopped_by_sigterm_ends_well_within_thirty_seconds(tmp_path: Pat
     assert saved.step == losses.read_text().count("\n")
 
 
+def lead_a_group(folder: Path, config: LoopConfig) -> None:
+    os.setsid()
+    train_line(folder, config)
+
+
+def test_sigterm_to_the_whole_process_group_leaves_the_loaders_at_work(tmp_path: Path) -> None:
+    child = children.start(lead_a_group, tmp_path, dataclasses.replace(CONFIG, steps=1_000_000, workers=2))
+    losses = tmp_path / "losses.jsonl"
+    while child.is_alive() and not (losses.exists() and losses.read_text().count("\n") > 5):
+        time.sleep(0.02)
+    assert child.pid is not None
+    os.killpg(child.pid, signal.SIGTERM)
+    child.join(30)
+    assert child.exitcode == 0
+    saved = checkpoint.load_newest(tmp_path / "checkpoints")
+    assert saved is not None
+    assert saved.step == losses.read_text().count("\n")
+
+
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     loop.run(Line(), CONFIG, tmp_path)
     other = Line()
     other.network = other.prepared = torch.nn.Linear(3, 1)
     with pytest.raises(PipelineError, match=r"of another network: 0\.bias"):
         loop.run(other, CONFIG, tmp_path)
+
+
+def test_a_checkpoint_beyond_the_last_step_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(loop.Interrupted):
+        loop.run(Line(stop_at=7), CONFIG, tmp_path)
+    with pytest.raises(PipelineError, match="has 8 steps behind it, the configuration asks for 5"):
+        loop.run(Line(), dataclasses.replace(CONFIG, steps=5), tmp_path)
 
 
 def test_a_disk_full_while_saving_loses_no_more_than_the_time_since(

@@ -15,8 +15,8 @@ from hair_pipeline.errors import PipelineError
 from hair_pipeline.models.architectures import SD15_INPAINTING
 from hair_pipeline.profile import LossesConfig, LossTerm, Profile, StageConfig, load_profile
 from hair_pipeline.training import memory_plan
-from hair_pipeline.training.memory_plan import out_of_memory, plan_stage, refuse_what_cannot_fit, stages_to_plan
-from hair_pipeline.training.memory_trace import fake_gpu
+from hair_pipeline.training.memory_plan import plan_stage, refuse_what_cannot_fit, stages_to_plan, switches
+from hair_pipeline.training.memory_trace import GIB, fake_gpu
 
 OFF = LossTerm(weight=0.0)
 NO_PIXELS = LossesConfig(identity=OFF, lpips=OFF, gram=OFF, style=OFF)
@@ -27,7 +27,7 @@ def unet_peak_gb(batch: int, checkpointed: bool, finetune: tuple[str, ...] = ())
     """Peak of the UNet's step alone, in 10^9 bytes: no VAE, no average, no context."""
     config = StageConfig(gradient_accumulation_steps=1, losses=NO_PIXELS, finetune_blocks=finetune)
     step = memory_plan._Step(load_profile("rtx24gb"), "stage2", config, SD15_INPAINTING)
-    trace = step.trace(batch, checkpointed, pixels=False)
+    trace = step.trace(batch, checkpointed)
     return (trace.unet_peak - trace.judges - trace.average) / 1e9
 
 
@@ -67,15 +67,38 @@ def test_allocations_are_counted_and_freed() -> None:
 
 def small(losses: LossesConfig = NO_PIXELS, **stage: object) -> Profile:
     values = {"batch_size": 8, "resolution": 128, "precision": "fp32", "gradient_checkpointing": False}
-    return Profile(name="small", stage2=StageConfig(losses=losses, **(values | stage)))  # type: ignore[arg-type]
+    config = StageConfig(losses=losses, **(values | stage))  # type: ignore[arg-type]
+    return Profile(name="small", stage1=config, stage2=config)
 
 
-def test_parts_add_up_and_pixel_losses_cost() -> None:
-    plan = plan_stage(small(LossesConfig(pixel_batch=1)), "stage2")
+@pytest.mark.parametrize("norms", [50, 0])
+def test_parts_add_up_and_pixel_losses_cost(norms: int) -> None:
+    plan = plan_stage(small(LossesConfig(pixel_batch=1), gradient_norm_every=norms), "stage2")
     assert all(value >= 0 for value in plan.parts.values())
     assert plan.parts["pixel-loss decode"] > 0
     assert plan.peak_gib == pytest.approx(sum(plan.parts.values()))
     assert plan.lines()[-1] == f"peak: {plan.peak_gib:.1f} GiB of 24.0 GiB: fits"
+
+
+@pytest.mark.parametrize(("checkpointed", "batch", "fitting"), [(False, 2, 9), (True, 2, 9), (False, 12, 4)])
+def test_the_largest_batch_is_what_a_direct_trace_says(checkpointed: bool, batch: int, fitting: int) -> None:
+    """With decoded pixels, whose cost checkpointing changes too."""
+    profile = small(LossesConfig(pixel_batch=2), batch_size=batch, precision="bf16")
+    step = memory_plan._Step(profile, "stage2", profile.stage2, memory_plan._architecture(profile, None))
+    fits, does_not = (step.trace(size, checkpointed).peak / GIB for size in (fitting, fitting + 1))
+    assert step.line(checkpointed).largest((fits + does_not) / 2 + memory_plan.CONTEXT_GIB) == fitting
+
+
+def test_the_advice_is_for_the_whole_step_with_and_without_checkpointing() -> None:
+    """What the plan says about the other way is what its own plan says."""
+    losses = LossesConfig(pixel_batch=2)
+    plain, checkpointed = (
+        plan_stage(small(losses, gradient_checkpointing=on, gradient_accumulation_steps=3), "stage2")
+        for on in (False, True)
+    )
+    assert f"without it the peak is {plain.peak_gib:.1f} GiB" in checkpointed.advice[1]
+    assert checkpointed.advice[0] == plain.advice[0]
+    assert "24 images, of all processes together" in plain.advice[0]
 
 
 def test_small_card_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,14 +115,12 @@ def test_small_card_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "adamw8bit" in error.value.remedy
 
 
-def test_out_of_memory_names_the_switches_that_are_left() -> None:
-    error = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
-    message = out_of_memory(error, StageConfig(batch_size=4, gradient_checkpointing=False)).message
-    assert "Tried to allocate 2.00 GiB." in message
-    assert "batch_size: 2 with gradient_accumulation_steps: 8" in message
-    assert "gradient_checkpointing: true" in message
+def test_the_switches_are_those_not_yet_turned() -> None:
+    found = " ".join(switches(StageConfig(batch_size=4, gradient_checkpointing=False)))
+    assert "batch_size: 2 with gradient_accumulation_steps: 8" in found
+    assert "gradient_checkpointing: true" in found
     turned = StageConfig(batch_size=1, optimizer="adamw8bit", losses=LossesConfig(pixel_batch=1, pixel_crop=0.4))
-    assert "lora_rank" in out_of_memory(error, turned).message
+    assert "lora_rank" in switches(turned)[0]
 
 
 def test_stage1_is_planned_where_it_differs() -> None:

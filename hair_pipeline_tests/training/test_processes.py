@@ -84,6 +84,13 @@ def test_a_bad_batch_of_one_process_is_skipped_by_all(tmp_path: Path, world: int
     assert len(list((tmp_path / "team" / "tensorboard").iterdir())) == 1
 
 
+def test_a_process_without_work_waits_for_those_with_loaders(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, steps=3, accumulation=1, workers=1)
+    train_line(tmp_path / "alone", config)
+    assert children.together(2, train_line, tmp_path / "team", config) == [0, 0]
+    assert_close(everything(tmp_path / "alone")["weights"], everything(tmp_path / "team")["weights"], 1e-6)
+
+
 def test_sigterm_of_one_process_stops_all_and_any_number_goes_on(tmp_path: Path) -> None:
     """Stopped as two processes, gone on with as one: the curve is the one of a single process."""
     train_line(tmp_path / "alone", CONFIG)

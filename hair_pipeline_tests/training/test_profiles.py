@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from hair_pipeline.errors import PipelineError
 from hair_pipeline.profile import PatchEncoderConfig, StageConfig, load_profile
 from hair_pipeline.training.loop import Engine
 from hair_pipeline.training.task import LoopConfig
@@ -113,3 +114,11 @@ def test_impossible_values_are_refused(values: dict[str, Any]) -> None:
 def test_a_patch_batch_needs_two_people() -> None:
     with pytest.raises(ValidationError, match="people_per_batch"):
         PatchEncoderConfig(people_per_batch=1)
+
+
+def test_an_anchor_to_weights_that_are_trained_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nstage2: {finetune_blocks: [mid_block], losses: {anchor: {weight: 0.1}}}\n")
+    with pytest.raises(PipelineError, match=r"stage2: .*losses\.anchor needs the base's own weights") as caught:
+        load_profile(path)
+    assert "use losses.context" in caught.value.message

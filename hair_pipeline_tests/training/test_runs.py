@@ -21,6 +21,7 @@ from hair_pipeline.training.context import Context
 from hair_pipeline.training.entry import train
 from hair_pipeline.training.loop import LoopResult
 from hair_pipeline.training.runs import RunPlan, differences
+from hair_pipeline.training.stages import StageTask
 from hair_pipeline.training.task import LoopConfig, Task
 from hair_pipeline.training.trainers import patch_encoder
 from hair_pipeline_tests.training.tiny_training import Trained, tiny_profile
@@ -178,6 +179,28 @@ def test_out_of_memory_keeps_the_run_and_says_what_to_do(settings: Settings, mon
     monkeypatch.setattr(patch_encoder.PatchTask, "losses", full)
     with pytest.raises(PipelineError, match=r"out of memory \(CUDA out of memory(.|\n)*lower the batch size"):
         train(NAME, settings, profile())
+
+
+@pytest.mark.parametrize(("others", "kind"), [(20, TransientError), (1, PipelineError)])
+def test_a_stage_that_runs_out_of_memory_says_whose_fault_it_is(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: int, kind: type[PipelineError]
+) -> None:
+    shutil.copytree(trained.settings.training_root, tmp_path / "training")
+    own = trained.settings.model_copy(update={"training_root": tmp_path / "training"})
+    changed = trained.profile.stage2.model_copy(update={"seed": 1, "batch_size": 2})
+
+    def full(*_: object) -> None:
+        """A card of 24 GiB, of which other programs hold some."""
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: ((24 - others) << 30, 24 << 30))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(StageTask, "losses", full)
+    with pytest.raises(PipelineError, match="out of memory at batch_size 2") as caught:
+        train("stage2", own, trained.profile.model_copy(update={"stage2": changed}))
+    assert type(caught.value) is kind
+    assert "batch_size: 1 with gradient_accumulation_steps" in caught.value.message
 
 
 def test_the_run_keeps_configuration_data_versions_and_environment(trained: Trained) -> None:

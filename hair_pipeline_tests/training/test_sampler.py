@@ -46,11 +46,17 @@ def test_processes_together_take_the_window_of_one(size: int, batch: int, world:
     windows = 2
     single = take(batches, 3 * windows)
     sizes = [len(share(3, rank, world)) for rank in range(world)]
-    ranks = [take(batches, windows * size, rank=rank, world=world) if size else [] for rank, size in enumerate(sizes)]
+    ranks = [take(batches, windows * size, rank=rank, world=world) for rank, size in enumerate(sizes)]
     for window in range(windows):
         parts = [rank[window * n : (window + 1) * n] for rank, n in zip(ranks, sizes, strict=True)]
         together = [draws for part in parts for draws in part]
         assert together == single[3 * window : 3 * window + 3]
+
+
+@pytest.mark.timeout(20)
+def test_a_process_without_work_has_no_batch() -> None:
+    """A loader looks ahead: if it were sent to look for a batch that never comes, it would look for ever."""
+    assert list(WindowSampler(StreamBatches(5, 2, 0), 1, rank=0, world=2)) == []
 
 
 @settings(deadline=None)  # a loaded machine is no fault

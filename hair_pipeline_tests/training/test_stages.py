@@ -58,6 +58,47 @@ def test_each_loss_alone_moves_the_trainable_weights(data: Path, judges: Judges,
     assert all(torch.equal(p, frozen[name]) for name, p in task.network.named_parameters() if name in frozen)
 
 
+@pytest.mark.parametrize("term", [*TERMS, "anchor", "context"])
+def test_each_loss_alone_falls_over_fifty_steps_on_one_batch(data: Path, judges: Judges, term: str) -> None:
+    task = tiny_stage(data, stage_config(losses=only(term), drop_style=0, drop_identity=0, drop_both=0), judges=judges)
+    batch = first_batch(task, 1)
+    batch["t"][:] = 200
+    optimizer = torch.optim.AdamW(task.parameter_groups(), weight_decay=0.0)  # nothing but the loss pulls
+    values = []
+    for step in range(50):
+        losses = task.losses(batch, step)
+        assert losses.raw.keys() == {term}
+        optimizer.zero_grad()
+        losses.raw[term].backward()
+        optimizer.step()
+        values.append(losses.raw[term].item())
+    assert values[-1] < values[0]
+    parts = dict.fromkeys((".lora_", "_ip.", "style_projection"), 0.0)
+    for name, parameter in task.model.named_trainable().items():
+        for part in parts:
+            if part in name and parameter.grad is not None:
+                parts[part] += float(parameter.grad.abs().sum())
+    assert all(total > 0 for total in parts.values()), parts
+    assert all(parameter.grad is None for parameter in task.vae.parameters())
+
+
+def test_the_anchor_is_the_base_and_lets_the_locked_face_be(data: Path) -> None:
+    task = tiny_stage(data, stage_config(losses=only("anchor")))
+    batch = first_batch(task)
+    batch["style_present"][:], batch["identity_present"][:] = False, False
+    untrained = task.losses(batch, 0).raw["anchor"]
+    assert untrained.item() == pytest.approx(0, abs=1e-8)
+    with torch.no_grad():
+        task.model.style_projection.null.add_(1)  # learned tokens are the model's, not the base's
+    losses = task.losses(batch, 0)
+    assert losses.raw["anchor"].item() > 1e-4
+    assert losses.probe is not None
+    (gradient,) = torch.autograd.grad(losses.raw["anchor"], losses.probe)
+    kept = ((batch["mask"] == 1) | (batch["face"] == 1)).expand_as(gradient)
+    assert bool((gradient[kept] == 0).all())
+    assert bool((gradient[~kept] != 0).any())
+
+
 def test_the_masked_loss_has_no_gradient_in_the_face_or_outside_the_mask(data: Path) -> None:
     task = tiny_stage(data, stage_config())
     batch = first_batch(task)

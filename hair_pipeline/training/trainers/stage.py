@@ -30,7 +30,7 @@ from hair_pipeline.training.data import (
     read_style_vectors,
 )
 from hair_pipeline.training.latent_store import LatentStore
-from hair_pipeline.training.memory_plan import out_of_memory, refuse_what_cannot_fit
+from hair_pipeline.training.memory_plan import refuse_what_cannot_fit
 from hair_pipeline.training.pixel_losses import Judges
 from hair_pipeline.training.runs import current
 from hair_pipeline.training.stages import StageTask
@@ -70,10 +70,7 @@ def run_stage(
     judges = open_judges(context, config, notes, identities=len(sources.identities.ids) if "photo" in kinds else 0)
     task = stage_task(name, base, model, config, sources, kinds, style_dim, judges, first_lesson)
     loop = LoopConfig.of_stage(config, len(task.data))
-    try:
-        result = context.loop(task, loop)
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(error, config) from error
+    result = context.loop(task, loop)
 
     metrics = result.beforehand | {
         "train_samples": float(len(task.data)),
