@@ -1,6 +1,6 @@
 """What orchestration costs: a backfill of many shards in one command, beside the sum of the work itself.
 
-    uv run python benchmarks/backfill.py [--shards 100] [--images 24] [--people-per-shard 4]
+    uv run python benchmarks/backfill.py [--shards 100] [--images 240] [--people-per-shard 4]
 
 Renders a few people and writes them out under many names, builds the catalog, then times, one after the other,
 the shard functions called in a plain loop in one process, and `hair-pipeline run` on the same shards with the same
@@ -38,7 +38,7 @@ with kept_pool():
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", type=int, default=100)
-    parser.add_argument("--images", type=int, default=24, help="per shard")
+    parser.add_argument("--images", type=int, default=240, help="per shard")
     parser.add_argument("--people-per-shard", type=int, default=4)
     arguments = parser.parse_args()
     root = Path(tempfile.mkdtemp())
