@@ -1,4 +1,4 @@
-"""How well the sample's base draws curl and fringe when it is told the true labels: what fine-tuning cannot exceed.
+"""How well the sample's base draws curl and fringe when it is told the true labels.
 
     uv run python benchmarks/drawing.py [--guidance 1 1.7 3]
 

@@ -22,16 +22,12 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from torch import nn
-from train_step import STYLE_DIM, _Empty, random_batch
+from train_step import STYLE_DIM, _Empty, full_size_judges, random_batch
 
 from hair_pipeline.models import adapters
 from hair_pipeline.models.architectures import SD15_INPAINTING
 from hair_pipeline.models.base import Base, encode
 from hair_pipeline.models.inpainter import HairInpainter
-from hair_pipeline.models.perceptual import PerceptualNet, untrained_lpips
-from hair_pipeline.models.recogniser import FaceRecogniser, IResNet50
-from hair_pipeline.models.style_classifier import StyleClassifier
 from hair_pipeline.profile import LossesConfig, LossTerm, ModelsConfig, StageConfig
 from hair_pipeline.training.loop import make_optimizer
 from hair_pipeline.training.pixel_losses import Judges
@@ -61,15 +57,6 @@ def make_base() -> Base:
     base.unet.to(torch.bfloat16)
     base.vae.to(torch.bfloat16)
     return base
-
-
-def make_judges() -> Judges:
-    """Untrained networks of the real kinds: VGG LPIPS, ArcFace ResNet-50, style classifier."""
-    trunk = untrained_lpips("vgg")
-    for head in trunk.lins:
-        nn.init.constant_(head.model[-1].weight, 0.2)
-    classifier = StyleClassifier("loss").eval().requires_grad_(False)
-    return Judges(FaceRecogniser(IResNet50(), 512, "random"), PerceptualNet(trunk, "random", True), classifier)
 
 
 def one_step(name: str, model: HairInpainter, base: Base, judges: Judges, config: StageConfig, batch: Batch) -> None:
@@ -119,7 +106,7 @@ def main() -> None:
     with row("build base, adapters and loss networks"):
         base = make_base()
         model = HairInpainter.build(base, ModelsConfig(lora_rank=64), STYLE_DIM)
-        judges = make_judges()
+        judges = full_size_judges()
     millions = sum(value.numel() for value in adapters.plain_state(model.unet).values()) / 1e6
     with row("encode photo and bald image"):
         batch = random_batch(base, 1, size, 0)

@@ -22,7 +22,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -78,21 +78,20 @@ def narrow_base() -> Base:
 
 def random_judges() -> Judges:
     """Untrained networks of the sizes the sample profile uses."""
-    trunk = untrained_lpips("alex")
-    for head in trunk.lins:
-        nn.init.constant_(head.model[-1].weight, 0.2)
-    classifier = StyleClassifier("loss", 16, 128).eval().requires_grad_(False)
-    return Judges(FaceRecogniser(SmallFaceNet(), 512, "random"), PerceptualNet(trunk, "random", True), classifier)
+    return _judges("alex", FaceRecogniser(SmallFaceNet(), 512, "random"), StyleClassifier("loss", 16, 128))
 
 
 def full_size_judges() -> Judges:
     """Untrained networks of the sizes that profiles for real cards use: ArcFace's ResNet-50, VGG, the classifier."""
     classifier = StyleClassifier("loss", ClassifierConfig().width, ClassifierConfig().resolution)
-    return Judges(
-        FaceRecogniser(IResNet50(), 512, "random"),
-        PerceptualNet(untrained_lpips("vgg"), "random", True),
-        classifier.eval().requires_grad_(False),
-    )
+    return _judges("vgg", FaceRecogniser(IResNet50(), 512, "random"), classifier)
+
+
+def _judges(trunk: Literal["alex", "vgg"], recogniser: FaceRecogniser, classifier: StyleClassifier) -> Judges:
+    perceptual = untrained_lpips(trunk)
+    for head in perceptual.lins:
+        nn.init.constant_(head.model[-1].weight, 0.2)
+    return Judges(recogniser, PerceptualNet(perceptual, "random", True), classifier.eval().requires_grad_(False))
 
 
 def random_batch(base: Base, size: int, resolution: int, seed: int) -> Batch:

@@ -48,7 +48,6 @@ def make_bald(
     config: BaldConfig,
     *,
     box: np.ndarray | None = None,
-    extra_growth: float = 0.0,
     window: tuple[slice, slice] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Remove the hair.
@@ -59,14 +58,13 @@ def make_bald(
         face_mask: (H, W) bool, all False when unknown.
         config: method, growth and scale.
         box: x1, y1, x2, y2 of the face in pixels; None when unknown. What `config` hides of the face goes by it.
-        extra_growth: added to `config.growth`, in face heights.
         window: rows and columns that the photo covers, as in `Sample`: the fill takes nothing from the bars beside it.
 
     Returns:
         The bald image (H, W, 3) uint8, byte-identical to `image` outside the repaint mask, and the repaint mask
         (H, W) bool: the hair mask grown, without the face's core. The fill uses only colours from outside it.
     """
-    repaint = repaint_mask(hair_mask, face_mask, config, extra_growth, box)
+    repaint = repaint_mask(hair_mask, face_mask, config, box)
     if window is None:
         return fill(image, repaint, config), repaint
     bald = image.copy()
@@ -78,10 +76,9 @@ def repaint_mask(
     hair_mask: np.ndarray,
     face_mask: np.ndarray,
     config: BaldConfig,
-    growth: float = 0.0,
     box: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Grow the hair mask by `config.growth + growth` face heights, close its small holes, add what else is hidden.
+    """Grow the hair mask by `config.growth` face heights, close its small holes, add what else is hidden.
 
     Over the face it grows only 0.4 times as far: the rim of the hair goes, eyes under a fringe stay. Crumbs of face
     or background between strands, smaller than the growth, are repainted too. What `config.hide_forehead` and
@@ -91,7 +88,7 @@ def repaint_mask(
         (H, W) bool, holding the hair mask.
     """
     height = face_height(face_mask)
-    radius = (config.growth + growth) * height
+    radius = config.growth * height
     # Distances need no more than four pixels per radius: the work is done on a smaller copy and enlarged smoothly.
     step = int(np.clip(radius / 4, 1, 4))
     size = max(1, hair_mask.shape[1] // step), max(1, hair_mask.shape[0] // step)

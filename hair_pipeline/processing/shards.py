@@ -48,7 +48,14 @@ IMAGE_PARTS = ("bald_images", "hair_only_images", "hair_patches")
 ROWS_PER_GROUP = 64
 """Images per row group of a patch table."""
 _FINGERPRINTED = (
-    *("image_id", "source", "content_hash", "largest_path", "mask_origin", "stage2", "identity_reason", "curl_class"),
+    "image_id",
+    "source",
+    "content_hash",
+    "largest_path",
+    "mask_origin",
+    "stage2",
+    "identity_reason",
+    "curl_class",
 )
 
 

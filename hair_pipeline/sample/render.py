@@ -242,7 +242,7 @@ def _without_specks(mask: np.ndarray, least: int = 60) -> np.ndarray:
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     keep = stats[:, cv2.CC_STAT_AREA] >= least
     keep[0] = False
-    return keep.take(labels)
+    return keep[labels]
 
 
 @functools.cache
