@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 """A cluster lets nobody in without its token."""
 INSTALLED_HERE = {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run`, Ray would run steps in a copy of the checkout
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # as `uv run ray start` does
     "PYTHONPATH": str(PROJECT_ROOT),  # for this folder of tests
 }
