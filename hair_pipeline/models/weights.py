@@ -45,7 +45,7 @@ def find_weight(name: str, settings: Settings) -> Path:
         if path.exists():
             return path
     raise PipelineError(
-        f"the weights {name!r} are neither here nor in {settings.sample_models_dir}",
+        f"the weights {name!r} are missing, here and in {settings.sample_models_dir}",
         file=settings.models_dir / name,
         remedy=f"get them from {SOURCES.get(name, 'their publisher')} and put them there, "
         "or set HAIR_PIPELINE_MODELS_DIR to the folder that has them",

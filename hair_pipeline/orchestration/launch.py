@@ -249,7 +249,8 @@ def _record_check(evaluation: AssetCheckEvaluation, outcome: Outcome) -> None:
     if evaluation.passed:
         return
     asset, check = evaluation.asset_key.to_user_string(), evaluation.check_name
-    outcome.warnings.append(f"{asset}: check {check} did not pass")
+    reason = f" ({evaluation.description})" if evaluation.description else ""
+    outcome.warnings.append(f"{asset}: {check} did not pass{reason}")
     if evaluation.severity == dg.AssetCheckSeverity.ERROR and evaluation.blocking:
         outcome.failures[asset] = failed_check(check, evaluation.description)
         outcome.blocked_checks.add(f"{asset}_{check}")
