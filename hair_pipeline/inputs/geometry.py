@@ -46,9 +46,9 @@ class Geometry:
         return slice(self.offset_y, self.offset_y + height), slice(self.offset_x, self.offset_x + width)
 
     def image(self, photo: np.ndarray) -> np.ndarray:
-        """Photo (H, W, C) uint8 -> square (S, S, C); bars are gray."""
+        """Photo (H, W, C) uint8 -> square (S, S, C); bars are gray. A photo that is this square comes back itself."""
         if (self.width, self.height) == self.inner == (self.size, self.size):
-            return photo.copy()
+            return photo
         square = np.full((self.size, self.size, photo.shape[2]), PADDING, np.uint8)
         square[self.window] = cv2.resize(photo, self.inner, interpolation=self._interpolation())
         return square
@@ -56,7 +56,7 @@ class Geometry:
     def mask(self, mask: np.ndarray) -> np.ndarray:
         """Mask (H, W) bool -> square (S, S) bool; a shrunk pixel is set where at least half of it is covered."""
         if (self.width, self.height) == self.inner == (self.size, self.size):
-            return mask.copy()
+            return mask
         square = np.zeros((self.size, self.size), bool)
         if self.scale < 1:
             covered = cv2.resize(mask.astype(np.uint8) * 255, self.inner, interpolation=cv2.INTER_AREA) >= 128

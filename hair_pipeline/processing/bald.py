@@ -34,6 +34,8 @@ def face_height(face_mask: np.ndarray) -> float:
     The width of a face is 0.7-0.8 of its height, which the neck does not change: the 90th percentile of the row
     widths over 0.8, but no more than the mask's own height.
     """
+    if not face_mask.any():
+        return FACE_HEIGHT_OF_IMAGE * max(face_mask.shape)
     widths = np.count_nonzero(face_mask, axis=1)
     widths = widths[widths > 0]
     if widths.size < 8:
@@ -91,11 +93,15 @@ def repaint_mask(
     radius = config.growth * height
     # Distances need no more than four pixels per radius: the work is done on a smaller copy and enlarged smoothly.
     step = int(np.clip(radius / 4, 1, 4))
-    size = max(1, hair_mask.shape[1] // step), max(1, hair_mask.shape[0] // step)
-    hair = _resized(hair_mask, size, 1)
-    grown, core = _grown(hair, _resized(face_mask, size, 128), radius / step)
-    full = hair_mask.shape[1], hair_mask.shape[0]
-    repaint = (_resized(grown, full, 128) & ~_resized(core, full, 128)) | hair_mask
+    window = _window_around(hair_mask, round(1.5 * radius) + 2 * step, step)
+    hair, face = hair_mask[window], face_mask[window]
+    repaint = np.zeros(hair_mask.shape, bool)
+    if hair.size:
+        full = hair.shape[1], hair.shape[0]
+        size = max(1, full[0] // step), max(1, full[1] // step)
+        grown, core = _grown(_resized(hair, size, 1), _resized(face, size, 128), radius / step, _cut(window, hair_mask))
+        np.greater(_resized(grown, full, 128), _resized(core, full, 128), out=repaint[window])
+        repaint[window] |= hair
     if config.hide_forehead or config.hide_beside_jaw:
         head = _Head.measure(face_mask, height, box)
         if head is not None and hair_mask.any():
@@ -103,11 +109,29 @@ def repaint_mask(
     return repaint
 
 
-def _grown(hair: np.ndarray, face: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
+def _window_around(mask: np.ndarray, margin: int, step: int) -> tuple[slice, slice]:
+    """Rows and columns of the box around a mask and a margin, in whole steps; nothing where the mask is empty."""
+    x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+    if not width:
+        return slice(0), slice(0)
+    left, top = max(0, x - margin) // step * step, max(0, y - margin) // step * step
+    right, bottom = -(-(x + width + margin) // step) * step, -(-(y + height + margin) // step) * step
+    return slice(top, min(bottom, mask.shape[0])), slice(left, min(right, mask.shape[1]))
+
+
+def _cut(window: tuple[slice, slice], image: np.ndarray) -> tuple[bool, bool, bool, bool]:
+    """Does the image go on beyond the window's top, bottom, left and right?"""
+    rows, columns = window
+    return rows.start > 0, rows.stop < image.shape[0], columns.start > 0, columns.stop < image.shape[1]
+
+
+def _grown(
+    hair: np.ndarray, face: np.ndarray, radius: float, cut: tuple[bool, bool, bool, bool]
+) -> tuple[np.ndarray, np.ndarray]:
     """The hair mask grown, its small holes closed; and the face's core, which is not repainted."""
     distance = _distance_to(hair)
     core = _open(face & (distance > 0.4 * radius), radius / 3)
-    return _fill_holes(distance <= radius, core, radius), core
+    return _fill_holes(distance <= radius, core, radius, cut), core
 
 
 def _resized(mask: np.ndarray, size: tuple[int, int], threshold: int) -> np.ndarray:
@@ -241,11 +265,17 @@ def _open(mask: np.ndarray, radius: float) -> np.ndarray:
     return _dilate(distance > radius, radius) & mask
 
 
-def _fill_holes(grown: np.ndarray, core: np.ndarray, radius: float) -> np.ndarray:
-    """Fill holes that hold no face core and are smaller than a disc of three radii."""
-    count, parts, statistics, _ = cv2.connectedComponentsWithStats((~grown).astype(np.uint8), connectivity=4)
+def _fill_holes(grown: np.ndarray, core: np.ndarray, radius: float, cut: tuple[bool, bool, bool, bool]) -> np.ndarray:
+    """Fill holes that hold no face core and are smaller than a disc of three radii.
+
+    What touches a side beyond which the image goes on, as `_cut` says, is no hole.
+    """
+    count, parts, statistics, _ = cv2.connectedComponentsWithStats((~grown).view(np.uint8), connectivity=4)
     small = statistics[:, cv2.CC_STAT_AREA] < np.pi * (3 * radius) ** 2
     small[0] = False
+    for side, goes_on in zip((parts[0], parts[-1], parts[:, 0], parts[:, -1]), cut, strict=True):
+        if goes_on:
+            small[side] = False
     if count > 1 and small.any():
         small[np.unique(parts[core])] = False
         grown = grown | small[parts]
@@ -267,21 +297,25 @@ def fill(image: np.ndarray, hole: np.ndarray, config: BaldConfig) -> np.ndarray:
         return result
     hole = np.ascontiguousarray(hole)
     if config.method == "gaussian_blur":
-        filled = _masked_blur(image, hole)
+        window, filled = _masked_blur(image, hole)
     else:
         flag = cv2.INPAINT_TELEA if config.method == "telea" else cv2.INPAINT_NS
-        filled = _inpaint(image, hole, flag, config.inpaint_scale)
-    cv2.copyTo(filled, hole.view(np.uint8), result)
+        window, filled = _inpaint(image, hole, flag, config.inpaint_scale)
+    cv2.copyTo(filled, hole[window].view(np.uint8), result[window])
     return result
 
 
-def _inpaint(image: np.ndarray, hole: np.ndarray, flag: int, scale: float) -> np.ndarray:
+_Filled = tuple[tuple[slice, slice], np.ndarray]
+"""Rows and columns of a window, and an image that fills the holes in it."""
+
+
+def _inpaint(image: np.ndarray, hole: np.ndarray, flag: int, scale: float) -> _Filled:
     """Classical inpainting at `scale`, in a window around the hole, enlarged smoothly."""
     radius = max(1, round(INPAINT_RADIUS * scale))
     return _in_window(image, hole, 32, scale, lambda small, gap: cv2.inpaint(small, gap, radius, flag))
 
 
-def _masked_blur(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
+def _masked_blur(image: np.ndarray, hole: np.ndarray) -> _Filled:
     """Normalised convolution: blur(image * known) / blur(known), narrow kernels where they reach, wide ones beyond.
 
     The Gaussians, each twice as wide as the one before, are the levels of a pyramid, and each level trusts the next
@@ -312,30 +346,25 @@ def _in_window(
     margin: int,
     scale: float,
     method: Callable[[np.ndarray, np.ndarray], np.ndarray],
-) -> np.ndarray:
+) -> _Filled:
     """Run a filling method on a smaller copy of the window around the hole.
 
     The copy's pixels are means over known pixels only, so that nothing of the hole leaks into them; one of which less
     than half is known counts as part of the hole. The window's corners are multiples of 16 pixels, so that a small
     pixel covers whole ones.
     """
-    gap_full = hole.view(np.uint8)
-    x, y, width, height = cv2.boundingRect(gap_full)
-    left, top = max(0, x - margin) // 16 * 16, max(0, y - margin) // 16 * 16
-    right, bottom = -(-(x + width + margin) // 16) * 16, -(-(y + height + margin) // 16) * 16
-    window = slice(top, bottom), slice(left, right)
-    known = np.uint8(255) * (np.uint8(1) - gap_full[window])
+    window = _window_around(hole, margin, 16)
+    part = image[window]
+    known = np.uint8(255) * (np.uint8(1) - hole[window].view(np.uint8))
     size = max(1, round(known.shape[1] * scale)), max(1, round(known.shape[0] * scale))
     weight = cv2.resize(known, size, interpolation=cv2.INTER_AREA)
-    small = cv2.resize(cv2.bitwise_and(image[window], image[window], mask=known), size, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(cv2.copyTo(part, known), size, interpolation=cv2.INTER_AREA)
     partly = (weight >= 128) & (weight < 255)
     share = weight[partly].astype(np.float32)[:, None] / 255
     small[partly] = np.clip(np.round(small[partly] / share), 0, 255).astype(np.uint8)
     gap = (weight < 128).view(np.uint8)
     if gap.all():  # too little is known at this size to start from
-        small[:], gap[:] = cv2.mean(image[window], mask=known)[:3], 0
+        small[:], gap[:] = cv2.mean(part, mask=known)[:3], 0
     small[gap > 0] = 0
     filled = method(small, gap) if gap.any() else small
-    result = np.zeros_like(image)
-    result[window] = cv2.resize(filled, known.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    return result
+    return window, cv2.resize(filled, known.shape[::-1], interpolation=cv2.INTER_LINEAR)

@@ -31,7 +31,11 @@ def make_hair_only(image: np.ndarray, hair_mask: np.ndarray, config: HairOnlyCon
         alpha = _soft_alpha(image, hair_mask)
     else:
         alpha = np.ascontiguousarray(hair_mask).view(np.uint8) * np.uint8(255)
-    alone = cv2.copyTo(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), alpha)
+    alone = np.zeros((*alpha.shape, 4), np.uint8)
+    left, top, width, height = cv2.boundingRect(alpha)
+    window = slice(top, top + height), slice(left, left + width)
+    if width:
+        cv2.copyTo(cv2.cvtColor(image[window], cv2.COLOR_RGB2RGBA), alpha[window], alone[window])
     if config is not None and config.soft_alpha:
         cv2.insertChannel(alpha, alone, 3)
     return alone

@@ -117,18 +117,25 @@ def cut(image: np.ndarray, hair_mask: np.ndarray, image_id: str, config: PatchCo
         found, by more than three quarters. Flat, clipped and blurred ones are left out.
     """
     result = Cut()
-    sums = cv2.integral(hair_mask.view(np.uint8))
-    borders = _zone_borders(sums)
+    left, top, width, height = cv2.boundingRect(hair_mask.view(np.uint8))
+    width, left = width + left % GRID, left - left % GRID
+    height, top = height + top % GRID, top - top % GRID
+    sums = cv2.integral(hair_mask[top : top + height, left : left + width].view(np.uint8)) if width else _NOTHING
+    borders = tuple(top + border for border in _zone_borders(sums))
     rim = round(RIM * min(hair_mask.shape))
     for size in config.sizes:
         random = _random(image_id, size, config.seed)
-        corners = _candidates(sums, size, rim, random)
+        corners = _candidates(sums, size, rim, random) + np.array([left, top])
         patches, flawed = _choose(image, corners, size, borders, config.per_image, random)
         result.patches += patches
         result.flawed += flawed
         if not patches:
             result.without[size] = "only_flawed" if flawed else "no_window"
     return result
+
+
+_NOTHING = np.zeros((1, 1), np.int32)
+"""The integral image of an empty mask."""
 
 
 def _candidates(sums: np.ndarray, size: int, rim: int, random: np.random.Generator) -> np.ndarray:
@@ -146,7 +153,7 @@ def _choose(
     image: np.ndarray,
     corners: np.ndarray,
     size: int,
-    borders: tuple[int, int],
+    borders: tuple[int, ...],
     wanted: int,
     random: np.random.Generator,
 ) -> tuple[list[Patch], int]:

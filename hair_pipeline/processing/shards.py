@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hair_pipeline.errors import PipelineError
@@ -35,13 +34,14 @@ from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.samples import InputRoots
 from hair_pipeline.inputs.workers import map_in_processes
 from hair_pipeline.processing import identity, journal, shard_pictures
+from hair_pipeline.processing.patch_rows import PATCH_SCHEMA, as_table, unpack
 from hair_pipeline.processing.previews import encode_preview
 from hair_pipeline.processing.report import ShardReport, reusable, save
-from hair_pipeline.processing.work import PATCH_SCHEMA, ROW_COLUMNS, Made, Outcome, Picture, Target, Worker
+from hair_pipeline.processing.work import ROW_COLUMNS, Made, Outcome, Picture, Target, Worker
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 
-ALGORITHM_VERSION = 5
+ALGORITHM_VERSION = 6
 """Raised when the code makes other pixels from the same inputs and settings, so that shards are done again."""
 IMAGE_PARTS = ("bald_images", "hair_only_images", "hair_patches")
 """Assets made of one image at a time, all of them while it is in memory."""
@@ -311,19 +311,16 @@ def _finish_table(job: _Job, profile: Profile, shown: dict[str, Picture]) -> Sha
     ordered = _ordered(job)
     records = {record.facts["image_id"]: record for record in journal.read(job.journal)}
 
-    def recorded(image_id: str) -> pa.Table:
-        return pa.ipc.open_stream(records[image_id].blob()).read_all()
-
     def product(image_id: str) -> np.ndarray | None:
-        patches = recorded(image_id)["image"]
-        return decode_image(patches[0].as_py()) if len(patches) else None
+        patches = unpack(records[image_id].blob())["image"]
+        return decode_image(patches[0]) if patches else None
 
     with atomic_path(job.table) as path, pq.ParquetWriter(path, PATCH_SCHEMA, compression=_COMPRESSION) as writer:
         for start in range(0, len(ordered), ROWS_PER_GROUP):
             images = [made.image_id for made in ordered[start : start + ROWS_PER_GROUP]]
-            group = pa.concat_tables(recorded(image_id) for image_id in images)
+            group = as_table([records[image_id].blob() for image_id in images])
             if len(group):
-                writer.write_table(group.combine_chunks())
+                writer.write_table(group)
     left_out: dict[str, list[str]] = {}
     for made in ordered:
         for reason in made.left_out:

@@ -15,7 +15,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import encode_image, hash_bytes, write_unsynced
@@ -24,6 +23,7 @@ from hair_pipeline.inputs.samples import Photo, Roots, Sample, load_photo, to_sa
 from hair_pipeline.processing import journal
 from hair_pipeline.processing.bald import make_bald
 from hair_pipeline.processing.hair_only import make_hair_only
+from hair_pipeline.processing.patch_rows import pack
 from hair_pipeline.processing.patches import cut
 from hair_pipeline.profile import ProcessingConfig
 
@@ -33,22 +33,6 @@ ROW_COLUMNS = (
     *("largest_path", "largest_label_path", "largest_width", "largest_height"),
 )
 """What the work needs of a catalog row."""
-PATCH_SCHEMA = pa.schema(
-    {
-        "image_id": pa.string(),
-        "person": pa.string(),
-        "curl_class": pa.string(),
-        "size": pa.int32(),
-        "x": pa.int32(),
-        "y": pa.int32(),
-        "scale": pa.float32(),
-        "zone": pa.string(),
-        "photo": pa.string(),
-        "image": pa.binary(),
-    }
-)
-"""x, y: top-left corner in `photo`, the photo the patch was cut from (relative to the K-Hairstyle root, the largest
-there is of the image); scale: its pixels per processed pixel; zone: roots, lengths or ends."""
 
 
 @dataclass
@@ -166,8 +150,11 @@ def fill_to_hair_distance(sample: Sample, bald: np.ndarray) -> float:
     Of every fourth row, or of all where those hold no hair.
     """
     mask = np.ascontiguousarray(sample.hair_mask).view(np.uint8)
-    rows = slice(None, None, 4 if mask[::4].any() else 1)
-    difference = np.subtract(_mean(sample.image[rows], mask[rows]), _mean(bald[rows], mask[rows]))
+    left, top, width, height = cv2.boundingRect(mask)
+    columns = slice(left, left + width)
+    every_fourth = slice(-(-top // 4) * 4, top + height, 4), columns
+    box = every_fourth if mask[every_fourth].any() else (slice(top, top + height), columns)
+    difference = np.subtract(_mean(sample.image[box], mask[box]), _mean(bald[box], mask[box]))
     return float(np.linalg.norm(difference))
 
 
@@ -184,30 +171,18 @@ def _patches(picture: Picture, config: ProcessingConfig, _: Path | None) -> tupl
     """Cut the patches from the largest photo there is, outside the region the release blurred.
 
     Returns:
-        Also the patches' rows of `PATCH_SCHEMA`, as an Arrow stream.
+        Also the patches' rows, packed.
     """
     row, photo = picture.row, picture.largest
-    found = cut(photo.image, photo.hair_mask & ~photo.blurred, row.image_id, config.patches)
+    found = cut(photo.image, np.greater(photo.hair_mask, photo.blurred), row.image_id, config.patches)
     extension = ".jpg" if config.image_format == "compact" else ".png"
-    columns: dict[str, list[Any]] = {
-        "image_id": [row.image_id] * len(found.patches),
-        "person": [row.source] * len(found.patches),
-        "curl_class": [row.curl_class] * len(found.patches),
-        "size": [patch.size for patch in found.patches],
-        "x": [patch.x for patch in found.patches],
-        "y": [patch.y for patch in found.patches],
-        "scale": [photo.scale(config.size)] * len(found.patches),
-        "zone": [patch.zone for patch in found.patches],
-        "photo": [photo.path] * len(found.patches),
-        "image": [encode_image(patch.image, extension) for patch in found.patches],
-    }
     made = Made(row.image_id, left_out=[f"{reason}_{size}" for size, reason in found.without.items()])
-    made.numbers = {f"patches_{size}": float(columns["size"].count(size)) for size in config.patches.sizes}
+    sizes = [patch.size for patch in found.patches]
+    made.numbers = {f"patches_{size}": float(sizes.count(size)) for size in config.patches.sizes}
     made.numbers["flawed_windows"] = float(found.flawed)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, PATCH_SCHEMA) as stream:
-        stream.write_batch(pa.RecordBatch.from_pydict(columns, schema=PATCH_SCHEMA))
-    return made, sink.getvalue().to_pybytes()
+    of_photo = {"image_id": row.image_id, "person": row.source, "curl_class": row.curl_class}
+    of_photo |= {"scale": photo.scale(config.size), "photo": photo.path}
+    return made, pack(of_photo, found.patches, [encode_image(patch.image, extension) for patch in found.patches])
 
 
 Maker = Callable[[Picture, ProcessingConfig, Path | None], tuple[Made, bytes]]
