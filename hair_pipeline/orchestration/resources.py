@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
+from dagster._core.errors import DagsterExecutionInterruptedError
 
 from hair_pipeline.errors import PipelineError, is_transient
 from hair_pipeline.profile import Profile
@@ -36,17 +37,36 @@ class PipelineResource(dg.ConfigurableResource):
 def explained() -> Iterator[None]:
     """Tell faults that pass by themselves from those that do not, and show what a `PipelineError` says.
 
-    A transient fault (`errors.is_transient`) makes Dagster try the step again, as `RETRIES` says; what is done
-    stays done. Any other is final at once: trying again mends no input.
+    A transient fault (`errors.is_transient`), or the loss of the step's machine, makes Dagster try the step again, as
+    `RETRIES` says; what is done stays done. Any other is final at once: trying again mends no input.
     """
     try:
         yield
+    except DagsterExecutionInterruptedError as error:
+        if _machine_was_taken_away():
+            raise try_again() from error
+        raise
     except Exception as error:
         if is_transient(error):
             raise try_again() from error
         if isinstance(error, PipelineError):
             raise dg.Failure(description=error.message, allow_retries=False) from error
         raise
+
+
+def _machine_was_taken_away() -> bool:
+    """Whether a step that was told to end is to be tried again: on a cluster, when it was not its run that was ended.
+
+    There a node that is drained, or a pod that is deleted, ends the step with the same signal as a cancellation. On
+    one machine the signal comes from the run alone.
+    """
+    try:
+        context = dg.OpExecutionContext.get()
+    except dg.DagsterInvariantViolationError:  # outside of a step
+        return False
+    run = context.instance.get_run_by_id(context.run_id)
+    ending = run is None or run.is_finished or run.status == dg.DagsterRunStatus.CANCELING
+    return load_settings().executor != "local" and not ending
 
 
 def try_again() -> dg.RetryRequested:

@@ -21,7 +21,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.errors import DagsterExecutionInterruptedError
 
 from hair_pipeline.errors import PipelineError, TransientError
 from hair_pipeline.settings import Settings
@@ -47,8 +46,7 @@ def train_in_child(
 
     Raises:
         PipelineError: the command failed; the message is its own, of the process that failed first.
-        TransientError: as above, where trying again may help: it was stopped from outside, or said so itself, or the
-            step's machine was taken away.
+        TransientError: as above, where trying again may help: it was stopped from outside, or said so itself.
     """
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -63,25 +61,12 @@ def train_in_child(
         )
         try:
             code = process.wait()
-        except BaseException as error:
+        except BaseException:
             context.log.info("the training is told to save and to stop")
             stop(process)
-            if isinstance(error, DagsterExecutionInterruptedError) and _is_still_wanted(context, settings):
-                raise TransientError("the machine of the step was taken away; the training has saved") from error
             raise
         if code != 0:
             raise _what_happened(name, code, error_file)
-
-
-def _is_still_wanted(context: dg.AssetExecutionContext, settings: Settings) -> bool:
-    """Whether a step that was told to end is to be tried again: on a cluster, when it was not its run that was ended.
-
-    There a node that is drained, or a pod that is deleted, ends the step with the same signal as a cancellation. On
-    one machine the signal comes from the run alone.
-    """
-    run = context.instance.get_run_by_id(context.run_id)
-    ending = run is None or run.is_finished or run.status == dg.DagsterRunStatus.CANCELING
-    return settings.executor != "local" and not ending
 
 
 def train_command(name: str, settings: Settings, options: Sequence[str] = ()) -> list[str]:

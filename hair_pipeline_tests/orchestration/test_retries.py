@@ -6,11 +6,13 @@ import io
 import json
 import threading
 import urllib.error
+from contextlib import suppress
 
 import dagster as dg
 import pytest
 import requests
 import torch
+from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin
 
 from hair_pipeline.errors import PipelineError, TransientError, is_transient
@@ -19,6 +21,31 @@ from hair_pipeline.orchestration.alerts import post, run_failed
 from hair_pipeline.orchestration.resources import explained
 from hair_pipeline.training import entry
 from hair_pipeline.training.loop import Interrupted
+
+
+@dg.asset
+def interrupted() -> None:
+    """A step that is told to end by a signal."""
+    with explained():
+        raise DagsterExecutionInterruptedError
+
+
+@pytest.mark.parametrize(
+    ("executor", "canceling", "retries"), [("k8s", False, 1), ("ray", False, 1), ("k8s", True, 0), ("local", False, 0)]
+)
+def test_a_step_whose_machine_is_taken_away_is_tried_again(executor, canceling, retries, monkeypatch):
+    monkeypatch.setenv("HAIR_PIPELINE_EXECUTOR", executor)
+    monkeypatch.setattr(resources, "RETRIES", dg.RetryPolicy(max_retries=1, delay=0))
+    instance = dg.DagsterInstance.ephemeral()
+    if canceling:
+        monkeypatch.setattr(dg.DagsterInstance, "get_run_by_id", lambda *_: dg.DagsterRun("x", status=CANCELING))
+    with suppress(DagsterExecutionInterruptedError):
+        dg.materialize([interrupted], instance=instance, raise_on_error=False)
+    (run,) = instance.get_runs()
+    assert len(instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_UP_FOR_RETRY)) == retries
+
+
+CANCELING = dg.DagsterRunStatus.CANCELING
 
 
 def http_error(code: int) -> Exception:
