@@ -197,9 +197,10 @@ class HairInpaintPipeline(DiffusionPipeline):
             pixels = decode(self.vae, latents).float()
         self.maybe_free_model_hooks()
         raw = [_resize(image, photo.shape[:2]) for image, photo in zip(_to_uint8(pixels), images, strict=True)]
+        # over the bald image, which is the photo outside the mask: over the photo, the old hair would show in the blend
         results = [
-            paste_back(photo, image, mask, feather_px)
-            for photo, image, mask in zip(images, raw, repaint_masks, strict=True)
+            paste_back(bald_image, image, mask, feather_px)
+            for bald_image, image, mask in zip(bald_images, raw, repaint_masks, strict=True)
         ]
         return HairInpaintOutput(images=results, raw=raw)
 

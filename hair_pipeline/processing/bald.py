@@ -22,6 +22,8 @@ BLUR_SCALE = 8
 """The masked Gaussian runs at an eighth of the size."""
 INPAINT_RADIUS = 4
 """Pixels at full size: at half size it fills within 2.8/255 (root mean square) of radius 5 at full size."""
+MIN_INPAINT_SIDE = 4
+"""Pixels; in smaller images OpenCV's inpainting gives other pixels each time."""
 BROWS_ABOVE_CHIN = 0.95
 """In face heights as `face_height` estimates them: from a face half covered by hair they come out short."""
 BLUR_TRUST = 0.01
@@ -311,6 +313,8 @@ _Filled = tuple[tuple[slice, slice], np.ndarray]
 
 def _inpaint(image: np.ndarray, hole: np.ndarray, flag: int, scale: float) -> _Filled:
     """Classical inpainting at `scale`, in a window around the hole, enlarged smoothly."""
+    if min(image.shape[:2]) * scale < MIN_INPAINT_SIDE:
+        return _masked_blur(image, hole)
     radius = max(1, round(INPAINT_RADIUS * scale))
     return _in_window(image, hole, 32, scale, lambda small, gap: cv2.inpaint(small, gap, radius, flag))
 

@@ -13,7 +13,7 @@ from hair_pipeline.models.base import Base, encode
 from hair_pipeline.models.inpainter import HairInpainter
 from hair_pipeline.models.masks import resize_mask
 from hair_pipeline.models.pipeline import HairInpaintPipeline, SchedulerName
-from hair_pipeline.processing.bald import fill
+from hair_pipeline.processing.bald import fill, make_bald
 from hair_pipeline.profile import BaldConfig
 from hair_pipeline_tests.models.inputs import STYLE_DIM, make_model, tiny_base
 
@@ -102,6 +102,9 @@ def test_the_old_hair_has_no_influence_under_a_fixed_mask() -> None:
     first = pipeline(**inputs, **conditions(1), **STEPS, generator=generators(0))
     second = pipeline(**(inputs | {"images": [other]}), **conditions(1), **STEPS, generator=generators(0))
     assert largest_difference(first.raw, second.raw) == 0
+    outside = ~make_bald(other, inputs["hair_masks"][0], inputs["face_masks"][0], BaldConfig())[1]
+    assert largest_difference(first.images, second.images) == 0
+    np.testing.assert_array_equal(second.images[0][outside], other[outside])
 
 
 def test_the_locked_face_is_the_photos_whatever_a_given_bald_image_shows_there() -> None:

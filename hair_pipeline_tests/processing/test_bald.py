@@ -62,6 +62,15 @@ def test_any_masks(hair: np.ndarray, face: np.ndarray, image: np.ndarray, method
     np.testing.assert_array_equal(bald[~repaint], image[~repaint])
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(1, 90), (90, 2), (3, 3), (7, 40)])
+def test_narrow_images_are_filled_the_same_way_each_time(method: str, shape: tuple[int, int]) -> None:
+    random = np.random.default_rng(0)
+    image, hole = random.integers(0, 255, (*shape, 3), dtype=np.uint8), random.random(shape) < 0.4
+    first = fill(image, hole, BaldConfig(method=method))
+    assert all((fill(image, hole, BaldConfig(method=method)) == first).all() for _ in range(20))
+
+
 @given(MASKS, MASKS, st.integers(0, 2**31))
 def test_varied_masks_hold_the_hair(hair: np.ndarray, face: np.ndarray, seed: int) -> None:
     varied = vary_mask(hair, face & ~hair, seed)
