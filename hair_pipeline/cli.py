@@ -294,12 +294,16 @@ def try_on(
         str, typer.Option(help="`production`, `current`, a version, or an exported folder.")
     ] = "production",
     training_face: Annotated[
-        Path | None, typer.Option(help="Folder of training_face outputs; beside the photos if left out.")
+        Path | None,
+        typer.Option(help="Folder of training_face outputs <stem>/face_01/; beside the photos if left out."),
     ] = None,
     hair_mask: Annotated[Path | None, typer.Option(help="The photo's hair mask (white = hair), a PNG.")] = None,
     style_mask: Annotated[Path | None, typer.Option(help="The style photo's hair mask (white = hair), a PNG.")] = None,
 ) -> None:
-    """Put the hairstyle of one photo on the person of another; everything outside the hair stays as it is."""
+    """Put the hairstyle of one photo on the person of another; everything outside the hair stays as it is.
+
+    The result is upright, as viewers show the photo, and keeps its colour profile.
+    """
     from hair_pipeline.release.serving import try_on_files
 
     settings = load_settings()

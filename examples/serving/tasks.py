@@ -15,6 +15,7 @@ from celery import Celery
 from celery.signals import worker_init
 
 from hair_pipeline import files
+from hair_pipeline.inputs.upright import encode_picture
 from hair_pipeline.release.serving import TryOn, load, read_request
 from hair_pipeline.settings import load_settings
 
@@ -53,5 +54,7 @@ def try_on(person: str, style: str, result: str) -> dict[str, str]:
         read_request(files.confined(PHOTOS, name), None, None, settings, inputs, "a mask") for name in (person, style)
     ]
     picture = model.redraw(*requests)
-    files.write_bytes(files.confined(PHOTOS / RESULTS, result), files.encode_image(picture, ".png"))
+    files.write_bytes(
+        files.confined(PHOTOS / RESULTS, result), encode_picture(picture, ".png", requests[0].icc_profile)
+    )
     return {"version": model.version, "result": f"{RESULTS}/{result}"}

@@ -150,7 +150,8 @@ def _unfinished(folder: Path, identifier: str) -> Path:
 
 
 def _customer_photos(folder: Path, settings: Settings, profile: Profile) -> _Photos:
-    customers = find_customers(folder, settings)
+    found = Problems()
+    customers = find_customers(folder, settings, found)
     content = fingerprint(customers)
 
     def batches(done: set[str], lost: dict[str, str]) -> Iterator[list[Case]]:
@@ -161,7 +162,7 @@ def _customer_photos(folder: Path, settings: Settings, profile: Profile) -> _Pho
             yield batch
         lost |= problems.as_lines()
 
-    return _Photos([c.id for c in customers], batches, f"customers in {folder.name}", {}, content)
+    return _Photos([c.id for c in customers], batches, f"customers in {folder.name}", found.as_lines(), content)
 
 
 def _validation_photos(settings: Settings, profile: Profile) -> _Photos:

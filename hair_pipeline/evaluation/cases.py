@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from hair_pipeline.files import UnreadableImage, hash_bytes
+from hair_pipeline.inputs.head_crop import Framing
 from hair_pipeline.inputs.samples import Sample, load_sample
 from hair_pipeline.processing.bald import make_bald
 from hair_pipeline.processing.fringe import with_forehead
@@ -32,6 +33,7 @@ class Case:
         identity: training_face's embedding (512,) to condition on, None when there is none that can be trusted.
         curl, bangs: class indices of the reference, None when its label lacks them.
         own_curl: class index of the photo's own hair, None when its label lacks it.
+        framing: how the sample was cut from its photo; None for a processed square, which shows all of it.
         bald: the photo without hair. repaint_mask: where it was removed and is drawn anew, bool (S, S).
         seed: of the noise.
     """
@@ -45,6 +47,7 @@ class Case:
     repaint_mask: np.ndarray
     seed: int
     own_curl: int | None = None
+    framing: Framing | None = None
 
     @property
     def key(self) -> str:

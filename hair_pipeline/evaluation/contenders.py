@@ -25,6 +25,7 @@ from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.cases import Case
 from hair_pipeline.evaluation.styles import StyleSource, TableStyles, current_styles, exported_styles
 from hair_pipeline.inputs.geometry import letterbox
+from hair_pipeline.inputs.upright import read_upright
 from hair_pipeline.models.base import base_reference, load_base
 from hair_pipeline.models.pipeline import HairInpaintPipeline
 from hair_pipeline.profile import Profile
@@ -129,7 +130,9 @@ def _stack(vectors: list[np.ndarray | None]) -> tuple[torch.Tensor | None, torch
 
 
 class PictureContender:
-    """A folder of finished pictures, named by image id: at the photo's size, or at the processed square's."""
+    """A folder of finished pictures, named by image id, of the whole photo: in its own framing, at any size, or at the
+    processed square's. What is measured of them is cut out as the case's sample was.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -147,9 +150,15 @@ class PictureContender:
         if path is None:
             return f"no picture {case.sample.image_id}.png or .jpg in {self.folder}"
         try:
-            picture = files.read_image(path)
+            picture = files.read_image(path) if case.framing is None else read_upright(path).image
         except files.UnreadableImage as error:
             return f"{path.name}: {error}"
+        if case.framing is not None:
+            shown = case.framing.cut(picture)
+            if shown is None:
+                size = f"{picture.shape[1]}x{picture.shape[0]}"
+                return f"{path.name} is {size}, the photo {case.framing.width}x{case.framing.height}"
+            picture = shown
         height, width = picture.shape[:2]
         return Drawing(letterbox(width, height, case.sample.image.shape[0]).image(picture), None)
 

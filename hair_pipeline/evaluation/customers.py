@@ -4,10 +4,13 @@ Belongs here: what stands in a customers folder, and from a customer to a case. 
 formats of training_face's outputs (`inputs.training_face`).
 
 A customer is `<id>.jpg|.jpeg|.png` with either or both of
-    training_face's outputs   `<id>[/<id>]/face_NN/...` in the folder, or in the configured training_face root;
+    training_face's outputs   `<id>[/<id>]/face_NN/...` right in the folder; where no customer has any there, in the
+                              configured training_face root;
     a bald image              `<id>_bald.<png|jpg|jpeg>` beside it, or `bald/<id>.<png|jpg|jpeg>`: the same photo, same
                               size, its hair removed. What differs is then what is repainted, whatever made it.
 Without training_face's outputs the face's place is not known: the customer counts for LPIPS, not for identity.
+
+A photo is turned upright by its EXIF orientation and cut around the head, as serving does both.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ import numpy as np
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.cases import Case, make_case
-from hair_pipeline.files import UnreadableImage, decode_image, hash_bytes, hash_file
+from hair_pipeline.files import UnreadableImage, hash_bytes, hash_file
+from hair_pipeline.inputs.head_crop import MARGIN, WHOLE, Framing, cut_photo, head_crop
 from hair_pipeline.inputs.k_hairstyle import Rejected, check_image, image_id_of
 from hair_pipeline.inputs.reasons import FaceReason
 from hair_pipeline.inputs.samples import Photo, to_sample
@@ -32,11 +36,12 @@ from hair_pipeline.inputs.training_face import (
     Face,
     SheetMasks,
     choose_face,
+    faces_of,
     identity_reason,
     index_faces,
     read_embedding,
-    read_sheet,
 )
+from hair_pipeline.inputs.upright import UprightPhoto, decode_upright, read_face
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 
@@ -87,8 +92,11 @@ class Problems:
         return self.left_out | {f"{name}, identity only": reason for name, reason in self.no_identity.items()}
 
 
-def find_customers(folder: Path, settings: Settings) -> list[Customer]:
+def find_customers(folder: Path, settings: Settings, problems: Problems) -> list[Customer]:
     """List the customers of a folder, by name; nothing is read yet.
+
+    Args:
+        problems: receives what is named like a photo and is no file, and a second photo with the id of another.
 
     Raises:
         PipelineError: no such folder, or no photo in it.
@@ -99,31 +107,59 @@ def find_customers(folder: Path, settings: Settings) -> list[Customer]:
             file=folder,
             remedy="set HAIR_PIPELINE_CUSTOMERS_ROOT or --customers to a folder of customer photos",
         )
-    photos = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
-    bald = {path.stem.removesuffix(BALD_ENDING): path for path in photos if path.stem.endswith(BALD_ENDING)}
+    pictures = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+    bald = {path.stem.removesuffix(BALD_ENDING): path for path in pictures if path.stem.endswith(BALD_ENDING)}
     bald_folder = folder / BALD_FOLDER
     if bald_folder.is_dir():
         bald |= {path.stem: path for path in sorted(bald_folder.iterdir()) if path.suffix.lower() in SUFFIXES}
-    photos = [path for path in photos if not path.stem.endswith(BALD_ENDING)]
+    photos: dict[str, Path] = {}
+    for path in pictures:
+        if path.stem.endswith(BALD_ENDING):
+            continue
+        if not path.is_file():
+            problems.left_out[path.name] = "is no file, or a link that leads nowhere"
+        elif (first := photos.setdefault(image_id_of(path.name), path)) != path:
+            problems.left_out[path.name] = f"has the same id as {first.name}"
     if not photos:
         raise PipelineError(
             "holds no photo", file=folder, remedy="put <id>.jpg and training_face's <id>/face_01/ there"
         )
-    roots = [(folder, index_faces(folder))]
-    if settings.training_face_root.is_dir():
-        roots.append((settings.training_face_root, index_faces(settings.training_face_root)))
-    customers = []
-    for path in photos:
-        name = image_id_of(path.name)
-        root, faces = next(((root, index[name]) for root, index in roots if name in index), (folder, []))
-        customers.append(Customer(name, path, bald.get(path.stem), root, tuple(faces)))
-    return customers
+    root, faces = _find_faces(folder, photos, settings, problems)
+    return [
+        Customer(name, path, bald.get(path.stem), root, tuple(faces.get(name, ()))) for name, path in photos.items()
+    ]
+
+
+def _find_faces(
+    folder: Path, photos: dict[str, Path], settings: Settings, problems: Problems
+) -> tuple[Path, dict[str, list[str]]]:
+    """The root of training_face's outputs, and id -> JSONs relative to it; photos that may not be looked up go."""
+    faces: dict[str, list[str]] = {}
+    for name, path in list(photos.items()):
+        try:
+            faces[name] = faces_of(folder, name)
+        except OSError as error:
+            del photos[name]
+            problems.left_out[path.name] = f"training_face's outputs cannot be read ({error.strerror})"
+    if any(faces.values()) or not settings.training_face_root.is_dir():
+        return folder, faces
+    return settings.training_face_root, index_faces(settings.training_face_root)
 
 
 def fingerprint(customers: list[Customer]) -> str:
-    """SHA-256 (hex) over the content of everything that is read."""
-    parts = [(c.id, path.name, hash_file(path)) for c in customers for path in c.files]
-    return hash_bytes(*(part for entry in parts for part in entry))
+    """SHA-256 (hex) over the content of everything that is read, and how photos are framed.
+
+    A file that cannot be read counts as that; `customer_cases` says which.
+    """
+    parts = [(c.id, path.name, _hash(path)) for c in customers for path in c.files]
+    return hash_bytes(f"{MARGIN} {WHOLE}", *(part for entry in parts for part in entry))
+
+
+def _hash(path: Path) -> str:
+    try:
+        return hash_file(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
 
 
 def customer_cases(customers: list[Customer], profile: Profile, problems: Problems) -> Iterator[list[Case]]:
@@ -144,10 +180,10 @@ def customer_cases(customers: list[Customer], profile: Profile, problems: Proble
 
 
 def _read_case(customer: Customer, profile: Profile, problems: Problems) -> Case:
-    image = _read(customer.photo)
-    height, width = image.shape[:2]
-    face, masks, why = _read_face(customer, width, height, profile)
-    removed = None if customer.bald is None else _removed(image, customer.bald)
+    upright = _read(customer.photo)
+    width, height = upright.size
+    face, masks, why = _read_face(customer, upright, profile)
+    removed = None if customer.bald is None else _removed(upright, customer.bald)
     if masks is None and removed is None:
         raise why or BadFace(FaceReason.NO_OUTPUT)
     hair = masks.hair if masks is not None else removed[1]  # type: ignore[index]
@@ -157,53 +193,65 @@ def _read_case(customer: Customer, profile: Profile, problems: Problems) -> Case
     photo = Photo(
         image_id=customer.id,
         person=customer.id,
-        image=image,
+        image=upright.image,
         hair_mask=hair,
         face_mask=nothing if masks is None else masks.face & ~hair,
         blurred=nothing,
         box=None if face is None else np.array(face.box, np.float32),
     )
-    sample = to_sample(photo, profile.processing.size)
+    crop = head_crop(photo.hair_mask, photo.face_mask)
+    sample = to_sample(cut_photo(photo, crop), profile.processing.size)
     case = make_case(sample, sample, _identity(customer, face, profile, problems), (None, None), profile)
+    case = replace(case, framing=Framing.of(upright, crop))
     if removed is None:
         return case
-    square = to_sample(replace(photo, image=removed[0], hair_mask=removed[1]), profile.processing.size)
+    without_hair = cut_photo(replace(photo, image=removed[0], hair_mask=removed[1]), crop)
+    square = to_sample(without_hair, profile.processing.size)
+    if not square.hair_mask.any():
+        raise UnreadableImage("the bald image shows no removed hair around the head")
     bald = np.where(square.hair_mask[..., None], square.image, sample.image)
     return replace(case, bald=bald, repaint_mask=square.hair_mask)
 
 
-def _read(path: Path) -> np.ndarray:
+def _read(path: Path) -> UprightPhoto:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UnreadableImage(f"cannot be read ({error.strerror})") from error
     check_image(data)
-    return decode_image(data)
+    return decode_upright(data)
 
 
 def _read_face(
-    customer: Customer, width: int, height: int, profile: Profile
+    customer: Customer, photo: UprightPhoto, profile: Profile
 ) -> tuple[Face | None, SheetMasks | None, BadFace | None]:
     """The face, its masks, and why either is missing."""
-    face = None
     try:
-        face = choose_face(customer.root, list(customer.faces), width, height, profile.inputs)
-        masks = read_sheet(customer.root, face, width, height)
-        if masks.face.mean() < MIN_FACE_FRACTION:
-            raise BadFace(FaceReason.NO_FACE_MASK, face.sheet_path)
+        face, masks = read_face(photo, customer.root, list(customer.faces), profile.inputs)
     except BadFace as error:
-        return face, None, error
+        return _face_alone(customer, photo, profile), None, error
+    if masks.face.mean() < MIN_FACE_FRACTION:
+        return face, None, BadFace(FaceReason.NO_FACE_MASK, face.sheet_path)
     return face, masks, None
 
 
-def _removed(image: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The bald image, and where it differs from the photo: bool, closed and without specks.
+def _face_alone(customer: Customer, photo: UprightPhoto, profile: Profile) -> Face | None:
+    """The face of a customer whose sheet cannot be used, for the embedding and the box; taken for upright."""
+    try:
+        return choose_face(customer.root, list(customer.faces), *photo.size, profile.inputs)
+    except BadFace:
+        return None
+
+
+def _removed(photo: UprightPhoto, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The bald image, upright, and where it differs from the photo: bool, closed and without specks.
 
     Raises:
         UnreadableImage: it cannot be read, is of another size, or nothing was removed.
     """
+    image = photo.image
     try:
-        bald = _read(path)
+        bald = photo.upright(_read(path).image)
     except (Rejected, UnreadableImage) as error:
         raise UnreadableImage(f"bald image {path.name}: {error}") from error
     if bald.shape != image.shape:

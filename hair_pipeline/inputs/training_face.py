@@ -176,6 +176,51 @@ def index_faces(root: Path) -> dict[str, list[str]]:
     return {stem: paths for stem, paths in index.items() if paths}
 
 
+def faces_of(root: Path, stem: str) -> list[str]:
+    """The face JSONs of one photo, relative to `root`: only those in `<stem>[/<stem>]/face_NN` right under it.
+
+    Nothing else is walked: a folder of the same name further down is another person's. Folders named
+    `<stem>_YYYYMMDD` are looked at where there is none without a date; of those the newest counts.
+
+    Args:
+        stem: the photo's, NFC; its folder may be spelled NFD.
+
+    Raises:
+        OSError: a folder may not be read.
+    """
+    for folders in (_named(root, stem), _dated(root, stem)):
+        inner = [path for folder in folders for path in (_named(folder, stem) or _dated(folder, stem))]
+        found = [path for folder in folders + inner for path in _jsons_in(folder)]
+        if found:
+            return list(_newest([path.relative_to(root).as_posix() for path in found]))
+    return []
+
+
+def _named(parent: Path, stem: str) -> list[Path]:
+    if not stem.strip("."):  # "." and ".." are no photo's folder
+        return []
+    spellings = dict.fromkeys(unicodedata.normalize(form, stem) for form in ("NFC", "NFD"))
+    return [parent / name for name in spellings if (parent / name).is_dir()]
+
+
+def _dated(parent: Path, stem: str) -> list[Path]:
+    if not parent.is_dir():
+        return []
+    dated = [path for path in parent.iterdir() if _DATE.search(path.name) and _undated(path.name) == stem]
+    return sorted(path for path in dated if path.is_dir())
+
+
+def _undated(name: str) -> str:
+    return _DATE.sub("", unicodedata.normalize("NFC", name))
+
+
+def _jsons_in(folder: Path) -> list[Path]:
+    """The JSONs of a photo's faces, of the folder above `face_NN`."""
+    faces = [path for path in sorted(folder.iterdir()) if _FACE_FOLDER.match(path.name) and path.is_dir()]
+    files = [path for face in faces for path in sorted(face.iterdir())]
+    return [path for path in files if path.suffix.lower() == ".json" and not path.name.startswith(".")]
+
+
 def _newest(paths: Sequence[str]) -> tuple[str, ...]:
     """Of each `face_NN` the paths of the newest naming, sorted."""
     if len(paths) == 1:

@@ -1,7 +1,7 @@
 """Sampling: a photo with its masks, a style and an identity in, the photo with new hair out.
 
 Belongs here: the denoising loop, guidance, latent blending of the face, compositing of the result.
-Does not belong here: cropping of large photos (`release.serving`), training.
+Does not belong here: cropping of large photos (`inputs.head_crop`), training.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Serving: a full photo of any size in, the same photo with other hair out.
 
-Belongs here: cropping around the head, pasting back into the photo, reading training_face's outputs for a request.
-Does not belong here: the denoising (`models.pipeline`), web frameworks and queues.
+Belongs here: pasting back into the photo, reading training_face's outputs for a request. Does not belong here: the
+square around the head (`inputs.head_crop`), the denoising (`models.pipeline`), web frameworks and queues.
 """
 
 from __future__ import annotations
@@ -17,73 +17,19 @@ import torch
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.contenders import ModelContender, resolve
+from hair_pipeline.inputs.head_crop import Crop, cut_photo, head_crop
 from hair_pipeline.inputs.k_hairstyle import image_id_of
 from hair_pipeline.inputs.samples import Photo, Sample, to_sample
-from hair_pipeline.inputs.training_face import (
-    BadFace,
-    choose_face,
-    identity_reason,
-    index_faces,
-    read_embedding,
-    read_sheet,
-)
+from hair_pipeline.inputs.training_face import BadFace, faces_of, identity_reason, read_embedding
+from hair_pipeline.inputs.upright import UprightPhoto, encode_picture, read_face, read_upright
 from hair_pipeline.processing.bald import make_bald, repaint_mask
 from hair_pipeline.processing.compositing import paste_back
 from hair_pipeline.processing.fringe import with_forehead
 from hair_pipeline.profile import BaldConfig, InputsConfig, Profile
 from hair_pipeline.settings import Settings, load_settings
 
-MARGIN = 0.25
-"""Context kept around hair and face, as a share of their extent."""
 FEATHER = 0.016
 """Width of the blend at the mask's edge, as a share of the crop's side: 8 pixels at 512."""
-
-
-@dataclass(frozen=True)
-class Crop:
-    """A square around the head in photo pixels; it may reach over the photo's edge."""
-
-    x: int
-    y: int
-    side: int
-
-
-def head_crop(hair_mask: np.ndarray, face_mask: np.ndarray) -> Crop:
-    """The smallest square that holds hair and face with `MARGIN` around; at most the photo's longer side.
-
-    Raises:
-        PipelineError: the hair mask is empty.
-    """
-    if not hair_mask.any():
-        raise PipelineError("the hair mask is empty", remedy="give a mask that is white where the hair is")
-    both = hair_mask | face_mask
-    x, y, width, height = cv2.boundingRect(both.astype(np.uint8))
-    side = min(round(max(width, height) * (1 + 2 * MARGIN)), max(hair_mask.shape))
-    side = max(side, width, height)
-    left = _placed(x + width / 2 - side / 2, side, hair_mask.shape[1])
-    top = _placed(y + height / 2 - side / 2, side, hair_mask.shape[0])
-    return Crop(left, top, side)
-
-
-def _placed(start: float, side: int, limit: int) -> int:
-    """Inside the photo where the square fits, else centred on it."""
-    if side >= limit:
-        return (limit - side) // 2
-    return int(np.clip(round(start), 0, limit - side))
-
-
-def cut(array: np.ndarray, crop: Crop, *, padding: int = cv2.BORDER_REPLICATE) -> np.ndarray:
-    """The crop's pixels; beyond the photo's edge its last pixels repeat, or zeros for BORDER_CONSTANT."""
-    height, width = array.shape[:2]
-    top, left = max(0, -crop.y), max(0, -crop.x)
-    bottom, right = max(0, crop.y + crop.side - height), max(0, crop.x + crop.side - width)
-    inside = array[max(0, crop.y) : crop.y + crop.side, max(0, crop.x) : crop.x + crop.side]
-    if not (top or left or bottom or right):
-        return np.ascontiguousarray(inside)
-    is_mask = inside.dtype == bool
-    padded = cv2.copyMakeBorder(inside.astype(np.uint8), top, bottom, left, right, padding, value=0)
-    result: np.ndarray = padded.astype(bool) if is_mask else padded
-    return result
 
 
 class TryOn:
@@ -97,20 +43,21 @@ class TryOn:
         self.contender, self.profile = contender, profile
         self.version = contender.version
 
-    def style_of(self, image: np.ndarray, hair_mask: np.ndarray) -> np.ndarray:
+    def style_of(self, image: np.ndarray, hair_mask: np.ndarray, face_mask: np.ndarray | None = None) -> np.ndarray:
         """The style vector (S,) float32 of the hair in an image.
 
         Args:
             image: uint8 RGB (H, W, 3). hair_mask: bool (H, W).
+            face_mask: bool (H, W), where it is known: strands are then seen at the size at which they are drawn.
 
         Raises:
             PipelineError: the model takes no style, or there is too little hair to see its texture.
         """
         if self.contender.styles is None:
             raise PipelineError(f"{self.contender.label} takes no style", remedy="choose a trained model")
-        crop = head_crop(hair_mask, np.zeros_like(hair_mask))
-        mask = cut(hair_mask, crop, padding=cv2.BORDER_CONSTANT)
-        photo = Photo("style", "style", cut(image, crop), mask, np.zeros_like(mask), np.zeros_like(mask), None)
+        blank = np.zeros_like(hair_mask)
+        face = blank if face_mask is None else face_mask
+        photo = cut_photo(Photo("style", "style", image, hair_mask, face, blank, None), head_crop(hair_mask, face))
         vector = self.contender.styles.vector(to_sample(photo, self.profile.processing.size))
         if vector is None:
             raise PipelineError(
@@ -151,16 +98,12 @@ class TryOn:
                 remedy="give masks of the photo's own size",
             )
         crop = head_crop(hair_mask, face_mask)
-        image = cut(photo, crop)
-        hair = cut(hair_mask, crop, padding=cv2.BORDER_CONSTANT)
-        face = cut(face_mask, crop, padding=cv2.BORDER_CONSTANT)
-        blank = np.zeros_like(hair)
-        own_box = None if box is None else (box - [crop.x, crop.y, crop.x, crop.y]).astype(np.float32)
-        sample = to_sample(Photo("photo", "photo", image, hair, face, blank, own_box), self.profile.processing.size)
+        head = cut_photo(Photo("photo", "photo", photo, hair_mask, face_mask, np.zeros_like(hair_mask), box), crop)
+        sample = to_sample(head, self.profile.processing.size)
         generated = cv2.resize(
             self._draw(sample, identity, style, seed), (crop.side, crop.side), interpolation=cv2.INTER_CUBIC
         )
-        repaint = repaint_mask(hair, face, self.profile.processing.bald, box=own_box)
+        repaint = repaint_mask(head.hair_mask, head.face_mask, self.profile.processing.bald, box=head.box)
         return self._into_photo(photo, crop, generated, repaint)
 
     def redraw(self, person: Request, style: Request, *, seed: int = 0) -> np.ndarray:
@@ -175,7 +118,7 @@ class TryOn:
         Raises:
             PipelineError: as `style_of` and `__call__`.
         """
-        vector = self.style_of(style.photo, style.hair_mask)
+        vector = self.style_of(style.photo, style.hair_mask, style.face_mask)
         hair, face = with_forehead(person.hair_mask, person.face_mask, person.box)
         return self(person.photo, hair, face, person.identity, vector, box=person.box, seed=seed)
 
@@ -252,10 +195,11 @@ class Request:
     """A photo with what training_face says about it.
 
     Attributes:
-        photo: uint8 RGB (H, W, 3), any size.
+        photo: uint8 RGB (H, W, 3), any size, upright.
         hair_mask, face_mask: bool (H, W); the face mask may be empty.
         identity: training_face's InsightFace embedding (512,) float32, or None.
         box: x1, y1, x2, y2 of the face in pixels, or None.
+        icc_profile: the photo's colour profile, for the picture that is made of it (`encode_picture`); or None.
     """
 
     photo: np.ndarray
@@ -263,6 +207,7 @@ class Request:
     face_mask: np.ndarray
     identity: np.ndarray | None
     box: np.ndarray | None = None
+    icc_profile: bytes | None = None
 
 
 def try_on_files(
@@ -279,8 +224,12 @@ def try_on_files(
 ) -> Path:
     """Put the hair of one photo on the person of another.
 
-    Masks and embedding come from training_face's outputs: in `training_face`, else beside the photo
-    (`<stem>/face_01/...`), else in the configured training_face root.
+    Masks and embedding come from training_face's outputs `<stem>[/<stem>]/face_NN/...`: right in `training_face`, else
+    right beside the photo; of a photo of K-Hairstyle also in the configured training_face root.
+
+    Photos are turned upright by their EXIF orientation, and so is the result, which keeps the photo's colour profile.
+    Outputs and masks may be of the upright photo or of the stored pixels: their size tells. Where it does not (square
+    photos, and those stored upside down) they are taken for upright.
 
     Args:
         hair_mask, style_mask: PNGs (white = hair) of the photos' sizes, to be used instead of training_face's masks.
@@ -299,7 +248,7 @@ def try_on_files(
     request = read_request(image, training_face, hair_mask, settings, profile.inputs, "--hair-mask")
     reference = read_request(style, training_face, style_mask, settings, profile.inputs, "--style-mask")
     result = load(model, settings, profile).redraw(request, reference)
-    files.write_bytes(out, files.encode_image(result, out.suffix.lower()))
+    files.write_bytes(out, encode_picture(result, out.suffix.lower(), request.icc_profile))
     return out
 
 
@@ -308,26 +257,29 @@ def read_request(
 ) -> Request:
     """Read a photo with its masks and, where it is reliable, its embedding. See `try_on_files`."""
     photo = _read(image)
-    height, width = photo.shape[:2]
+    drawn = None if mask is None else _read_mask(mask, photo)
     stem = image_id_of(image.name)
-    roots = [training_face] if training_face else [image.parent, settings.training_face_root]
+    roots = [training_face] if training_face else _usual_roots(image, settings)
     problem = "no output of training_face"
     for root in roots:
-        paths = index_faces(root).get(stem, []) if root.is_dir() else []
+        try:
+            paths = faces_of(root, stem)
+        except OSError as error:
+            raise PipelineError(f"cannot be read ({error.strerror})", file=root, remedy="check its rights") from error
         if not paths:
             continue
         try:
-            face = choose_face(root, paths, width, height, config)
-            masks = read_sheet(root, face, width, height)
+            face, masks = read_face(photo, root, paths, config)
         except BadFace as error:
             problem = str(error).removesuffix(": ")
             continue
         vector = read_embedding(root, face.embedding_path)
         trusted = identity_reason(face, None, False, vector is not None, config) is None
-        hair = _read_mask(mask, width, height) if mask else masks.hair
-        return Request(photo, hair, masks.face & ~hair, vector if trusted else None, np.array(face.box))
-    if mask is not None:
-        return Request(photo, _read_mask(mask, width, height), np.zeros((height, width), bool), None)
+        hair = masks.hair if drawn is None else drawn
+        identity = vector if trusted else None
+        return Request(photo.image, hair, masks.face & ~hair, identity, np.array(face.box), photo.icc_profile)
+    if drawn is not None:
+        return Request(photo.image, drawn, np.zeros_like(drawn), None, icc_profile=photo.icc_profile)
     looked = " and ".join(str(root / stem) for root in roots)
     raise PipelineError(
         f"no hair mask: {problem} (looked in {looked})",
@@ -336,15 +288,22 @@ def read_request(
     )
 
 
-def _read(path: Path) -> np.ndarray:
+def _usual_roots(image: Path, settings: Settings) -> list[Path]:
+    """Beside the photo; the configured root holds outputs of K-Hairstyle, and may know another photo of this name."""
+    in_k_hairstyle = image.resolve().is_relative_to(settings.k_hairstyle_root.resolve())
+    return [image.parent, settings.training_face_root] if in_k_hairstyle else [image.parent]
+
+
+def _read(path: Path) -> UprightPhoto:
     try:
-        return files.read_image(path)
+        return read_upright(path)
     except files.UnreadableImage as error:
         raise PipelineError(str(error), file=path, remedy="give a readable JPEG or PNG photo") from error
 
 
-def _read_mask(path: Path, width: int, height: int) -> np.ndarray:
-    mask = _read(path).max(axis=2) >= 128
+def _read_mask(path: Path, photo: UprightPhoto) -> np.ndarray:
+    mask = photo.upright(_read(path).image).max(axis=2) >= 128
+    width, height = photo.size
     if mask.shape != (height, width):
         raise PipelineError(
             f"the mask is {mask.shape[1]}x{mask.shape[0]}, the photo {width}x{height}",

@@ -64,7 +64,7 @@ def make_world(root: Path, *, people: int = 8, customers: int = 6, blurred_peopl
 
 def cases_of(world: World) -> list[Case]:
     """The cases of the world's customers."""
-    found = find_customers(world.inputs.customers, world.settings)
+    found = find_customers(world.inputs.customers, world.settings, Problems())
     return [case for batch in customer_cases(found, world.profile, Problems()) for case in batch]
 
 

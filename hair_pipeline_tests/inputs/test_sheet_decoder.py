@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,7 @@ from hair_pipeline.inputs.training_face import (
     classify_quadrant,
     count_unused,
     decode_sheet,
+    faces_of,
     index_faces,
     parse_embedding,
     read_face_json,
@@ -235,3 +237,20 @@ def test_any_json_gives_a_row(examiner: Examiner, data: bytes) -> None:
     (row,) = examiner([task]).to_pylist()
     assert row["accepted"]
     assert row["has_face"] or row["face_reason"]
+
+
+def test_of_one_photo_only_the_folders_right_under_the_root_are_looked_at(tmp_path: Path) -> None:
+    person = draw_person(0, size=64)
+    for folder in ("anna/photo", "other/anna/photo", "photo_other", "other_20250101"):
+        write_face(tmp_path / folder, person, embedding(1))
+    assert faces_of(tmp_path, "photo") == []
+    assert faces_of(tmp_path / "nowhere", "photo") == []
+    assert faces_of(tmp_path / "anna", ".") == []
+    older = write_face(tmp_path / "photo_20240101" / "photo_20240101", person, embedding(0))
+    assert faces_of(tmp_path, "photo") == [older.relative_to(tmp_path).as_posix()]
+    newer = write_face(tmp_path / "photo_20250101", person, embedding(0))
+    assert faces_of(tmp_path, "photo") == [newer.relative_to(tmp_path).as_posix()]
+    nested = write_face(tmp_path / "photo" / "photo", person, embedding(0))
+    assert faces_of(tmp_path, "photo") == [nested.relative_to(tmp_path).as_posix()]
+    korean = write_face(tmp_path / unicodedata.normalize("NFD", "사진"), person, embedding(0))
+    assert faces_of(tmp_path, "사진") == [korean.relative_to(tmp_path).as_posix()]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import ExifTags, Image
 
 from hair_pipeline.settings import Settings
 
@@ -110,6 +111,35 @@ def draw_person(person: int, view: int = 0, *, back: bool = False, size: int = 5
     x, y = center
     box = (x - 72 * unit, y - 70 * unit, x + 72 * unit, y + 112 * unit)
     return TinyPicture(photo, hair, face, tuple(float(value) for value in box))  # type: ignore[arg-type]
+
+
+def place(picture: TinyPicture, width: int, height: int, x: int, y: int) -> TinyPicture:
+    """The picture with its corner at x, y of a larger photo."""
+    rows, columns = slice(y, y + picture.photo.shape[0]), slice(x, x + picture.photo.shape[1])
+    photo = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    hair, face = np.zeros((height, width), bool), np.zeros((height, width), bool)
+    photo[rows, columns] = picture.photo
+    hair[rows, columns], face[rows, columns] = picture.hair_mask, picture.face_mask
+    x1, y1, x2, y2 = picture.box
+    return TinyPicture(photo, hair, face, (x1 + x, y1 + y, x2 + x, y2 + y))
+
+
+def lay(picture: TinyPicture, orientation: int) -> TinyPicture:
+    """What a camera stores of the picture with EXIF orientation 1, 3 (upside down) or 6 (on its side)."""
+    turns = {1: 0, 3: 2, 6: 1}[orientation]
+    height, width = picture.photo.shape[:2]
+    x1, y1, x2, y2 = picture.box
+    box = {1: picture.box, 3: (width - x2, height - y2, width - x1, height - y1), 6: (y1, width - x2, y2, width - x1)}
+    photo, hair, face = (np.rot90(array, turns) for array in (picture.photo, picture.hair_mask, picture.face_mask))
+    return TinyPicture(np.ascontiguousarray(photo), hair, face, box[orientation])
+
+
+def write_tagged(path: Path, stored: np.ndarray, orientation: int, icc_profile: bytes | None = None) -> None:
+    """Write stored pixels with an EXIF orientation and a colour profile."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(stored).save(path, exif=exif, icc_profile=icc_profile)
 
 
 def sheet(picture: TinyPicture) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from PIL import Image, ImageCms
 from safetensors.torch import load_file
 
 from hair_pipeline.errors import PipelineError
@@ -14,6 +15,7 @@ from hair_pipeline.evaluation.ab_test import run_ab_test
 from hair_pipeline.evaluation.contenders import ModelContender, resolve
 from hair_pipeline.evaluation.report import evaluate
 from hair_pipeline.files import encode_image, hash_file, read_image, write_bytes
+from hair_pipeline.inputs.head_crop import head_crop
 from hair_pipeline.models.base import base_reference, load_base
 from hair_pipeline.models.inpainter import HairInpainter, predict
 from hair_pipeline.models.patch_encoder import PatchEncoder
@@ -23,9 +25,17 @@ from hair_pipeline.processing.bald import make_bald
 from hair_pipeline.processing.fringe import with_forehead
 from hair_pipeline.release.export import export_weights, reload_exported
 from hair_pipeline.release.registry import Registry, record_candidate
-from hair_pipeline.release.serving import head_crop, load, try_on_files
+from hair_pipeline.release.serving import load, try_on_files
 from hair_pipeline_tests.evaluation.tiny_world import World, cases_of, make_world, write_stage2
-from hair_pipeline_tests.inputs.tiny_inputs import draw_person, embedding, write_face, write_rgb
+from hair_pipeline_tests.inputs.tiny_inputs import (
+    draw_person,
+    embedding,
+    lay,
+    place,
+    write_face,
+    write_rgb,
+    write_tagged,
+)
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +281,24 @@ def test_try_on_files_finds_outputs_takes_masks_and_explains(exported: World, tm
         )
     with pytest.raises(PipelineError, match=r"\.gif"):
         try_on_files(folder, tmp_path / "anna.png", tmp_path / "style.jpg", tmp_path / "x.gif", None, settings, profile)
+
+
+def test_a_phone_photo_comes_back_upright_with_its_colours(exported: World, tmp_path: Path) -> None:
+    settings, profile = exported.settings, exported.profile
+    person = place(draw_person(0, size=96), 160, 220, 40, 60)
+    colours = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    write_tagged(tmp_path / "anna.png", lay(person, 6).photo, 6, colours)
+    write_face(tmp_path / "anna", person, embedding(0))
+    model = str(export_weights(settings, profile).folder)
+    photo, out = tmp_path / "anna.png", tmp_path / "result.png"
+    with Image.open(try_on_files(model, photo, photo, out, None, settings, profile)) as written:
+        assert written.size == (160, 220)
+        assert written.info["icc_profile"] == colours
+        assert not written.getexif()
+        result = np.asarray(written)
+    masks = with_forehead(person.hair_mask, person.face_mask, np.array(person.box, np.float32))
+    repaint = make_bald(person.photo, *masks, profile.processing.bald)[1]
+    assert np.array_equal(result[~repaint], person.photo[~repaint])
 
 
 def test_serving_a_folder_of_pictures_or_nothing_is_refused(exported: World, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def eval_report(pipeline: PipelineResource) -> dg.MaterializeResult:
     deps=[stage2_checkpoint, eval_report],
     description="The new model against the one in production (or the untrained base) on customer images: approve, "
     "reject or inconclusive; and a blind review for people.",
-    code_version="4",
+    code_version="5",
     kinds={"torch", "html"},
     **GPU,
 )

@@ -1,0 +1,126 @@
+"""The square around a head in which the hair of a photo of any framing is drawn: for serving and for the A/B test.
+
+Belongs here: where it lies, and cutting it out. Does not belong here: the processed squares of K-Hairstyle, which are
+never cropped (`geometry`), and pasting back (`release.serving`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.inputs.geometry import letterbox, same_framing
+from hair_pipeline.inputs.samples import Photo
+from hair_pipeline.inputs.upright import ON_ITS_SIDE, UprightPhoto, turned
+
+MARGIN = 0.25
+"""Context kept around hair and face, as a share of their extent."""
+WHOLE = 0.8
+"""A head whose square would take this share of the photo's longer side is framed as in the training photos: the photo
+stays whole. In the sample the square takes 0.92 and more."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square around the head in photo pixels; it may reach over the photo's edge."""
+
+    x: int
+    y: int
+    side: int
+
+
+def head_crop(hair_mask: np.ndarray, face_mask: np.ndarray) -> Crop:
+    """The smallest square that holds hair and face with `MARGIN` around; the whole photo where that is hardly larger.
+
+    Raises:
+        PipelineError: the hair mask is empty.
+    """
+    if not hair_mask.any():
+        raise PipelineError("the hair mask is empty", remedy="give a mask that is white where the hair is")
+    both = hair_mask | face_mask
+    x, y, width, height = cv2.boundingRect(both.astype(np.uint8))
+    side, longer = round(max(width, height) * (1 + 2 * MARGIN)), max(hair_mask.shape)
+    if side >= WHOLE * longer:
+        side = longer
+    left = _placed(x + width / 2 - side / 2, side, hair_mask.shape[1])
+    top = _placed(y + height / 2 - side / 2, side, hair_mask.shape[0])
+    return Crop(left, top, side)
+
+
+def _placed(start: float, side: int, limit: int) -> int:
+    """Inside the photo where the square fits, else centred on it."""
+    if side >= limit:
+        return (limit - side) // 2
+    return int(np.clip(round(start), 0, limit - side))
+
+
+def cut(array: np.ndarray, crop: Crop, *, padding: int = cv2.BORDER_REPLICATE) -> np.ndarray:
+    """The crop's pixels; beyond the photo's edge its last pixels repeat, or zeros for BORDER_CONSTANT."""
+    height, width = array.shape[:2]
+    top, left = max(0, -crop.y), max(0, -crop.x)
+    bottom, right = max(0, crop.y + crop.side - height), max(0, crop.x + crop.side - width)
+    inside = array[max(0, crop.y) : crop.y + crop.side, max(0, crop.x) : crop.x + crop.side]
+    if not (top or left or bottom or right):
+        return np.ascontiguousarray(inside)
+    is_mask = inside.dtype == bool
+    padded = cv2.copyMakeBorder(inside.astype(np.uint8), top, bottom, left, right, padding, value=0)
+    result: np.ndarray = padded.astype(bool) if is_mask else padded
+    return result
+
+
+def cut_photo(photo: Photo, crop: Crop) -> Photo:
+    """The crop of a photo with its masks and its box."""
+    hair, face, blurred = (
+        cut(mask, crop, padding=cv2.BORDER_CONSTANT) for mask in (photo.hair_mask, photo.face_mask, photo.blurred)
+    )
+    box = None if photo.box is None else (photo.box - [crop.x, crop.y, crop.x, crop.y]).astype(np.float32)
+    return replace(photo, image=cut(photo.image, crop), hair_mask=hair, face_mask=face, blurred=blurred, box=box)
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How a square was cut from a photo, for pictures that others made of the whole of it.
+
+    Attributes:
+        width, height: of the upright photo. orientation: EXIF's, that it was stored with. crop: the square.
+    """
+
+    width: int
+    height: int
+    orientation: int
+    crop: Crop
+
+    @classmethod
+    def of(cls, photo: UprightPhoto, crop: Crop) -> Framing:
+        return cls(*photo.size, photo.orientation, crop)
+
+    def cut(self, picture: np.ndarray) -> np.ndarray | None:
+        """The same square of a picture of the whole photo.
+
+        Args:
+            picture: uint8 RGB, of the photo's size or another one of its framing (also as stored), or its letterbox
+                into a square.
+
+        Returns:
+            (side, side, 3) uint8; None where the picture shows another framing.
+        """
+        height, width = picture.shape[:2]
+        if same_framing(width, height, self.width, self.height):
+            whole = picture
+        elif same_framing(height, width, self.width, self.height) and self.orientation in ON_ITS_SIDE:
+            whole = turned(picture, self.orientation)
+        elif width == height:
+            return cut(letterbox(self.width, self.height, width).image_back(picture), self.crop)
+        else:
+            return None
+        return cut(_resized(whole, self.width, self.height), self.crop)
+
+
+def _resized(picture: np.ndarray, width: int, height: int) -> np.ndarray:
+    if picture.shape[:2] == (height, width):
+        return picture
+    interpolation = cv2.INTER_AREA if picture.shape[1] > width else cv2.INTER_CUBIC
+    return cv2.resize(picture, (width, height), interpolation=interpolation)
