@@ -22,12 +22,15 @@ from hair_pipeline.inputs.k_hairstyle import image_id_of
 from hair_pipeline.inputs.samples import Photo, Sample, to_sample
 from hair_pipeline.inputs.training_face import BadFace, faces_of, identity_reason, read_embedding
 from hair_pipeline.inputs.upright import UprightPhoto, encode_picture, read_face, read_upright
-from hair_pipeline.processing.bald import make_bald, repaint_mask
+from hair_pipeline.processing.bald import make_bald
 from hair_pipeline.processing.compositing import paste_back
 from hair_pipeline.processing.fringe import with_forehead
 from hair_pipeline.profile import BaldConfig, InputsConfig, Profile
 from hair_pipeline.settings import Settings, load_settings
 
+MIN_STYLE_PIXELS = 32 * 32
+"""Hair pixels that a style photo must have: fewer show no texture, however much they are enlarged."""
+_WHITE_HAIR = "give a mask that is white (255) where the hair is"
 FEATHER = 0.016
 """Width of the blend at the mask's edge, as a share of the crop's side: 8 pixels at 512."""
 
@@ -55,15 +58,14 @@ class TryOn:
         """
         if self.contender.styles is None:
             raise PipelineError(f"{self.contender.label} takes no style", remedy="choose a trained model")
+        if np.count_nonzero(hair_mask) < MIN_STYLE_PIXELS:
+            raise _too_little_hair()
         blank = np.zeros_like(hair_mask)
         face = blank if face_mask is None else face_mask
         photo = cut_photo(Photo("style", "style", image, hair_mask, face, blank, None), head_crop(hair_mask, face))
         vector = self.contender.styles.vector(to_sample(photo, self.profile.processing.size))
         if vector is None:
-            raise PipelineError(
-                "there is too little hair in the style photo to see its texture",
-                remedy="give a photo in which the hair fills more of the picture",
-            )
+            raise _too_little_hair()
         return vector
 
     def __call__(
@@ -103,8 +105,9 @@ class TryOn:
         generated = cv2.resize(
             self._draw(sample, identity, style, seed), (crop.side, crop.side), interpolation=cv2.INTER_CUBIC
         )
-        repaint = repaint_mask(head.hair_mask, head.face_mask, self.profile.processing.bald, box=head.box)
-        return self._into_photo(photo, crop, generated, repaint)
+        removal = self.profile.processing.bald
+        bald, repaint = make_bald(head.image, head.hair_mask, head.face_mask, removal, box=head.box)
+        return self._into_photo(photo, crop, generated, bald, repaint)
 
     def redraw(self, person: Request, style: Request, *, seed: int = 0) -> np.ndarray:
         """Put the hair of one photo on the person of another: a full photo in, a full photo out.
@@ -118,6 +121,8 @@ class TryOn:
         Raises:
             PipelineError: as `style_of` and `__call__`.
         """
+        if not person.hair_mask.any():  # the forehead alone would be drawn on
+            raise PipelineError("the hair mask is empty", remedy=_WHITE_HAIR)
         vector = self.style_of(style.photo, style.hair_mask, style.face_mask)
         hair, face = with_forehead(person.hair_mask, person.face_mask, person.box)
         return self(person.photo, hair, face, person.identity, vector, box=person.box, seed=seed)
@@ -143,18 +148,20 @@ class TryOn:
         raw: np.ndarray = output.raw[0]
         return raw
 
-    def _into_photo(self, photo: np.ndarray, crop: Crop, generated: np.ndarray, repaint: np.ndarray) -> np.ndarray:
-        """Paste a generated crop into the photo, inside the feathered mask only."""
+    def _into_photo(
+        self, photo: np.ndarray, crop: Crop, generated: np.ndarray, bald: np.ndarray, repaint: np.ndarray
+    ) -> np.ndarray:
+        """Paste a generated crop into the photo, inside the feathered mask only, and over the bald crop.
+
+        The bald crop is the photo outside the mask; over the photo itself the old hair would show in the blend.
+        """
         height, width = photo.shape[:2]
         top, left = max(0, crop.y), max(0, crop.x)
         bottom, right = min(height, crop.y + crop.side), min(width, crop.x + crop.side)
         window = slice(top - crop.y, bottom - crop.y), slice(left - crop.x, right - crop.x)
         result = photo.copy()
-        region = result[top:bottom, left:right]
         feather_px = max(1.0, FEATHER * crop.side)
-        result[top:bottom, left:right] = paste_back(
-            np.ascontiguousarray(region), np.ascontiguousarray(generated[window]), repaint[window], feather_px
-        )
+        result[top:bottom, left:right] = paste_back(bald[window], generated[window], repaint[window], feather_px)
         return result
 
 
@@ -301,13 +308,30 @@ def _read(path: Path) -> UprightPhoto:
         raise PipelineError(str(error), file=path, remedy="give a readable JPEG or PNG photo") from error
 
 
+def _too_little_hair() -> PipelineError:
+    return PipelineError(
+        "there is too little hair in the style photo to see its texture",
+        remedy="give a photo in which the hair fills more of the picture",
+    )
+
+
 def _read_mask(path: Path, photo: UprightPhoto) -> np.ndarray:
-    mask = photo.upright(_read(path).image).max(axis=2) >= 128
+    """A mask drawn in white on black, or in the alpha channel, or both."""
+    try:
+        drawn = files.read_image(path, alpha=True)
+    except files.UnreadableImage as error:
+        raise PipelineError(str(error), file=path, remedy="give a readable PNG or JPEG mask") from error
+    values = np.minimum(drawn[..., :3].max(axis=2), drawn[..., 3])
+    mask = photo.upright(values) >= 128
     width, height = photo.size
     if mask.shape != (height, width):
         raise PipelineError(
             f"the mask is {mask.shape[1]}x{mask.shape[0]}, the photo {width}x{height}",
             file=path,
             remedy="give a mask of the photo's own size",
+        )
+    if not mask.any():
+        raise PipelineError(
+            f"the hair mask is empty (its largest value is {values.max()})", file=path, remedy=_WHITE_HAIR
         )
     return mask

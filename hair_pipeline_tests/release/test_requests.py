@@ -1,5 +1,6 @@
 """What a request reads, and that the A/B test draws the very square that is served."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.customers import Problems, customer_cases, find_customers
 from hair_pipeline.files import encode_image, write_bytes
+from hair_pipeline.processing.bald import make_bald
 from hair_pipeline.release.serving import Request, TryOn, read_request
 from hair_pipeline.settings import Settings
 from hair_pipeline_tests.evaluation.tiny_world import tiny_profile
@@ -120,3 +122,44 @@ def test_a_style_is_seen_at_the_size_of_the_person_it_belongs_to(tmp_path: Path,
     TryOn(contender, PROFILE).redraw(request, request)  # type: ignore[arg-type]
     assert np.array_equal(seen[0].image, case.reference.image)
     assert np.array_equal(seen[0].hair_mask, case.reference.hair_mask)
+
+
+def test_nothing_of_the_old_hair_shows_in_the_blend(settings: Settings) -> None:
+    person = place(draw_person(0, size=256), 320, 300, 30, 20)
+    repainted = make_bald(person.photo, person.hair_mask, person.face_mask, PROFILE.processing.bald)[1]
+    other = np.where(person.hair_mask[..., None], 255 - person.photo, person.photo)
+
+    class Painter:
+        def __call__(self, **given: Any) -> SimpleNamespace:
+            return SimpleNamespace(raw=[np.full_like(image, 90) for image in given["images"]])
+
+    serving = TryOn(SimpleNamespace(version="x", pipeline=Painter(), resolution=64), PROFILE)  # type: ignore[arg-type]
+    first, second = (serving(photo, person.hair_mask, person.face_mask, None, None) for photo in (person.photo, other))
+    assert np.array_equal(first[person.hair_mask], second[person.hair_mask])
+    assert np.array_equal(second[~repainted], other[~repainted])
+
+
+def test_a_mask_in_the_alpha_channel_and_one_that_is_empty(tmp_path: Path, settings: Settings) -> None:
+    person = draw_person(0, size=96)
+    write_rgb(tmp_path / "anna.png", person.photo)
+    alpha = np.dstack([np.full_like(person.photo, 255), person.hair_mask * np.uint8(255)])
+    write_bytes(tmp_path / "mask.png", encode_image(alpha, ".png"))
+    assert np.array_equal(
+        request_for(tmp_path / "anna.png", settings, tmp_path / "mask.png").hair_mask, person.hair_mask
+    )
+    write_rgb(tmp_path / "ones.png", np.repeat(person.hair_mask[..., None], 3, 2).astype(np.uint8))
+    with pytest.raises(PipelineError, match="its largest value is 1"):
+        request_for(tmp_path / "anna.png", settings, tmp_path / "ones.png")
+
+
+def test_a_person_without_hair_and_a_style_with_hardly_any_are_refused(settings: Settings) -> None:
+    person = draw_person(0, size=96)
+    full = Request(person.photo, person.hair_mask, person.face_mask, None, np.array(person.box))
+    dot = np.zeros_like(person.hair_mask)
+    contender = SimpleNamespace(version="x", pipeline=Recorder(), resolution=64, styles=SimpleNamespace())
+    serving = TryOn(contender, PROFILE)  # type: ignore[arg-type]
+    with pytest.raises(PipelineError, match="the hair mask is empty"):
+        serving.redraw(replace(full, hair_mask=dot.copy()), full)
+    dot[40, 40] = True
+    with pytest.raises(PipelineError, match="too little hair"):
+        serving.redraw(full, replace(full, hair_mask=dot))
