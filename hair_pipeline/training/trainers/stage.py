@@ -72,7 +72,7 @@ def run_stage(
     notes: dict[str, str] = {}
     judges = open_judges(context, config, notes, identities=len(sources.identities.ids) if "photo" in kinds else 0)
     task = stage_task(name, base, model, config, sources, kinds, style_dim, judges, first_lesson)
-    loop = LoopConfig.of_stage(config, len(task.data))
+    loop = LoopConfig.of_stage(config, task.images, len(task.data) - task.images)
     result = context.loop(task, loop)
 
     metrics = result.beforehand | {
