@@ -131,8 +131,8 @@ class PatchEncoderConfig(Values):
     embedding_dim: int = 256
     input_size: int = Field(128, description="patches are resized to this side")
     temperature: float = Field(0.1, gt=0)
-    person_weight: float = Field(0.5, description="weight of the same-person positives")
-    curl_weight: float = Field(0.5, description="weight of the same-curl positives (across people)")
+    person_weight: float = Field(0.1, description="weight of the same-person positives")
+    curl_weight: float = Field(0.9, description="weight of the same-curl positives (across people)")
     people_per_batch: int = Field(16, ge=2)
     patches_per_person: int = Field(4, ge=1)
     steps: int = Field(20000, ge=1)
@@ -159,7 +159,7 @@ class StyleVectorConfig(Values):
     """Where style vectors come from."""
 
     source: Literal["patch_encoder", "classifier", "combined", "clip"] = Field(
-        "patch_encoder",
+        "combined",
         description="combined: the patch encoder's texture, the classifier's view of the whole, and the colours",
     )
 
@@ -206,7 +206,7 @@ class StageConfig(Values):
     """One training stage of the inpainting model; the defaults are the specification's section 6."""
 
     resolution: int = Field(512, ge=32, description="pixels")
-    epochs: int = Field(60, ge=1)
+    epochs: int = Field(60, ge=1, description="times every whole image is seen; Stage 1's patches come on top")
     max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps, whatever the epochs say")
     batch_size: int = Field(4, ge=1, description="samples per micro-batch")
     gradient_accumulation_steps: int = Field(

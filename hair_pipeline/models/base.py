@@ -7,6 +7,7 @@ Does not belong here: adapters (`inpainter`) and sampling (`pipeline`).
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,26 @@ def widen(unet: UNet2DConditionModel, latent_channels: int) -> UNet2DConditionMo
 def latent_factor(vae: AutoencoderKL) -> int:
     """Pixels per latent cell along one side."""
     return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
+def refuse_uneven_sides(vae: AutoencoderKL, sides: Mapping[str, int]) -> None:
+    """Images come back from the VAE at another size when their side is no multiple of its factor.
+
+    Args:
+        sides: profile value -> side in pixels.
+
+    Raises:
+        PipelineError: a side is no multiple of the factor; names the value and the nearest ones that are.
+    """
+    factor = latent_factor(vae)
+    for name, side in sides.items():
+        if side % factor:
+            below = side // factor * factor
+            choice = f"{below} or {below + factor}" if below else str(factor)
+            raise PipelineError(
+                f"{name} = {side} is no multiple of {factor}, the base's pixels per latent cell",
+                remedy=f"set {name} to {choice} in the profile",
+            )
 
 
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:

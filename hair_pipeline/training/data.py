@@ -131,7 +131,7 @@ class StageDataset(Dataset[Batch]):
         mask (1, h, w) 1 = repaint; hair (1, h, w) share of hair; face (1, h, w) share of face;
         hair_pixels (1, H, W); box (4,) face box in pixels, zero when there is none;
         style (S,), style_present; identity (512,), identity_present; reliable: the identity loss may be used;
-        curl, bangs: the wanted classes for the style loss, -1 where unknown or where the style is dropped;
+        curl, bangs: the wanted classes for the style loss, -1 where unknown or where there is no style;
         noise (C, h, w), t: the diffusion step's random numbers.
 
     Args:
@@ -176,10 +176,11 @@ class StageDataset(Dataset[Batch]):
         style = self._style(image_id, person, chance)
         identity = self.sources.identities.get(image_id) if kind == "photo" else None
         keep_style, keep_identity = self._dropout(chance)
-        curl, bangs = self.sources.labels.get(image_id, (UNKNOWN, UNKNOWN)) if keep_style else (UNKNOWN, UNKNOWN)
+        styled = keep_style and style is not None  # null tokens must not be drawn to labels
+        curl, bangs = self.sources.labels.get(image_id, (UNKNOWN, UNKNOWN)) if styled else (UNKNOWN, UNKNOWN)
         sample |= {
             "style": torch.zeros(self.style_dim) if style is None else style,
-            "style_present": torch.tensor(style is not None and keep_style),
+            "style_present": torch.tensor(styled),
             "identity": torch.zeros(IDENTITY_DIM) if identity is None else identity,
             "identity_present": torch.tensor(identity is not None and keep_identity),
             "reliable": torch.tensor(identity is not None),

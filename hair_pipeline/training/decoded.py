@@ -46,7 +46,7 @@ def decoded_photos(vae: AutoencoderKL, store: PhotoStore, path: Path) -> dict[in
 
     Args:
         vae: in evaluation mode.
-        store: photos whose side is a multiple of the VAE's factor.
+        store: photos whose side is a multiple of the VAE's factor (`refuse_uneven_sides`).
         path: safetensors file they are kept in; read instead, if it is there.
     """
     chosen = np.unique(np.linspace(0, len(store) - 1, min(_MOST, len(store))).astype(int))

@@ -38,7 +38,7 @@ from hair_pipeline.files import (
 )
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.samples import Sample, load_sample
-from hair_pipeline.models.base import base_reference, decode, encode, load_base
+from hair_pipeline.models.base import base_reference, decode, encode, load_base, refuse_uneven_sides
 from hair_pipeline.models.masks import resize_mask
 from hair_pipeline.processing.bald import make_bald, repaint_mask, vary_mask
 from hair_pipeline.processing.report import ShardReport, reusable, save
@@ -59,7 +59,8 @@ def encode_shard(shard: str, settings: Settings, profile: Profile) -> ShardRepor
     """Encode one shard; an unchanged shard is not encoded again.
 
     Raises:
-        PipelineError: the base model or the catalog is missing, or the result cannot be written.
+        PipelineError: the base model or the catalog is missing, its VAE cannot take a resolution, or the result cannot
+            be written.
     """
     folder = settings.processed / LATENT_ASSET
     manifest = folder / f"{shard}.json"
@@ -69,6 +70,7 @@ def encode_shard(shard: str, settings: Settings, profile: Profile) -> ShardRepor
         return done
 
     vae = load_base(base_reference(settings, profile), settings.models_dir).vae
+    refuse_uneven_sides(vae, sides_of_latents(profile))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = _Encoder(vae.to(device).requires_grad_(False))
     rows = read_catalog(settings.catalog_path, shard)
@@ -117,6 +119,15 @@ def encode_shard(shard: str, settings: Settings, profile: Profile) -> ShardRepor
     )
     save(report, manifest)
     return report
+
+
+def sides_of_latents(profile: Profile) -> dict[str, int]:
+    """The profile's values that are sides of images to encode, pixels."""
+    return {
+        "stage1.resolution": profile.stage1.resolution,
+        "stage1.patch_resolution": min(profile.stage1.patch_resolution, profile.stage1.resolution),
+        "stage2.resolution": profile.stage2.resolution,
+    }
 
 
 def _fingerprint(shard: str, settings: Settings, profile: Profile, vae: str) -> str:

@@ -51,6 +51,7 @@ class Progress:
     ema_updates: int = 0
     validations: dict[str, dict[str, float]] = field(default_factory=dict)
     beforehand: dict[str, float] = field(default_factory=dict)
+    terms: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class LoopResult:
         beforehand: numbers of `Task.before_first_step`.
         seconds: of this process; a resumed run's earlier parts are not in it.
         shares: where the time of the steps went, see `Stopwatch.shares`.
+        terms: the losses that were computed at all.
     """
 
     steps: int
@@ -72,6 +74,7 @@ class LoopResult:
     pictures: list[Path]
     last_losses: dict[str, float]
     shares: dict[str, float]
+    terms: list[str]
 
 
 @dataclass
@@ -83,6 +86,7 @@ class Engine:
     scheduler: LambdaLR
     ema: Ema
     trainable: list[torch.nn.Parameter]
+    buffers: list[Tensor]
     prepared: Any
 
     @classmethod
@@ -100,16 +104,22 @@ class Engine:
         task.prepared = accelerator.prepare_model(task.network, evaluation_mode=True)
         trainable = [parameter for parameter in task.network.parameters() if parameter.requires_grad]
         ema = Ema(task.state(), config.ema_decay)
-        return cls(accelerator, optimizer, scheduler, ema, trainable, accelerator.prepare_optimizer(optimizer))
+        if accelerator.scaler is not None:  # it starts with the first loss, which a process without work never has
+            accelerator.scaler.scale(torch.zeros((), device=accelerator.device))
+        buffers, prepared = list(task.network.buffers()), accelerator.prepare_optimizer(optimizer)
+        return cls(accelerator, optimizer, scheduler, ema, trainable, buffers, prepared)
 
     def step(self, config: LoopConfig, *, apply: bool) -> Tensor | None:
         """End a window: sum the gradients over the processes, clip, step and average, or (`apply`) leave the weights.
+
+        The buffers become the last process's either way.
 
         Returns:
             The gradients' norm before clipping, None when nothing was to be applied. With a norm that is not finite the
             weights stay as they are.
         """
         norm = None
+        processes.copy_from_last(self.buffers)
         if apply:
             processes.sum_gradients(self.trainable)
             norm = self.accelerator.clip_grad_norm_(self.trainable, config.max_grad_norm)
@@ -234,8 +244,9 @@ def run(task: Task, config: LoopConfig, folder: Path, *, resume: bool = True) ->
         if _due(first, config.validate_every, config.steps, zero=True) and str(first) not in progress.validations:
             validate(first)
         if first == 0:
-            progress.beforehand = task.before_first_step()
-            processes.copy_from_main(task.state().values())
+            with clock.measure("first lesson"):
+                progress.beforehand = task.before_first_step()
+                processes.copy_from_main(task.state().values())
         last: dict[str, float] = {}
         for step in range(first, config.steps):
             tally = Tally()
@@ -260,6 +271,7 @@ def run(task: Task, config: LoopConfig, folder: Path, *, resume: bool = True) ->
                 numbers["gradient_norm/total"] = float(norm)
             book.step(step, numbers, {f"time/{name}": value for name, value in clock.shares().items()})
             last = summary.raw
+            progress.terms = sorted({*progress.terms, *summary.raw})
 
             overflow = norm is not None and not bool(torch.isfinite(norm)) and not engine.expects_overflow
             _count_bad(task, progress, step, folder, bad=not summary.finite or overflow, used=summary.used > 0)
@@ -287,6 +299,7 @@ def run(task: Task, config: LoopConfig, folder: Path, *, resume: bool = True) ->
         pictures=pictures,
         last_losses=last,
         shares=shares,
+        terms=progress.terms,
     )
 
 

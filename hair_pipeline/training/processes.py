@@ -5,7 +5,8 @@ which micro-batches a process takes (`sampler.share`).
 
 Gradients are summed once per optimizer step, not by DistributedDataParallel's hooks during backward: a process then
 may have any number of micro-batches in a window, also none, and a step that is skipped is skipped by all. What is
-exchanged is the trainable part alone (0.2 GB for LoRA r=64 on SD 1.5), once per accumulation window.
+exchanged is the trainable part alone (0.2 GB for LoRA r=64 on SD 1.5), once per accumulation window. Buffers, such as
+the running statistics of BatchNorm, become those of the process that had the window's last micro-batch.
 """
 
 from __future__ import annotations
@@ -99,9 +100,19 @@ def gather(value: Any) -> list[Any]:
 @torch.no_grad()
 def copy_from_main(tensors: Iterable[Tensor]) -> None:
     """Overwrite the tensors with the first process's."""
+    _copy_from(0, tensors)
+
+
+@torch.no_grad()
+def copy_from_last(tensors: Iterable[Tensor]) -> None:
+    """Overwrite the tensors with the last process's: it always has the last micro-batch of a window."""
+    _copy_from(world() - 1, tensors)
+
+
+def _copy_from(source: int, tensors: Iterable[Tensor]) -> None:
     if world() > 1:
         for tensor in tensors:
-            dist.broadcast(tensor.detach(), 0)
+            dist.broadcast(tensor.detach(), source)
 
 
 @torch.no_grad()

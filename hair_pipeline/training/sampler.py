@@ -79,6 +79,11 @@ class StreamBatches(Batches):
         return [Draw(self.stream[position], position) for position in positions]
 
 
+def second_share(first_size: int, second_size: int, fraction: float) -> float:
+    """The share of batches of the second kind that `MixedBatches` really has: an empty kind has none."""
+    return 0.0 if second_size == 0 else 1.0 if first_size == 0 else fraction
+
+
 class MixedBatches(Batches):
     """Batches that are wholly of the first kind or wholly of the second, in a fixed proportion.
 
@@ -92,7 +97,7 @@ class MixedBatches(Batches):
     """
 
     def __init__(self, first_size: int, second_size: int, fraction: float, batch_size: int, seed: int) -> None:
-        self.fraction = 0.0 if second_size == 0 else 1.0 if first_size == 0 else fraction
+        self.fraction = second_share(first_size, second_size, fraction)
         self.streams = [
             EpochStream(size, seed + kind) if size else None for kind, size in enumerate((first_size, second_size))
         ]

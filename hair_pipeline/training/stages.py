@@ -144,7 +144,8 @@ class StageTask(Task):
                 raw[name] = mask_l2(prediction, wanted, region * unlocked, self._gated(snr, t, term))
         if terms.anchor.weight > 0:
             base = self.model.base_prediction(noisy, t, batch["mask"], batch["masked_latents"])
-            raw["anchor"] = anchor(prediction, base, (1 - batch["mask"]) * unlocked)
+            region = (1 - batch["mask"]) * unlocked
+            raw["anchor"] = anchor(prediction, base, region, self._gated(None, t, terms.anchor))
         return raw
 
     def _gated(self, weight: Tensor | None, t: Tensor, term: LossTerm) -> Tensor | None:

@@ -10,6 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_OUTSIDE = ("first lesson", "validate", "save")
+"""Activities that are no part of a step."""
+
 
 class Stopwatch:
     """Seconds by activity, since it was made.
@@ -33,12 +36,12 @@ class Stopwatch:
             self.seconds[activity] += time.perf_counter() - began
 
     def shares(self) -> dict[str, float]:
-        """Shares of the time spent in steps, i.e. without "validate" and "save".
+        """Shares of the time spent in steps, i.e. without the first lesson, validating and saving.
 
         `data_share`: waiting for data and moving it to the device. `other_share`: everything outside forward,
         backward and optimizer, data included.
         """
-        stepping = time.perf_counter() - self._began - self.seconds["validate"] - self.seconds["save"]
+        stepping = time.perf_counter() - self._began - sum(self.seconds[activity] for activity in _OUTSIDE)
         if stepping <= 0:
             return {}
         compute, data = self.seconds["compute"], self.seconds["data"]

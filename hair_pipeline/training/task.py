@@ -5,6 +5,7 @@ Belongs here: the interface between `loop` and the trainers. Does not belong her
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
 from hair_pipeline.profile import StageConfig
-from hair_pipeline.training.sampler import Batches
+from hair_pipeline.training.sampler import Batches, second_share
 
 Batch = dict[str, Any]
 
@@ -73,10 +74,19 @@ class LoopConfig:
     seed: int = 0
 
     @classmethod
-    def of_stage(cls, config: StageConfig, samples: int) -> LoopConfig:
-        """The values of a stage; epochs become steps by the number of samples per epoch, also between validations."""
-        per_step = config.batch_size * config.gradient_accumulation_steps
-        steps = max(1, -(-config.epochs * samples // per_step))
+    def of_stage(cls, config: StageConfig, images: int, patches: int = 0) -> LoopConfig:
+        """The values of a stage; epochs become steps, also between validations.
+
+        An epoch shows every whole image once; the patches mixed in come on top. Without images it shows every patch.
+
+        Args:
+            images: whole images to train on.
+            patches: patches to train on, `patch_fraction` of the batches.
+        """
+        patch_share = second_share(images, patches, config.patch_fraction)
+        counted, share = (images, 1 - patch_share) if patch_share < 1 else (patches, 1.0)
+        per_step = config.batch_size * config.gradient_accumulation_steps * share
+        steps = max(1, math.ceil(config.epochs * counted / per_step))
         if config.max_steps is not None:
             steps = min(steps, config.max_steps)
         return cls(
@@ -92,7 +102,7 @@ class LoopConfig:
             compile=config.compile,
             checkpoint_every=config.checkpoint_every,
             keep_checkpoints=config.keep_checkpoints,
-            validate_every=config.validate_every or max(1, samples // per_step),
+            validate_every=config.validate_every or max(1, int(counted / per_step)),
             gradient_norm_every=config.gradient_norm_every,
             workers=config.workers,
             seed=config.seed,

@@ -18,8 +18,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.training import checkpoint, loop
-from hair_pipeline.training.task import LoopConfig
+from hair_pipeline.training import checkpoint, loop, stopwatch
+from hair_pipeline.training.task import Batch, LoopConfig, StepLosses
 from hair_pipeline_tests.training import children
 from hair_pipeline_tests.training.tiny_tasks import CONFIG, Line, assert_same, everything, train_line
 
@@ -184,6 +184,48 @@ def test_where_the_time_goes_is_measured(tmp_path: Path) -> None:
     events.Reload()
     assert {"time/data_share", "time/other_share", "validation/l2", "loss/l2"} <= set(events.Tags()["scalars"])
     assert "time" not in (tmp_path / "losses.jsonl").read_text()
+
+
+def test_the_first_lesson_is_no_part_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    class Slow(Line):
+        def before_first_step(self) -> dict[str, float]:
+            now[0] += 1000
+            return {}
+
+        def losses(self, batch: Batch, step: int) -> StepLosses:
+            now[0] += 1
+            return super().losses(batch, step)
+
+    assert loop.run(Slow(), CONFIG, tmp_path).shares == {"data_share": 0, "other_share": 0}
+
+
+def test_the_terms_of_a_run_are_those_of_all_its_parts(tmp_path: Path) -> None:
+    class Changing(Line):
+        def losses(self, batch: Batch, step: int) -> StepLosses:
+            losses = super().losses(batch, step)
+            return StepLosses({"early" if step < 2 else "late": losses.raw["l2"]})
+
+    with pytest.raises(loop.Interrupted):
+        loop.run(Changing(stop_at=4), CONFIG, tmp_path)
+    assert loop.run(Changing(), CONFIG, tmp_path).terms == ["early", "late"]
+
+
+def test_a_process_without_a_loss_of_its_own_steps_under_the_loss_scaler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradients come from the others; the scaler would otherwise start at the first loss."""
+    accelerator = loop._accelerator(CONFIG)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    monkeypatch.setattr(loop, "_accelerator", lambda config: accelerator)
+    task = Line()
+    engine = loop.Engine.build(task, CONFIG)
+    before = task.network[2].bias.clone()  # type: ignore[index]
+    engine.optimizer.param_groups[0]["lr"] = 0.01  # instead of the warm-up's first, 0
+    for parameter in engine.trainable:
+        parameter.grad = torch.ones_like(parameter)
+    engine.step(CONFIG, apply=True)
+    assert not torch.equal(task.network[2].bias, before)  # type: ignore[index]
 
 
 def test_eight_bit_adam_needs_a_gpu_and_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

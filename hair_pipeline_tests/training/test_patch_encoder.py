@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -20,8 +21,19 @@ from hair_pipeline.profile import PatchEncoderConfig
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.patches import UNKNOWN, BalancedBatches, equalise
 from hair_pipeline.training.photos import NO_LABEL, augment, masked_cross_entropy
+from hair_pipeline.training.probes import person_probe
 from hair_pipeline.training.sampler import generator
-from hair_pipeline.training.trainers.patch_encoder import curl_retrieval, initial_encoder, pair_masks, pooled
+from hair_pipeline.training.trainers.patch_encoder import (
+    GALLERY_IMAGES,
+    GALLERY_PEOPLE,
+    MAX_GALLERY,
+    choose_gallery,
+    curl_retrieval,
+    initial_encoder,
+    never_applied,
+    pair_masks,
+    pooled,
+)
 
 Rows = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(-1, 2)), min_size=2, max_size=24)
 
@@ -95,6 +107,36 @@ def test_patches_are_pooled_to_their_images_style_vectors() -> None:
     styles, labels = pooled(vectors, patches_of([4, 5, 5], [7, 9, 9], [0, 2, 2]))
     assert torch.equal(styles, torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     assert (labels.people.tolist(), labels.images.tolist(), labels.curls.tolist()) == ([4, 5], [7, 9], [0, 2])
+
+
+def patch_table(people: int, images: int, patches: int) -> pd.DataFrame:
+    number = np.arange(people * images * patches)
+    return pd.DataFrame({"person_number": number // (images * patches), "image_number": number // patches})
+
+
+def test_a_gallery_of_many_people_still_tells_their_images_apart() -> None:
+    table = patch_table(people=1500, images=8, patches=4)
+    chosen = table.iloc[choose_gallery(table, np.arange(len(table)))]
+    assert len(chosen) <= MAX_GALLERY
+    assert chosen.person_number.nunique() == GALLERY_PEOPLE
+    assert set(chosen.groupby("person_number").image_number.nunique()) == {GALLERY_IMAGES}
+    people, images = (torch.tensor(chosen[name].to_numpy()) for name in ("person_number", "image_number"))
+    assert person_probe(torch.randn(len(chosen), 4), people, images)["person_chance"] == 1 / GALLERY_PEOPLE
+
+
+def test_a_gallery_of_few_people_is_spread_over_all_their_patches() -> None:
+    table = patch_table(people=60, images=6, patches=6)
+    rows = np.arange(len(table))
+    assert np.array_equal(choose_gallery(table, rows), rows[np.linspace(0, len(rows) - 1, MAX_GALLERY).astype(int)])
+    assert np.array_equal(choose_gallery(table, rows[:90]), rows[:90])
+
+
+def test_a_term_that_never_applied_is_noted() -> None:
+    config = PatchEncoderConfig()
+    assert never_applied(config, ["curl", "person"]) == {}
+    assert set(never_applied(config, ["person"])) == {"curl_term"}
+    assert never_applied(config.model_copy(update={"curl_weight": 0.0}), ["person"]) == {}
+    assert "not trained" in never_applied(config, [])["encoder"]
 
 
 def test_missing_labels_do_not_count() -> None:

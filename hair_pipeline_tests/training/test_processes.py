@@ -16,7 +16,7 @@ from hair_pipeline.training import checkpoint, loop
 from hair_pipeline.training.sampler import share
 from hair_pipeline.training.task import LoopConfig
 from hair_pipeline_tests.training import children, tiny_stage
-from hair_pipeline_tests.training.tiny_tasks import CONFIG, assert_same, everything, train_line
+from hair_pipeline_tests.training.tiny_tasks import CONFIG, Line, assert_same, everything, train_line
 
 STEPS = 6
 
@@ -89,6 +89,23 @@ def test_a_process_without_work_waits_for_those_with_loaders(tmp_path: Path) -> 
     train_line(tmp_path / "alone", config)
     assert children.together(2, train_line, tmp_path / "team", config) == [0, 0]
     assert_close(everything(tmp_path / "alone")["weights"], everything(tmp_path / "team")["weights"], 1e-6)
+
+
+def train_with_batch_norm(folder: Path, config: LoopConfig) -> None:
+    loop.run(Line(bad=(1,), batch_norm=True), config, folder)
+
+
+def test_the_statistics_of_the_process_with_work_are_saved_by_the_one_without(tmp_path: Path) -> None:
+    """Also those of a skipped step, as in a single process."""
+    config = dataclasses.replace(CONFIG, steps=3, accumulation=1)
+    train_with_batch_norm(tmp_path / "alone", config)
+    assert children.together(2, train_with_batch_norm, tmp_path / "team", config) == [0, 0]
+    alone, team = everything(tmp_path / "alone"), everything(tmp_path / "team")
+    assert team["weights"]["1.running_mean"].abs().max() > 0
+    assert_close(alone["weights"], team["weights"], 1e-6)
+    assert_close(alone["ema"], team["ema"], 1e-6)
+    for step, numbers in alone["progress"]["validations"].items():
+        assert team["progress"]["validations"][step] == pytest.approx(numbers, rel=1e-4)
 
 
 def test_sigterm_of_one_process_stops_all_and_any_number_goes_on(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.profile import PatchEncoderConfig, StageConfig, load_profile
 from hair_pipeline.training.loop import Engine
+from hair_pipeline.training.sampler import MixedBatches
 from hair_pipeline.training.task import LoopConfig
 from hair_pipeline_tests.training import tiny_stage
 
@@ -84,6 +86,31 @@ def test_samples_of_an_epoch_and_a_limit_on_steps() -> None:
     assert LoopConfig.of_stage(StageConfig(epochs=2), 40).steps == 5
     assert LoopConfig.of_stage(StageConfig(max_steps=7), 10**6).steps == 7
     assert LoopConfig.of_stage(StageConfig(validate_every=9), 10**6).validate_every == 9
+
+
+@pytest.mark.parametrize(("fraction", "share"), [(0.5, 0.5), (0.25, 0.75), (0.0, 1.0)])
+def test_an_epoch_shows_every_whole_image_once_however_many_patches_there_are(fraction: float, share: float) -> None:
+    config = StageConfig(epochs=3, batch_size=2, gradient_accumulation_steps=2, patch_fraction=fraction)
+    values = LoopConfig.of_stage(config, 48, 400)
+    assert values.steps == 3 * 48 / (4 * share)
+    assert values.validate_every == values.steps // 3
+    batches = MixedBatches(48, 400, fraction, 2, seed=0)
+    draws = [draw.index for number in range(2 * values.steps) for draw in batches[number]]
+    assert Counter(index for index in draws if index < 48) == dict.fromkeys(range(48), 3)
+
+
+def test_an_epoch_of_patches_alone_shows_every_patch_once() -> None:
+    assert LoopConfig.of_stage(StageConfig(epochs=2, patch_fraction=1.0), 48, 400).steps == 2 * 400 // 16
+    assert LoopConfig.of_stage(StageConfig(epochs=2), 0, 400).steps == 2 * 400 // 16
+
+
+@pytest.mark.parametrize("name", ["rtx24gb", "h100"])
+def test_production_takes_the_encoder_and_the_style_that_were_measured_best(name: str) -> None:
+    """benchmarks/README.md, Patch encoder: with equal weights the person term works against curl."""
+    profile, sample = load_profile(name), load_profile("sample")
+    assert (profile.patch_encoder.person_weight, profile.patch_encoder.curl_weight) == (0.1, 0.9)
+    assert profile.patch_encoder.learning_rate == sample.patch_encoder.learning_rate
+    assert profile.style_vectors.source == sample.style_vectors.source == "combined"
 
 
 @pytest.mark.parametrize(

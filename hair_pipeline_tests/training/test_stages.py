@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import default_collate
@@ -99,6 +101,25 @@ def test_the_anchor_is_the_base_and_lets_the_locked_face_be(data: Path) -> None:
     assert bool((gradient[~kept] != 0).any())
 
 
+@pytest.mark.parametrize("term", ["mask_l2", "anchor", "context"])
+def test_latent_losses_are_gated_too(data: Path, term: str) -> None:
+    losses = only(term)
+    gated = losses.model_copy(update={term: getattr(losses, term).model_copy(update={"max_t": 0.5})})
+    values = []
+    for config in (losses, gated):
+        task = tiny_stage(data, stage_config(losses=config))
+        with torch.no_grad():
+            task.model.style_projection.null.add_(1)
+        for t in (100, 900):
+            batch = first_batch(task)
+            batch["style_present"][:], batch["identity_present"][:] = False, False
+            batch["t"][:] = t
+            values.append(task.losses(batch, 0).raw[term].item())
+    low, high, gated_low, gated_high = values
+    assert high > 0
+    assert (gated_low, gated_high) == (low, 0)
+
+
 def test_the_masked_loss_has_no_gradient_in_the_face_or_outside_the_mask(data: Path) -> None:
     task = tiny_stage(data, stage_config())
     batch = first_batch(task)
@@ -169,6 +190,17 @@ def test_dropout_shares_are_as_configured(data: Path) -> None:
     identity = torch.stack([sample["identity_present"] for sample in samples])
     shares = [(~style & identity), (style & ~identity), (~style & ~identity)]
     assert [float(share.float().mean()) for share in shares] == pytest.approx([0.2, 0.1, 0.1], abs=0.03)
+
+
+def test_without_a_style_vector_no_style_is_asked_for(tmp_path: Path) -> None:
+    write_processed(tmp_path)
+    path = tmp_path / "style_vectors" / "shard_0000.parquet"
+    table = pd.read_parquet(path)
+    pq.write_table(pa.Table.from_pandas(table[table.person != "p1"]), path)
+    task = tiny_stage(tmp_path, stage_config(drop_style=0, drop_both=0))
+    samples = [task.data[Draw(i, i)] for i in range(4)]  # two views of p0, then two of p1
+    assert [bool(sample["style_present"]) for sample in samples] == [True, True, False, False]
+    assert [(int(sample["curl"]), int(sample["bangs"])) for sample in samples] == [(0, 0), (0, 1), (-1, -1), (-1, -1)]
 
 
 def test_a_sample_depends_on_its_draw_alone(data: Path) -> None:

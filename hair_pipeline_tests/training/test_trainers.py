@@ -15,10 +15,15 @@ from hair_pipeline.models.base import base_reference, load_base
 from hair_pipeline.models.inpainter import HairInpainter
 from hair_pipeline.models.patch_encoder import PatchEncoder
 from hair_pipeline.models.style_classifier import StyleClassifier
+from hair_pipeline.profile import Profile
+from hair_pipeline.training.context import Context
 from hair_pipeline.training.data import read_style_vectors
 from hair_pipeline.training.entry import current, train
 from hair_pipeline.training.latents import encode_shard
+from hair_pipeline.training.patches import PatchStore
 from hair_pipeline.training.style_vectors import embed_shard
+from hair_pipeline.training.task import LoopConfig
+from hair_pipeline.training.trainers import patch_encoder, stage1, style_classifier
 from hair_pipeline_tests.inputs.tiny_inputs import write_tiny_inputs
 from hair_pipeline_tests.training.tiny_training import Trained, tiny_profile, train_all
 
@@ -110,3 +115,56 @@ def test_two_blurred_people_with_one_view_train_everything_but_the_recogniser(tm
     assert "not trained" in done.results["face-recogniser"].notes["recogniser"]
     assert not (done.results["face-recogniser"].final_dir / "face_recogniser.onnx").exists()
     assert "identity_loss" in done.results["stage2"].notes
+
+
+def test_an_encoder_with_a_single_person_to_train_on_says_that_it_was_not_trained(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = PatchStore(trained.settings.processed / "hair_patches").table
+    people = pd.DataFrame({"source": sorted(table.person.unique())})
+    catalog = people.assign(split=["train", *["validation"] * (len(people) - 1)])
+    monkeypatch.setattr(patch_encoder, "read_catalog", lambda *_, **__: catalog)
+    done = patch_encoder.run(Context(trained.settings, trained.profile, tmp_path))
+    assert "not trained" in done.notes["encoder"]
+    assert {"person_term", "curl_term", "person_probe"} <= done.notes.keys()
+    assert not {"person_term", "curl_term"} & trained.results["patch-encoder"].notes.keys()
+
+
+def test_a_side_the_vae_cannot_give_back_is_refused_before_any_work(trained: Trained, tmp_path: Path) -> None:
+    values = trained.profile.model_dump()
+    for section in ("stage1", "classifier"):
+        values[section]["resolution"] = 66
+    profile = Profile.model_validate(values)
+    context = Context(trained.settings, profile, tmp_path)
+    message = r"stage1\.resolution = 66 is no multiple of \d+.*\n.*set stage1\.resolution to 64 or"
+    with pytest.raises(PipelineError, match=message):
+        encode_shard(trained.shards[0], trained.settings, profile)
+    with pytest.raises(PipelineError, match=message):
+        stage1.run(context)
+    with pytest.raises(PipelineError, match=r"classifier\.resolution = 66"):
+        style_classifier.run(context)
+
+
+def test_classifiers_are_validated_on_so_many_photos_at_most(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Seen(Exception):
+        pass
+
+    def loop(context: Context, task: style_classifier.ClassifierTask, config: LoopConfig) -> None:
+        assert [len(images.store) for images in task.held_out.values()] == [1, 1]
+        raise Seen
+
+    monkeypatch.setattr(style_classifier, "MAX_HELD_OUT", 1)
+    monkeypatch.setattr(Context, "loop", loop)
+    with pytest.raises(Seen):
+        style_classifier.run(Context(trained.settings, trained.profile, tmp_path))
+
+
+def test_held_out_photos_are_spread_over_the_people() -> None:
+    people = ["b"] * 6 + ["a"] * 30 + ["c"] * 6 + ["a"] * 6
+    rows = pd.DataFrame({"source": people, "image_id": range(48)})
+    chosen = style_classifier.spread_over_people(rows, 12)
+    assert chosen.source.value_counts().to_dict() == {"a": 9, "b": 1, "c": 2}
+    assert chosen.image_id.is_monotonic_increasing
+    assert style_classifier.spread_over_people(rows, 48) is rows

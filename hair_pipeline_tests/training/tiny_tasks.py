@@ -32,6 +32,7 @@ class Line(Task):
         stop_at: the step at which SIGTERM comes.
         stop_in_validation: the step after which SIGTERM comes while it validates.
         dropout: probability; its random numbers come from the process's own generator.
+        batch_norm: BatchNorm in the place of dropout.
     """
 
     def __init__(
@@ -40,9 +41,11 @@ class Line(Task):
         stop_at: int | None = None,
         stop_in_validation: int | None = None,
         dropout: float = 0.1,
+        batch_norm: bool = False,
     ) -> None:
         torch.manual_seed(0)
-        super().__init__("line", nn.Sequential(nn.Linear(3, 8), nn.Dropout(dropout), nn.Linear(8, 1)), Points())
+        between = nn.BatchNorm1d(8) if batch_norm else nn.Dropout(dropout)
+        super().__init__("line", nn.Sequential(nn.Linear(3, 8), between, nn.Linear(8, 1)), Points())
         self.bad, self.stop_at, self.stop_in_validation = bad, stop_at, stop_in_validation
 
     def batches(self, config: LoopConfig) -> Batches:

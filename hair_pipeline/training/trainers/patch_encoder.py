@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 import torch
 from pytorch_metric_learning.losses import SupConLoss
 from torch import Tensor
@@ -32,6 +33,9 @@ from hair_pipeline.training.task import Batch, LoopConfig, StepLosses, Task
 
 MAX_QUERIES = 256
 MAX_GALLERY = 1024
+GALLERY_PEOPLE = 100
+GALLERY_IMAGES = 5
+"""Of more people than these the gallery holds so many images of each: the person's probe needs several."""
 _NEIGHBOURS = 9
 
 
@@ -56,9 +60,26 @@ def run(context: Context) -> Finished:
     task = PatchTask(encoder, store, train_rows, held_out_rows, config)
     result = context.loop(task, loop_config(config))
     notes = {} if result.end else {"retrieval": "no held-out patch with a curl label, or none to compare it with"}
-    metrics = result.end | {f"{name}_start": value for name, value in result.start.items()} | task.probes()
+    probes = task.probes()
+    if "person_probe" not in probes:
+        notes["person_probe"] = (
+            "not measured: it needs held-out patches, and two people to train on with two labelled images each"
+        )
+    notes |= never_applied(config, result.terms)
+    metrics = result.end | {f"{name}_start": value for name, value in result.start.items()} | probes
     metrics |= {"train_patches": float(len(train_rows)), "held_out_patches": float(len(held_out_rows))}
     return Finished(save, metrics, notes, result.pictures)
+
+
+def never_applied(config: PatchEncoderConfig, terms: list[str]) -> dict[str, str]:
+    """Notes about terms that have a weight and that no batch of the run could serve."""
+    why = {
+        "person": (config.person_weight, "no batch had patches of two people"),
+        "curl": (config.curl_weight, "no batch had two people of one curl class beside another class"),
+    }
+    missing = {name: reason for name, (weight, reason) in why.items() if weight > 0 and name not in terms}
+    notes = {f"{name}_term": f"never applied: {reason}" for name, reason in missing.items()}
+    return notes if terms else notes | {"encoder": "not trained: neither term ever applied, it is as it started"}
 
 
 def initial_encoder(config: PatchEncoderConfig, settings: Settings) -> PatchEncoder:
@@ -114,7 +135,7 @@ class PatchTask(Task):
         gallery = np.concatenate([train, held_out])
         gallery = gallery[store.table.curl.to_numpy()[gallery] != UNKNOWN]
         self.queries = PatchDataset(store, _spread(labelled, MAX_QUERIES), config.input_size, None)
-        self.gallery = PatchDataset(store, _spread(gallery, MAX_GALLERY), config.input_size, None)
+        self.gallery = PatchDataset(store, choose_gallery(store.table, gallery), config.input_size, None)
         self.validated: tuple[Tensor, Tensor] | None = None
         """Vectors of queries and gallery as `validate` last found them."""
 
@@ -247,6 +268,18 @@ def curl_retrieval(queries: Tensor, query_data: Labels, gallery: Tensor, data: L
         "curl_knn": float((weighted.argmax(1) == truth).float().mean()),
         "curl_chance": float((truth == frequent).float().mean()),
     }
+
+
+def choose_gallery(table: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
+    """At most `MAX_GALLERY` rows of a patch table, such that people have several images, and images several patches."""
+    numbers = table[["person_number", "image_number"]].iloc[rows]
+    people = numbers.person_number.unique()
+    if len(rows) <= MAX_GALLERY or len(people) <= GALLERY_PEOPLE:
+        return _spread(rows, MAX_GALLERY)
+    of_people = numbers[numbers.person_number.isin(_spread(people, GALLERY_PEOPLE))]
+    images = of_people.groupby("person_number").image_number.unique()
+    kept = np.concatenate([_spread(own, GALLERY_IMAGES) for own in images])
+    return _spread(rows[numbers.image_number.isin(kept).to_numpy()], MAX_GALLERY)
 
 
 def _spread(rows: np.ndarray, most: int) -> np.ndarray:

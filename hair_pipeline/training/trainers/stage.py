@@ -14,7 +14,7 @@ import torch
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.models import adapters
-from hair_pipeline.models.base import Base, base_reference, load_base
+from hair_pipeline.models.base import Base, base_reference, load_base, refuse_uneven_sides
 from hair_pipeline.models.inpainter import HairInpainter
 from hair_pipeline.models.perceptual import load_perceptual
 from hair_pipeline.models.recogniser import load_recogniser, recogniser_path
@@ -30,6 +30,7 @@ from hair_pipeline.training.data import (
     read_style_vectors,
 )
 from hair_pipeline.training.latent_store import LatentStore
+from hair_pipeline.training.latents import sides_of_latents
 from hair_pipeline.training.memory_plan import refuse_what_cannot_fit
 from hair_pipeline.training.pixel_losses import Judges
 from hair_pipeline.training.runs import current
@@ -53,7 +54,8 @@ def run_stage(
         first_lesson: what it learns after the validation at step 0, ahead of the first step.
 
     Raises:
-        PipelineError: there is no sample to train on, or a network it needs is missing.
+        PipelineError: there is no sample to train on, a network it needs is missing, or the base's VAE cannot take a
+            resolution.
     """
     settings, profile = context.settings, context.profile
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -61,6 +63,7 @@ def run_stage(
     seed_everything(config.seed)
     sources = open_sources(context)
     base = load_base(base_reference(settings, profile), settings.models_dir)
+    refuse_uneven_sides(base.vae, sides_of_latents(profile))
     style_dim = sources.styles.dim or profile.patch_encoder.embedding_dim
     if config.precision != "fp32" and torch.cuda.is_available():
         base.unet.to(torch.bfloat16 if config.precision == "bf16" else torch.float16)
@@ -69,7 +72,7 @@ def run_stage(
     notes: dict[str, str] = {}
     judges = open_judges(context, config, notes, identities=len(sources.identities.ids) if "photo" in kinds else 0)
     task = stage_task(name, base, model, config, sources, kinds, style_dim, judges, first_lesson)
-    loop = LoopConfig.of_stage(config, len(task.data))
+    loop = LoopConfig.of_stage(config, task.images, len(task.data) - task.images)
     result = context.loop(task, loop)
 
     metrics = result.beforehand | {
