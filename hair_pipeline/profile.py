@@ -276,7 +276,12 @@ class AbTestConfig(Values):
 
     min_improvement: float = 0.05
     identity_margin: float = Field(0.01, description="identity may not be worse by more than this")
-    min_people: int = Field(5, ge=2, description="with fewer people the verdict is inconclusive")
+    lpips_margin: float = Field(
+        0.05, ge=0, description="hair-region LPIPS may not be worse by more than this share of the old model's"
+    )
+    min_people: int = Field(
+        5, ge=5, description="with fewer people the verdict is inconclusive; fewer than 5 give no interval"
+    )
     first_opponent: str = Field("untrained", description="compared with while nothing is in production: a SPEC")
     max_artifacts: float = Field(
         0.0, ge=0, le=1, description="share of the new model's pictures with artifacts that a blind review tolerates"

@@ -20,7 +20,7 @@ from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation import pictures
 from hair_pipeline.evaluation.ab_page import decision_numbers, decision_rows, rule_text, warnings
 from hair_pipeline.evaluation.ab_rule import Decision
-from hair_pipeline.evaluation.blind_review import KEY_FILE, REVIEW_FOLDER, write_review
+from hair_pipeline.evaluation.blind_review import REVIEW_FOLDER, write_review
 from hair_pipeline.evaluation.contenders import Contender
 from hair_pipeline.evaluation.html import number, write_page
 from hair_pipeline.evaluation.ledger import Ledger
@@ -82,9 +82,8 @@ class Photos:
 
 
 def reusable(folder: Path, identifier: str) -> VerdictResult | None:
-    """The same test, finished before."""
-    needed = ("verdict.json", "report.html", "preview.jpg", KEY_FILE, f"{REVIEW_FOLDER}/review.html")
-    if not all((folder / name).exists() for name in needed):
+    """The same test, finished before; its blind review may have been given away."""
+    if not all((folder / name).exists() for name in ("verdict.json", "report.html", "preview.jpg")):
         return None
     try:
         data = files.read_json(folder / "verdict.json")

@@ -49,7 +49,9 @@ def decision_rows(decision: Decision, when: str, distance: str, config: AbTestCo
             "value": estimate.value,
             "reason": estimate.reason,
             "text": text(estimate.value),
-            "interval": f"{text(estimate.ci_low)} … {text(estimate.ci_high)}",
+            "interval": "too few people"
+            if estimate.ci_low is None
+            else f"{text(estimate.ci_low)} … {text(estimate.ci_high)}",
             "n": estimate.n,
             "people": estimate.people,
             "rule": rule,
@@ -61,7 +63,7 @@ def decision_rows(decision: Decision, when: str, distance: str, config: AbTestCo
         row(
             f"Gain in {distance[0].lower() + distance[1:]}",
             decision.lpips_gain,
-            "half of the improvement",
+            f"half of the improvement; lower bound above -{config.lpips_margin:.0%}",
             relative=True,
         ),
         row(
@@ -81,13 +83,14 @@ def decision_rows(decision: Decision, when: str, distance: str, config: AbTestCo
 
 def rule_text(config: AbTestConfig) -> str:
     """The rule in words, with the profile's numbers."""
-    need, margin = f"{config.min_improvement:.0%}", config.identity_margin
+    need, margin, hair = f"{config.min_improvement:.0%}", config.identity_margin, f"-{config.lpips_margin:.0%}"
     return (
         "Improvement is the mean of two relative gains, of the mean hair-region distance (lower is better) and of the "
         "mean identity similarity (higher is better). Intervals are 95% bootstrap intervals that draw persons and take "
         "a person's old and new pictures together. Approve: the lower bound of the improvement is above "
-        f"{need} and the lower bound of the identity difference is above -{margin}. Reject: the upper bound of the "
-        f"improvement is below {need}, or the upper bound of the identity difference is below -{margin}. Inconclusive: "
+        f"{need}, that of the gain in hair-region distance above {hair} and that of the identity difference above "
+        f"-{margin}. Reject: the upper bound of the improvement is below {need}, that of the gain in hair-region "
+        f"distance below {hair} or that of the identity difference below -{margin}. Inconclusive: "
         "everything else, also when identity or distance could not be measured, or on fewer than "
         f"{config.min_people} people."
     )

@@ -14,11 +14,14 @@ Each has a 95% interval from a bootstrap that draws persons, and every draw take
 together (paired, clustered). The verdict is
 
     inconclusive   when no identity or no LPIPS was measured, or fewer than `min_people` people have both;
-    approve        when the lower bound of the improvement is above 5% and the lower bound of the identity
-                   difference is above -0.01 (not inferior);
-    reject         when the upper bound of the improvement is below 5%, or the upper bound of the identity
-                   difference is below -0.01 (certainly inferior);
+    approve        when the lower bound of the improvement is above 5%, that of gain_L above -5% and that of the
+                   identity difference above -0.01 (neither hair nor face is inferior);
+    reject         when the upper bound of the improvement is below 5%, that of gain_L below -5% or that of the
+                   identity difference below -0.01 (certainly inferior);
     inconclusive   otherwise: more images are needed.
+
+The two margins keep one half from paying for the other: gain_S is relative, and a low identity that doubles would
+outweigh any loss of hair.
 
 A new model that returned no usable picture of some photo is never approved, however good the others are: they would
 be a chosen few. What would be `approve` is `inconclusive` then.
@@ -33,7 +36,14 @@ from typing import Literal
 
 import numpy as np
 
-from hair_pipeline.evaluation.statistics import Estimate, cluster_sums, cluster_weights, expanded_interval, missing
+from hair_pipeline.evaluation.statistics import (
+    Estimate,
+    cluster_sums,
+    cluster_weights,
+    expanded_interval,
+    missing,
+    too_few,
+)
 from hair_pipeline.profile import AbTestConfig
 
 Verdict = Literal["approve", "reject", "inconclusive"]
@@ -96,7 +106,7 @@ def decide(
     both = names[np.isfinite(lpips_pairs).all(0) & np.isfinite(identity_pairs).all(0)]
     clusters = len(np.unique(both))
     numbers = {name: _estimate(values, n, clusters) for name, (values, n) in draws.items()}
-    verdict, reasons = _judge(numbers["improvement"], numbers["identity_difference"], clusters, config)
+    verdict, reasons = _judge(numbers, clusters, config)
     if failures and verdict == "approve":
         verdict = "inconclusive"
         reasons = [f"inconclusive: the new model returned no usable picture of {failures} photos (see Left out)"]
@@ -136,35 +146,72 @@ def _draws(
 
 
 def _estimate(draws: np.ndarray, n: int, clusters: int) -> Estimate:
-    if clusters < 2:
-        return Estimate(float(draws[0]), n=n, people=clusters, reason="no interval: fewer than two people")
+    if (reason := too_few(clusters)) is not None:
+        return Estimate(float(draws[0]), n=n, people=clusters, reason=reason)
     low, high = expanded_interval(draws[1:], clusters)
     return Estimate(float(draws[0]), low, high, n, clusters)
 
 
-def _judge(improvement: Estimate, identity: Estimate, clusters: int, config: AbTestConfig) -> tuple[Verdict, list[str]]:
-    if clusters < config.min_people or improvement.ci_low is None or identity.ci_low is None:
+def _judge(numbers: dict[str, Estimate], clusters: int, config: AbTestConfig) -> tuple[Verdict, list[str]]:
+    if clusters < config.min_people:
         return "inconclusive", [
             f"inconclusive: LPIPS and identity were both measured on {clusters} people, "
             f"the rule asks for at least {config.min_people}"
         ]
-    assert improvement.ci_high is not None
-    assert identity.ci_high is not None
-    need, margin = config.min_improvement, -config.identity_margin
-    interval = f"95% interval {improvement.ci_low:+.1%} to {improvement.ci_high:+.1%}"
-    difference = f"identity difference, 95% interval {identity.ci_low:+.4f} to {identity.ci_high:+.4f}"
-    if improvement.ci_high < need:
-        return "reject", [f"reject: the improvement is below {need:.0%} ({interval})"]
-    if identity.ci_high < margin:
-        return "reject", [f"reject: identity is worse by more than {config.identity_margin} ({difference})"]
-    reasons = []
-    if improvement.ci_low <= need:
-        reasons.append(f"inconclusive: the improvement is not surely above {need:.0%} ({interval})")
-    if identity.ci_low <= margin:
-        reasons.append(f"inconclusive: identity may be worse by more than {config.identity_margin} ({difference})")
-    if reasons:
-        return "inconclusive", reasons
-    return "approve", [
-        f"approve: the improvement is surely above {need:.0%} ({interval})",
-        f"approve: identity is not worse by more than {config.identity_margin} ({difference})",
-    ]
+    gain, hair, face = (numbers[name] for name in ("improvement", "lpips_gain", "identity_difference"))
+    need, margin = f"{config.min_improvement:.0%}", f"{config.lpips_margin:.0%}"
+    conditions = (
+        _Condition(
+            config.min_improvement,
+            *_bounds(gain),
+            f"95% interval {_range(gain, '+.1%')}",
+            rejected=f"the improvement is below {need}",
+            unsure=f"the improvement is not surely above {need}",
+            met=f"the improvement is surely above {need}",
+        ),
+        _Condition(
+            -config.lpips_margin,
+            *_bounds(hair),
+            f"gain in hair-region LPIPS, 95% interval {_range(hair, '+.1%')}",
+            rejected=f"hair is worse by more than {margin}",
+            unsure=f"hair may be worse by more than {margin}",
+            met=f"hair is not worse by more than {margin}",
+        ),
+        _Condition(
+            -config.identity_margin,
+            *_bounds(face),
+            f"identity difference, 95% interval {_range(face, '+.4f')}",
+            rejected=f"identity is worse by more than {config.identity_margin}",
+            unsure=f"identity may be worse by more than {config.identity_margin}",
+            met=f"identity is not worse by more than {config.identity_margin}",
+        ),
+    )
+    if rejected := [f"reject: {c.rejected} ({c.shown})" for c in conditions if c.high < c.limit]:
+        return "reject", rejected
+    if unsure := [f"inconclusive: {c.unsure} ({c.shown})" for c in conditions if c.low <= c.limit]:
+        return "inconclusive", unsure
+    return "approve", [f"approve: {c.met} ({c.shown})" for c in conditions]
+
+
+@dataclass(frozen=True)
+class _Condition:
+    """One of the rule's conditions: an interval that must lie above a limit, and what to say of it."""
+
+    limit: float
+    low: float
+    high: float
+    shown: str
+    rejected: str
+    unsure: str
+    met: str
+
+
+def _bounds(estimate: Estimate) -> tuple[float, float]:
+    assert estimate.ci_low is not None  # `min_people` is never below what an interval needs
+    assert estimate.ci_high is not None
+    return estimate.ci_low, estimate.ci_high
+
+
+def _range(estimate: Estimate, form: str) -> str:
+    low, high = _bounds(estimate)
+    return f"{low:{form}} to {high:{form}}"

@@ -24,11 +24,11 @@ from hair_pipeline.evaluation.ab_rule import decide
 from hair_pipeline.evaluation.cases import Case, load_cases, plan_validation
 from hair_pipeline.evaluation.contenders import Contender, Drawing, ModelContender, opponent, resolve
 from hair_pipeline.evaluation.customers import Problems, customer_cases, find_customers, fingerprint
-from hair_pipeline.evaluation.judges import Judges, judges_version, load_judges
+from hair_pipeline.evaluation.fingerprints import drawn_by, held_out_vectors, measured_with
+from hair_pipeline.evaluation.judges import Judges, load_judges
 from hair_pipeline.evaluation.ledger import Ledger
 from hair_pipeline.evaluation.measure import measure
 from hair_pipeline.evaluation.results import summarise
-from hair_pipeline.evaluation.schema import SCHEMA
 from hair_pipeline.evaluation.verdicts import write_pointer
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.profile import Profile
@@ -80,7 +80,7 @@ def run_ab_test(
     other = opponent(candidate, settings) if old == "production" else old
     contenders = {"old": resolve(other, settings, profile), "new": candidate}
     photos = _customer_photos(customers, settings, profile) if customers else _validation_photos(settings, profile)
-    identifier = _identifier(contenders, photos, judges_version(settings, profile), profile)
+    identifier = _identifier(contenders, photos, settings, profile)
     managed = out.absolute() == (settings.reports / "ab").absolute()
     folder = out / identifier if managed else out
     done = reusable(folder, identifier)
@@ -170,7 +170,8 @@ def _validation_photos(settings: Settings, profile: Profile) -> _Photos:
     identities = read_reliable_identities(settings.processed / "identity_embeddings")
     plan = plan_validation(read_catalog(settings.catalog_path), styles, profile.evaluation.max_images)
     ids = [str(name) for name in plan.rows["image_id"]]
-    content = files.hash_bytes(json.dumps(plan.rows[["image_id", "content_hash"]].to_numpy().tolist()))
+    rows = json.dumps(plan.rows[["image_id", "content_hash"]].to_numpy().tolist())
+    content = files.hash_bytes(rows, held_out_vectors(settings))
 
     def batches(done: set[str], lost: dict[str, str]) -> Iterator[list[Case]]:
         pairs = [(index, index) for index, name in enumerate(ids) if f"{name}|{name}" not in done]
@@ -180,18 +181,11 @@ def _validation_photos(settings: Settings, profile: Profile) -> _Photos:
     return _Photos(ids, batches, origin, dict(plan.left_out), content)
 
 
-def _identifier(contenders: dict[str, Contender], photos: _Photos, judges: str, profile: Profile) -> str:
+def _identifier(contenders: dict[str, Contender], photos: _Photos, settings: Settings, profile: Profile) -> str:
     """12 hex digits over both models, the photos, the judges and the settings."""
-    return files.hash_bytes(
-        str(SCHEMA),
-        contenders["old"].version,
-        contenders["new"].version,
-        photos.fingerprint,
-        profile.ab_test.model_dump_json(),
-        profile.evaluation.model_dump_json(),
-        profile.processing.bald.model_dump_json(),
-        judges,
-    )[:12]
+    models = (drawn_by(contenders[name], settings, profile) for name in MODELS)
+    rule = profile.ab_test.model_dump_json()
+    return files.hash_bytes(*models, photos.fingerprint, rule, measured_with(settings, profile))[:12]
 
 
 def _run_batch(

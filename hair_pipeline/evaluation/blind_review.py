@@ -5,7 +5,10 @@ belong here: recording the decision (`release.registry`).
 
 `blind/` is what a reviewer gets: `review.html` (works without a network and saves `sheet_filled.csv`) and `sheet.csv`
 for those who prefer a table. `blind_key.json`, beside the folder, says which side is the new model; it stays with the
-operator. Sides are drawn anew for every photo from the system's randomness: nothing a reviewer has gives them away.
+operator. Sides are drawn for every photo from the system's randomness: nothing a reviewer has gives them away. They are
+drawn once: a test that is run again keeps its key while it shows the same photos. A random review id stands in the key,
+the page and the sheet, so that a sheet is never read with another key; rows are found by their case number, since
+spreadsheets rewrite names such as 00001.
 
 A filled sheet approves when
     artifacts on the new model's pictures are at most `ab_test.max_artifacts` of the photos (by default none), and
@@ -17,7 +20,9 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import secrets
+import unicodedata
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,11 +37,15 @@ from hair_pipeline.evaluation.ledger import Ledger
 from hair_pipeline.profile import AbTestConfig
 
 REVIEW_FOLDER, KEY_FILE, SHEET_FILE = "blind", "blind_key.json", "sheet.csv"
-COLUMNS = ("case", "photo", "better", "artifacts_left", "artifacts_right", "notes")
+COLUMNS = ("review", "case", "photo", "better", "artifacts_left", "artifacts_right", "notes")
 BETTER = ("left", "right", "equal")
 YES_NO = ("yes", "no")
 SIGNIFICANCE = 0.05
 MAX_SHEET_BYTES = 4_000_000
+REVIEW_LETTERS = "bcdfghjkmnpqrtvwxz"
+"""Of review ids: no digits and no words, which a spreadsheet would rewrite."""
+SAME_NUMBER = 0.005
+"""Relative difference up to which a photo's name is a rounded number: spreadsheets show 123456789012 as 1.23E+11."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class BlindResult:
         decision: approve or reject. reasons: why, in words.
         photos: judged. new_better, old_better, equal: counts. new_artifacts, old_artifacts: photos with artifacts.
         p_old_better: of the one-sided sign test that the old model is preferred.
-        test: id of the A/B test. version: the new model's.
+        review: id of the review. test: id of the A/B test. version: the new model's.
         notes: the reviewer's notes by photo, those that are not empty.
     """
 
@@ -60,6 +69,7 @@ class BlindResult:
     new_artifacts: int
     old_artifacts: int
     p_old_better: float
+    review: str
     test: str
     version: str
     notes: dict[str, str]
@@ -68,40 +78,73 @@ class BlindResult:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class _Key:
+    """What blind_key.json holds.
+
+    Attributes:
+        review: id of the review. test, version: of the A/B test and its new model.
+        photos: image id of every case, the first of which has number 1. new_side: left or right, case by case.
+    """
+
+    review: str
+    test: str
+    version: str
+    photos: list[str]
+    new_side: list[str]
+
+    def write(self, path: Path) -> None:
+        cases = enumerate(zip(self.photos, self.new_side, strict=True), 1)
+        content = {
+            "review": self.review,
+            "id": self.test,
+            "version": self.version,
+            "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "cases": [{"case": number, "photo": photo, "new_side": side} for number, (photo, side) in cases],
+        }
+        files.write_json(path, content)
+
+
 def write_review(folder: Path, identifier: str, version: str, photos: list[tuple[str, str]], ledger: Ledger) -> None:
-    """Write the review folder and, beside it, the key.
+    """Write the review folder and, before it, the key beside it; a key of the same test and photos is kept.
 
     Args:
         folder: of the A/B test. identifier, version: of the test and its new model.
         photos: (image id, case key) of the photos shown, whose pictures `ledger` holds as photo, old and new.
     """
-    new_side = {image_id: secrets.choice(("left", "right")) for image_id, _ in photos}
+    key = _kept_or_new_key(folder / KEY_FILE, identifier, version, [image_id for image_id, _ in photos])
     cases = []
-    for number, (image_id, key) in enumerate(photos, 1):
-        sides = ("new", "old") if new_side[image_id] == "left" else ("old", "new")
-        left, right = (ledger.data_uri(key, model) for model in sides)
-        cases.append(
-            {
-                "number": number,
-                "photo": image_id,
-                "original": ledger.data_uri(key, "photo"),
-                "left": left,
-                "right": right,
-            }
-        )
-    write_page("blind.html.j2", folder / REVIEW_FOLDER / "review.html", id=identifier, cases=cases, columns=COLUMNS)
+    for number, ((image_id, case_key), side) in enumerate(zip(photos, key.new_side, strict=True), 1):
+        left, right = (ledger.data_uri(case_key, model) for model in _in_order(side))
+        original = ledger.data_uri(case_key, "photo")
+        cases.append({"number": number, "photo": image_id, "original": original, "left": left, "right": right})
+    page = folder / REVIEW_FOLDER / "review.html"
+    write_page("blind.html.j2", page, id=identifier, review=key.review, cases=cases, columns=COLUMNS)
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
-    writer.writerows([case["number"], case["photo"], "", "", "", ""] for case in cases)
+    writer.writerows([key.review, case["number"], case["photo"], "", "", "", ""] for case in cases)
     files.write_bytes(folder / REVIEW_FOLDER / SHEET_FILE, text.getvalue().encode("utf-8-sig"))
-    key_content = {
-        "id": identifier,
-        "version": version,
-        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "new_side": new_side,
-    }
-    files.write_json(folder / KEY_FILE, key_content)
+
+
+def _in_order(new_side: str) -> tuple[str, str]:
+    """The models from left to right."""
+    return ("new", "old") if new_side == "left" else ("old", "new")
+
+
+def _kept_or_new_key(path: Path, identifier: str, version: str, photos: list[str]) -> _Key:
+    """The key in the folder if it is of this test and these photos: a reviewer may have its page. Else a new one."""
+    if path.exists():
+        try:
+            kept = _read_key(path)
+        except PipelineError:
+            kept = None
+        if kept is not None and (kept.test, kept.version, kept.photos) == (identifier, version, photos):
+            return kept
+    review = "".join(secrets.choice(REVIEW_LETTERS) for _ in range(8))
+    key = _Key(review, identifier, version, photos, [secrets.choice(("left", "right")) for _ in photos])
+    key.write(path)
+    return key
 
 
 def read_review(sheet: Path, key: Path, config: AbTestConfig) -> BlindResult:
@@ -113,19 +156,14 @@ def read_review(sheet: Path, key: Path, config: AbTestConfig) -> BlindResult:
     Raises:
         PipelineError: a file cannot be read, does not belong to the other, or a photo is not judged.
     """
-    test, version, new_side = _read_key(key)
-    rows = _read_sheet(sheet)
-    if {row["photo"] for row in rows} != set(new_side) or len(rows) != len(new_side):
-        raise PipelineError(
-            "the sheet's photos are not those of the key",
-            file=sheet,
-            remedy=f"give the key of the same A/B test ({key} belongs to test {test})",
-        )
-    new_better = sum(row["better"] == new_side[row["photo"]] for row in rows)
+    known = _read_key(key)
+    rows = _match(_read_sheet(sheet), known, sheet, key)
+    sides = known.new_side
+    new_better = sum(row["better"] == side for row, side in zip(rows, sides, strict=True))
     equal = sum(row["better"] == "equal" for row in rows)
     old_better = len(rows) - new_better - equal
-    new_artifacts = sum(row[f"artifacts_{new_side[row['photo']]}"] == "yes" for row in rows)
-    old_artifacts = sum(row[f"artifacts_{_other(new_side[row['photo']])}"] == "yes" for row in rows)
+    new_artifacts = sum(row[f"artifacts_{side}"] == "yes" for row, side in zip(rows, sides, strict=True))
+    old_artifacts = sum(row[f"artifacts_{_other(side)}"] == "yes" for row, side in zip(rows, sides, strict=True))
     decided = new_better + old_better
     p_value = float(stats.binomtest(old_better, decided, alternative="greater").pvalue) if decided else 1.0
     reasons = []
@@ -139,10 +177,10 @@ def read_review(sheet: Path, key: Path, config: AbTestConfig) -> BlindResult:
             f"the new model is better on {new_better} photos, the old one on {old_better}, {equal} are equal; "
             f"artifacts on {new_artifacts} pictures of the new model"
         ]
-    notes = {row["photo"]: row["notes"] for row in rows if row["notes"]}
+    notes = {photo: row["notes"] for row, photo in zip(rows, known.photos, strict=True) if row["notes"]}
     return BlindResult(
-        decision, reasons, len(rows), new_better, old_better, equal, new_artifacts, old_artifacts, p_value, test,
-        version, notes,
+        decision, reasons, len(rows), new_better, old_better, equal, new_artifacts, old_artifacts, p_value,
+        known.review, known.test, known.version, notes,
     )  # fmt: skip
 
 
@@ -150,17 +188,63 @@ def _other(side: str) -> str:
     return "right" if side == "left" else "left"
 
 
-def _read_key(path: Path) -> tuple[str, str, dict[str, str]]:
+def _read_key(path: Path) -> _Key:
     data = files.read_json(path)
     try:
-        sides = {str(photo): str(side) for photo, side in data["new_side"].items()}
-        if not sides or set(sides.values()) - {"left", "right"}:
-            raise ValueError("sides")
-        return str(data["id"]), str(data["version"]), sides
+        cases = data["cases"]
+        photos, sides = [str(case["photo"]) for case in cases], [str(case["new_side"]) for case in cases]
+        numbers = [case["case"] for case in cases]
+        if not cases or set(sides) - {"left", "right"} or numbers != list(range(1, len(cases) + 1)):
+            raise ValueError("cases")
+        return _Key(str(data["review"]), str(data["id"]), str(data["version"]), photos, sides)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise PipelineError(
             "is not the key of a blind review", file=path, remedy=f"give the {KEY_FILE} that the A/B test wrote"
         ) from error
+
+
+def _match(rows: list[dict[str, str]], known: _Key, sheet: Path, key: Path) -> list[dict[str, str]]:
+    """The sheet's rows in the key's order, found by review id and case number.
+
+    Raises:
+        PipelineError: they are of another review, or are not the key's cases.
+    """
+    for review in sorted({row["review"].lower() for row in rows} - {known.review}):
+        raise PipelineError(
+            f"the sheet is of review {review!r}, the key of review {known.review!r}: sides would be mixed up",
+            file=sheet,
+            remedy=f"give the {KEY_FILE} that was written with the sheet ({key} belongs to test {known.test})",
+        )
+    found = {_number(row["case"]): row for row in rows}
+    if set(found) != set(range(1, len(known.photos) + 1)) or len(rows) != len(known.photos):
+        raise PipelineError(
+            "the sheet's photos are not those of the key",
+            file=sheet,
+            remedy=f"every case of the review once, 1 to {len(known.photos)}, numbered as in the sheet given out",
+        )
+    for case, photo in enumerate(known.photos, 1):
+        if not _same_name(found[case]["photo"], photo):
+            raise PipelineError(
+                f"case {case} is photo {found[case]['photo']!r}, in the key {photo!r}",
+                file=sheet,
+                remedy="keep the rows whole when sorting; where a spreadsheet rewrote the name, write it as in the key",
+            )
+    return [found[case] for case in range(1, len(known.photos) + 1)]
+
+
+def _number(text: str) -> float:
+    """A number as a spreadsheet writes it; NaN for other text."""
+    try:
+        return float(text.replace(",", "."))
+    except ValueError:
+        return math.nan
+
+
+def _same_name(written: str, name: str) -> bool:
+    """Is it the name, or what a spreadsheet makes of it: 1 of 00001, 1.23E+11 of 123456789012?"""
+    if unicodedata.normalize("NFC", written).casefold() == unicodedata.normalize("NFC", name).strip().casefold():
+        return True
+    return math.isclose(_number(written), _number(name), rel_tol=SAME_NUMBER)
 
 
 def _read_sheet(path: Path) -> list[dict[str, str]]:

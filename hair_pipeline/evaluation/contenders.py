@@ -7,6 +7,7 @@ SPEC is one of
     current      Stage 2's current adapters on their base
     production   the version that the registry says is in production; or the name of any registered version
     FOLDER       an exported version (model_index.json), or pictures `<image_id>.jpg|.jpeg|.png`
+The words and the registered versions come first: say `./production` for a folder of that name.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.cases import Case
 from hair_pipeline.evaluation.styles import StyleSource, TableStyles, current_styles, exported_styles
-from hair_pipeline.inputs.geometry import letterbox
+from hair_pipeline.inputs.geometry import letterbox, same_framing
+from hair_pipeline.inputs.k_hairstyle import image_id_of
 from hair_pipeline.inputs.upright import read_upright
 from hair_pipeline.models.base import base_reference, load_base
 from hair_pipeline.models.pipeline import HairInpaintPipeline
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.data import VectorTable
+from hair_pipeline.training.fingerprints import base_version
 from hair_pipeline.training.runs import current
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -138,7 +141,7 @@ class PictureContender:
         self.folder = folder
         self.label = f"pictures in {folder.name}"
         self.pictures = {
-            path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURE_SUFFIXES
+            image_id_of(path.name): path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURE_SUFFIXES
         }
         self.version = files.hash_files(self.pictures.values(), folder)[:VERSION_DIGITS]
 
@@ -160,7 +163,11 @@ class PictureContender:
                 return f"{path.name} is {size}, the photo {case.framing.width}x{case.framing.height}"
             picture = shown
         height, width = picture.shape[:2]
-        return Drawing(letterbox(width, height, case.sample.image.shape[0]).image(picture), None)
+        size = case.sample.image.shape[0]
+        photo_height, photo_width = case.sample.image[case.sample.window or ()].shape[:2]
+        if (width, height) != (size, size) and not same_framing(width, height, photo_width, photo_height):
+            return f"{path.name} is {width}x{height}, of another shape than the photo: cropped or rotated?"
+        return Drawing(letterbox(width, height, size).image(picture), None)
 
 
 def resolve(spec: str, settings: Settings, profile: Profile) -> Contender:
@@ -173,7 +180,8 @@ def resolve(spec: str, settings: Settings, profile: Profile) -> Contender:
         return untrained(settings, profile)
     if spec == "current":
         return stage2_current(settings, profile)
-    folder = Path(spec) if Path(spec).is_dir() else version_folder(spec, settings)
+    registered = spec == "production" or spec in _registry(settings)["versions"]
+    folder = Path(spec) if not registered and Path(spec).is_dir() else version_folder(spec, settings)
     if (folder / "model_index.json").exists():
         return exported(folder, settings, profile)
     if any(path.suffix.lower() in PICTURE_SUFFIXES for path in folder.iterdir()):
@@ -206,7 +214,7 @@ def untrained(settings: Settings, profile: Profile) -> ModelContender:
     reference = base_reference(settings, profile)
     base = load_base(reference, settings.models_dir)
     pipeline = _on_device(HairInpaintPipeline.from_base(base, profile.evaluation.scheduler))
-    version = f"base {Path(str(reference)).name}"
+    version = f"base {Path(str(reference)).name} {base_version(settings, profile)[:VERSION_DIGITS]}"
     return ModelContender("untrained base", version, pipeline, None, profile.stage2.resolution, profile)
 
 
@@ -245,8 +253,7 @@ def version_folder(spec: str, settings: Settings) -> Path:
     Raises:
         PipelineError: no such version, or nothing is in production.
     """
-    path = settings.registry_path
-    registry = files.read_json(path) if path.exists() else {"production": None, "versions": {}}
+    path, registry = settings.registry_path, _registry(settings)
     version = registry["production"] if spec == "production" else spec
     if version is None:
         raise PipelineError(
@@ -262,6 +269,13 @@ def version_folder(spec: str, settings: Settings) -> Path:
             remedy="say untrained, current, production, a registered version or a folder",
         )
     return files.confined(settings.training_root, registry["versions"][version]["folder"])
+
+
+def _registry(settings: Settings) -> dict[str, Any]:
+    """The registry's file; of a pipeline that has released nothing, an empty one."""
+    path = settings.registry_path
+    registry: dict[str, Any] = files.read_json(path) if path.exists() else {"production": None, "versions": {}}
+    return registry
 
 
 def _on_device(pipeline: Any) -> Any:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import filecmp
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
@@ -20,8 +21,10 @@ from hair_pipeline.models.feature_extractor import load_feature_extractor
 from hair_pipeline.models.perceptual import load_perceptual
 from hair_pipeline.models.recogniser import load_recogniser, recogniser_path
 from hair_pipeline.models.style_classifier import StyleClassifier
+from hair_pipeline.models.weights import INCEPTION_FILE, STAND_IN_PERCEPTUAL, find_weight
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
+from hair_pipeline.training.fingerprints import weights_version
 from hair_pipeline.training.runs import current
 
 log = logging.getLogger(__name__)
@@ -78,11 +81,30 @@ def load_judges(settings: Settings, profile: Profile, *, sets: bool = True) -> J
 
 
 def judges_version(settings: Settings, profile: Profile) -> str:
-    """Changes whenever a judge does: the stand-ins' cards, the trained classifier, the weights the profile names."""
-    cards = sorted(path for path in settings.sample_models_dir.glob("*.json") if path.is_file())
-    classifier = settings.runs / "style-classifier" / "current.json"
-    texts = [path.read_bytes() for path in [*cards, classifier] if path.exists()]
-    return hash_bytes(profile.models.model_dump_json(), *texts)
+    """Changes whenever a judge does: by the content of its weights, or by their absence."""
+    trunk = profile.models.perceptual
+    inception = settings.models_dir / INCEPTION_FILE
+    versions: tuple[Callable[[], str], ...] = (
+        lambda: _recogniser_version(settings, profile, "evaluation"),
+        lambda: _recogniser_version(settings, profile, "loss"),
+        lambda: weights_version(find_weight(f"lpips_{trunk}.safetensors", settings)),
+        lambda: weights_version(find_weight(STAND_IN_PERCEPTUAL, settings)),
+        lambda: weights_version(inception),
+        lambda: current("style-classifier", settings).version,
+    )
+    return hash_bytes(profile.models.model_dump_json(), *(_or_absent(version) for version in versions))
+
+
+def _recogniser_version(settings: Settings, profile: Profile, which: Literal["loss", "evaluation"]) -> str:
+    path = recogniser_path(settings, profile, which=which)
+    return "absent" if path is None else weights_version(path)
+
+
+def _or_absent(version: Callable[[], str]) -> str:
+    try:
+        return version()
+    except PipelineError:
+        return "absent"
 
 
 def _or_reason(load: Any, settings: Settings, profile: Profile, device: torch.device) -> Judge[Any]:

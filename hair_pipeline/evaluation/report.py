@@ -20,12 +20,12 @@ from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation import leakage, pictures
 from hair_pipeline.evaluation.cases import Case, ValidationPlan, load_cases, plan_validation
 from hair_pipeline.evaluation.contenders import Contender, Drawing, ModelContender, stage2_current, untrained
-from hair_pipeline.evaluation.judges import judges_version, load_judges
+from hair_pipeline.evaluation.fingerprints import current_model, held_out_vectors, measured_with
+from hair_pipeline.evaluation.judges import load_judges
 from hair_pipeline.evaluation.ledger import Ledger
 from hair_pipeline.evaluation.measure import Measurements, measure
 from hair_pipeline.evaluation.report_files import ReportResult, reusable, shown_cases, write_pointer, write_report
 from hair_pipeline.evaluation.results import summarise
-from hair_pipeline.evaluation.schema import SCHEMA
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.processing.leakage import stored_leakage
 from hair_pipeline.profile import Profile
@@ -69,6 +69,13 @@ def evaluate(settings: Settings, profile: Profile) -> ReportResult:
     contenders = {"model": stage2_current(settings, profile, styles), "base": untrained(settings, profile)}
     ledger = Ledger(_unfinished(folder, fingerprint), list(contenders))
     _Run(plan, identities, contenders, judges, ledger, settings, profile).all()
+    if not ledger.rows["model"]:
+        ledger.close()
+        raise PipelineError(
+            "no held-out photo can be read any more",
+            file=settings.k_hairstyle_root,
+            remedy="; ".join(f"{name}: {reason}" for name, reason in list(ledger.left_out.items())[:3]),
+        )
     measured = {name: ledger.measurements(name) for name in contenders}
     bald = stored_leakage(settings, profile.processing)
     results = {
@@ -124,6 +131,9 @@ class _Run:
         return f"{ids[pair[0]]}|{ids[pair[1]]}"
 
     def _batch(self, cases: list[Case], swapped: set[str], lost: dict[str, str]) -> None:
+        if not cases:  # no photo of the batch can be read any more
+            self.ledger.add([], {}, lost)
+            return
         drawn = {name: _draw(contender, cases) for name, contender in self.contenders.items()}
         measured = measure(cases, drawn, self.judges)
         self._add_swaps(cases, drawn["model"], measured["model"], swapped)
@@ -168,10 +178,8 @@ def _cells(case: Case, finals: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _fingerprint(version: str, plan: ValidationPlan, settings: Settings, profile: Profile) -> str:
     """Over everything the report depends on: model, photos, judges and settings."""
     return files.hash_bytes(
-        str(SCHEMA),
-        version,
+        current_model(version, settings, profile),
         json.dumps(plan.rows[["image_id", "content_hash"]].to_numpy().tolist()),
-        judges_version(settings, profile),
-        profile.evaluation.model_dump_json(),
-        profile.processing.model_dump_json(),
+        held_out_vectors(settings),
+        measured_with(settings, profile),
     )

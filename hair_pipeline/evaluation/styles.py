@@ -126,6 +126,20 @@ def current_styles(settings: Settings, profile: Profile) -> StyleSource:
     return _open(profile.style_vectors.source, trained, classifier, profile.processing.patches)
 
 
+def styles_version(settings: Settings, profile: Profile) -> str:
+    """Content version of the weights that `current_styles` reads.
+
+    Raises:
+        PipelineError: as `current_styles`.
+    """
+    source = profile.style_vectors.source
+    if source == "clip":
+        return ClipSource(settings, profile).version
+    trained = {"patch_encoder": ("patch-encoder",), "classifier": ("style-classifier",)}
+    runs = trained.get(source, ("patch-encoder", "style-classifier"))
+    return files.hash_bytes(source, *(current(run, settings).version for run in runs))
+
+
 def _open(source: str, encoder: Path, classifier: Path, patches: PatchConfig) -> StyleSource:
     """The styles of a source other than clip; only the files it needs are read."""
     if source == "patch_encoder":

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,8 +26,12 @@ PHOTOS = [f"photo {number}" for number in range(20)]
 def key(tmp_path: Path) -> Path:
     """The new model stands left on even photos and right on odd ones."""
     path = tmp_path / "blind_key.json"
-    sides = {photo: ("left", "right")[number % 2] for number, photo in enumerate(PHOTOS)}
-    path.write_text(json.dumps({"id": "t1", "version": "v1", "new_side": sides}))
+    return write_key(path, PHOTOS)
+
+
+def write_key(path: Path, photos: list[str]) -> Path:
+    cases = [{"case": n + 1, "photo": photo, "new_side": new_is(n)} for n, photo in enumerate(photos)]
+    path.write_text(json.dumps({"review": "bcdf", "id": "t1", "version": "v1", "cases": cases}))
     return path
 
 
@@ -35,7 +40,7 @@ def fill(path: Path, answer: Callable[[int], tuple[str, str, str]], delimiter: s
     writer = csv.writer(text, delimiter=delimiter)
     writer.writerow(COLUMNS)
     for number, photo in enumerate(PHOTOS):
-        writer.writerow([number + 1, photo, *answer(number), "rim; left" if number == 3 else ""])
+        writer.writerow(["bcdf", number + 1, photo, *answer(number), "rim; left" if number == 3 else ""])
     path.write_text(text.getvalue(), encoding="utf-8-sig")
     return path
 
@@ -95,28 +100,76 @@ def test_unfinished_foreign_and_broken_sheets_are_explained(tmp_path: Path, key:
         read_review(tmp_path / "other.csv", key, CONFIG)
     with pytest.raises(PipelineError, match="cannot be read"):
         read_review(tmp_path / "none.csv", key, CONFIG)
-    (tmp_path / "key.json").write_text('{"id": "t1", "new_side": {"a": "up"}}')
+    case = {"case": 1, "photo": "a", "new_side": "up"}
+    (tmp_path / "key.json").write_text(json.dumps({"review": "b", "id": "t1", "version": "v1", "cases": [case]}))
     with pytest.raises(PipelineError, match="not the key"):
         read_review(whole, tmp_path / "key.json", CONFIG)
+
+
+def test_a_sheet_of_another_review_is_refused_though_its_photos_are_the_same(tmp_path: Path, key: Path) -> None:
+    sheet = fill(tmp_path / "sheet.csv", lambda n: (new_is(n), "no", "no"))
+    key.write_text(key.read_text().replace("bcdf", "ghjk"))
+    with pytest.raises(PipelineError, match="review 'bcdf', the key of review 'ghjk'"):
+        read_review(sheet, key, CONFIG)
+
+
+def test_names_that_a_spreadsheet_rewrites_are_understood_and_swapped_ones_are_not(tmp_path: Path) -> None:
+    key = write_key(tmp_path / "key.json", ["00001", "123456789012", "Ann", "00004"])
+    head = ",".join(COLUMNS)
+    rows = [
+        "BCDF,2,1.23E+11,right,no,no,",
+        "bcdf,1,1,left,no,no,rim",
+        "bcdf,3,ann,left,no,no,",
+        "bcdf,4.0,4,right,no,no,",
+    ]
+    sheet = tmp_path / "sheet.csv"
+    sheet.write_text("\n".join([head, *rows]))
+    result = read_review(sheet, key, CONFIG)
+    assert (result.new_better, result.old_better, result.review) == (4, 0, "bcdf")
+    assert result.notes == {"00001": "rim"}
+    sheet.write_text("\n".join([head, *rows]).replace("1,1,left", "1,4,left"))
+    with pytest.raises(PipelineError, match="case 1 is photo '4', in the key '00001'"):
+        read_review(sheet, key, CONFIG)
+
+
+def test_a_review_that_was_given_away_keeps_its_sides_whatever_is_run_again(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is moved to the reviewer; later the test is killed, after the review and before the verdict."""
+    arguments = (world.inputs.customers, "untrained", "current", tmp_path / "ab", world.settings, world.profile)
+    out = run_ab_test(*arguments).folder
+    key = (out / "blind_key.json").read_text()
+    page = (out / "blind" / "review.html").read_text()
+    assert json.loads(key)["review"] in page
+    shutil.rmtree(out / "blind")
+    stamp = (out / "verdict.json").stat().st_mtime_ns
+    run_ab_test(*arguments)
+    assert (out / "verdict.json").stat().st_mtime_ns == stamp
+    (out / "verdict.json").unlink()
+    monkeypatch.setattr("secrets.choice", lambda _: pytest.fail("sides are drawn again"))
+    run_ab_test(*arguments)
+    assert (out / "blind_key.json").read_text() == key
+    assert (out / "blind" / "review.html").read_text() == page
 
 
 def test_the_test_hides_the_sides_and_its_sheet_becomes_a_sign_off(world: World, tmp_path: Path) -> None:
     out = tmp_path / "ab"
     result = run_ab_test(world.inputs.customers, "untrained", "current", out, world.settings, world.profile)
     key = json.loads((out / "blind_key.json").read_text())
-    assert set(key["new_side"].values()) <= {"left", "right"}
+    sides = [case["new_side"] for case in key["cases"]]
+    assert set(sides) <= {"left", "right"}
     assert {path.name for path in (out / "blind").iterdir()} == {"review.html", "sheet.csv"}
     page = (out / "blind" / "review.html").read_text()
     assert not re.search(r"(src|href)\s*=\s*[\"']?\s*(https?:|//|file:)", page)
     for secret in (result.version, "untrained", "new_side", "Stage 2"):
         assert secret not in page
-    assert page.count("data:image/jpeg;base64,") == 3 * len(key["new_side"])
+    assert page.count("data:image/jpeg;base64,") == 3 * len(sides)
 
     version = tmp_path / "registry_root" / "checkpoints" / result.version
     version.mkdir(parents=True)
     registry = Registry(tmp_path / "registry_root" / "registry" / "registry.json")
     rows = list(csv.reader(io.StringIO((out / "blind" / "sheet.csv").read_text("utf-8-sig"))))
-    filled = [rows[0]] + [[*row[:2], key["new_side"][row[1]], "no", "no", ""] for row in rows[1:]]
+    filled = [rows[0]] + [[*row[:3], side, "no", "no", ""] for row, side in zip(rows[1:], sides, strict=True)]
     (tmp_path / "filled.csv").write_text("\n".join(",".join(row) for row in filled))
     arguments = (result.version, tmp_path / "filled.csv", out / "blind_key.json", "Kim", CONFIG)
     with pytest.raises(PipelineError, match="no version"):
@@ -128,5 +181,5 @@ def test_the_test_hides_the_sides_and_its_sheet_becomes_a_sign_off(world: World,
     assert import_review(registry, *arguments).decision == "approve"
     (entry,) = registry.show(result.version)["sign_offs"]
     assert (entry["reviewer"], entry["decision"]) == ("Kim", "approve")
-    assert entry["blind_review"]["new_better"] == len(key["new_side"])
+    assert entry["blind_review"]["new_better"] == len(sides)
     assert registry.obstacles(result.version) == []

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,17 @@ import torch
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.ab_test import run_ab_test
-from hair_pipeline.evaluation.cases import Case
-from hair_pipeline.evaluation.contenders import Drawing, ModelContender, resolve
+from hair_pipeline.evaluation.cases import Case, plan_validation
+from hair_pipeline.evaluation.contenders import Drawing, ModelContender, PictureContender, resolve
 from hair_pipeline.evaluation.judges import SAME_AS_LOSS, load_judges
 from hair_pipeline.evaluation.metrics.definitions import METRICS
 from hair_pipeline.evaluation.report import evaluate
 from hair_pipeline.evaluation.report_tables import worst_cases
 from hair_pipeline.evaluation.schema import MetricEntry, MetricsFile, VerdictFile
 from hair_pipeline.files import read_image
+from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.models.recogniser import SmallFaceNet, export_onnx
+from hair_pipeline.training.data import read_style_vectors
 from hair_pipeline_tests.evaluation.tiny_world import World, cases_of, make_world, write_stage2
 from hair_pipeline_tests.inputs.tiny_inputs import write_rgb
 
@@ -167,7 +170,7 @@ def test_two_people_give_a_report_without_intervals_and_no_verdict(tmp_path: Pat
     assert data["people"] == 1
     assert "no other held-out person" in data["metrics"]["curl_accuracy_transfer"]["reason"]
     assert data["metrics"]["halo"]["ci_low"] is None
-    assert_self_contained(result.report_path)
+    assert "too few people" in assert_self_contained(result.report_path)
     verdict = run_ab_test(None, "untrained", "current", tmp_path / "ab", world.settings, world.profile)
     assert verdict.verdict == "inconclusive"
 
@@ -273,6 +276,51 @@ def test_a_model_without_finite_values_is_an_error_in_the_report_and_no_approval
     assert data["failures"] == 2
     assert sum(name.startswith("new model: ") for name in data["left_out"]) == 2
     assert result.verdict != "approve"
+
+
+def test_photos_that_vanished_are_left_out_and_without_any_there_is_no_report(tmp_path: Path) -> None:
+    world = make_world(tmp_path, people=5, customers=0)
+    evaluation = world.profile.evaluation.model_copy(update={"batch_size": 1})
+    profile = world.profile.model_copy(update={"evaluation": evaluation})
+    catalog = read_catalog(world.settings.catalog_path)
+    held_out = plan_validation(catalog, read_style_vectors(world.settings.processed / "style_vectors"), None).rows
+    first, *others = [world.settings.k_hairstyle_root / path for path in held_out["image_path"]]
+    first.unlink()
+    result = evaluate(world.settings, profile)
+    data = json.loads((result.folder / "metrics.json").read_text())
+    assert held_out["image_id"][0] in data["left_out"]
+    assert data["metrics"]["halo"]["n"] > 0
+    shutil.rmtree(result.folder)
+    for path in others:
+        path.unlink()
+    with pytest.raises(PipelineError, match="no held-out photo can be read"):
+        evaluate(world.settings, profile)
+
+
+def test_pictures_of_another_shape_are_refused_and_names_may_be_decomposed(world: World, tmp_path: Path) -> None:
+    case = cases_of(world)[0]
+    size = case.sample.image.shape[0]
+    window = slice(0, size), slice(size // 6, size - size // 6)  # a photo of 2:3
+    case = replace(case, sample=replace(case.sample, image_id="Zo\u00eb", window=window))
+    width = window[1].stop - window[1].start
+    for shape, fits in (((size * 2, width * 2), True), ((size, size), True), ((width, size), False)):
+        folder = tmp_path / f"{shape[0]}x{shape[1]}"
+        folder.mkdir()
+        write_rgb(folder / "Zoe\u0308.png", np.zeros((*shape, 3), np.uint8))
+        (drawn,) = PictureContender(folder).draw([case])
+        assert isinstance(drawn, Drawing) == fits
+        assert fits or "another shape" in str(drawn)
+
+
+def test_a_folder_called_production_does_not_hide_the_registry(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "production").mkdir()
+    write_rgb(tmp_path / "production" / "a.png", np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(PipelineError, match="no version is in production"):
+        resolve("production", world.settings, world.profile)
+    assert isinstance(resolve("./production", world.settings, world.profile), PictureContender)
 
 
 def test_the_documented_schema_names_every_field() -> None:

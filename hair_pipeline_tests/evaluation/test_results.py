@@ -52,7 +52,7 @@ def test_a_difference_is_paired_by_picture() -> None:
 
 
 def test_equal_models_do_not_differ_and_what_was_not_measured_has_no_difference() -> None:
-    values = np.linspace(0.2, 0.8, 8)
+    values = np.linspace(0.2, 0.8, 10)
     results = summarise(measured(values), JUDGES, baseline=measured(values))
     same = results["lpips_hair"].difference
     assert same is not None

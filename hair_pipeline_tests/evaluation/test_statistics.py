@@ -5,7 +5,7 @@ import pytest
 
 from hair_pipeline.evaluation.ab_rule import decide
 from hair_pipeline.evaluation.statistics import mean_by_person
-from hair_pipeline.profile import AbTestConfig
+from hair_pipeline.profile import AbTestConfig, load_profile
 
 CONFIG = AbTestConfig(bootstrap_samples=400)
 
@@ -31,10 +31,12 @@ def test_missing_values_are_left_out_and_nothing_is_null_not_zero() -> None:
     empty = mean_by_person([np.nan, np.nan], ["a", "b"], why_empty="no reliable face")
     assert empty.value is None
     assert empty.reason == "no reliable face"
-    lonely = mean_by_person([0.5, 0.7], ["a", "a"])
-    assert lonely.value == pytest.approx(0.6)
-    assert lonely.ci_low is None
-    assert lonely.reason is not None
+    for few in (["a", "a", "a", "a", "a"], ["a", "b", "c", "d", "d"]):
+        estimate = mean_by_person([0.5, 0.7, 0.6, 0.6, 0.6], few)
+        assert estimate.value == pytest.approx(0.6)
+        assert estimate.ci_low is None
+        assert "too few people" in str(estimate.reason)
+    assert mean_by_person([0.5, 0.7, 0.6, 0.6, 0.6], list("abcde")).ci_low is not None
 
 
 def simulate(rng: np.random.Generator, gain: float, people: int = 100, photos: int = 1) -> str:
@@ -108,6 +110,20 @@ def test_worse_identity_is_never_approved_whatever_the_hair() -> None:
     assert "identity" in decision.reasons[0]
 
 
+@pytest.mark.parametrize(("lpips", "verdict"), [(0.48, "reject"), (0.315, "inconclusive"), (0.29, "approve")])
+def test_much_worse_hair_is_never_approved_whatever_the_identity(lpips: float, verdict: str) -> None:
+    """A low identity that doubles is a gain of 100%, which would outweigh any loss of hair."""
+    rng = np.random.default_rng(3)
+    n = 100
+    old, new = rng.normal(0.30, 0.03, n), rng.normal(lpips, 0.03, n)
+    identity = rng.normal(0.25, 0.02, n)
+    decision = decide(np.arange(n).astype(str), old, new, identity, identity + 0.25, CONFIG)
+    assert decision.improvement.ci_low is not None
+    assert decision.improvement.ci_low > 0.05
+    assert decision.verdict == verdict
+    assert any("hair" in reason for reason in decision.reasons)
+
+
 def test_without_identity_or_people_the_rule_is_inconclusive_and_says_why() -> None:
     n = 20
     good, better = np.full(n, 0.3), np.full(n, 0.1)
@@ -119,6 +135,11 @@ def test_without_identity_or_people_the_rule_is_inconclusive_and_says_why() -> N
     few = decide(np.arange(3).astype(str), good[:3], better[:3], good[:3], good[:3], CONFIG)
     assert few.verdict == "inconclusive"
     assert "3 people" in few.reasons[0]
+
+
+@pytest.mark.parametrize("name", ["rtx24gb", "h100"])
+def test_profiles_for_real_photos_ask_for_many_people(name: str) -> None:
+    assert load_profile(name).ab_test.min_people >= 50
 
 
 def test_old_pictures_that_are_the_photos_themselves_leave_no_gain_to_compute() -> None:

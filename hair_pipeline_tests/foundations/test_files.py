@@ -46,6 +46,16 @@ def test_a_disk_that_fills_up_keeps_the_old_file_and_leaves_no_part(tmp_path: Pa
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])
+def test_files_get_the_permissions_that_the_umask_leaves(tmp_path: Path, umask: int):
+    before = os.umask(umask)
+    try:
+        write_bytes(tmp_path / "a", b"private")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
 def test_an_exception_while_writing_leaves_no_part(tmp_path: Path):
     def write_half() -> None:
         with atomic_open(tmp_path / "a") as file:

@@ -47,7 +47,7 @@ class Day:
         profile["automation"] = {"interval_seconds": 1, "retrain_new_people": 1, "attempts": 2}
         profile["stage2"] |= {"max_steps": 30, "checkpoint_every": 5}
         # any difference is good enough: what is tested is who decides, not how good four steps of training are
-        profile["ab_test"] |= {"min_improvement": -1000.0, "identity_margin": 2.0, "min_people": 2}
+        profile["ab_test"] |= {"min_improvement": -1000.0, "lpips_margin": 1000.0, "identity_margin": 2.0}
         (root / "profile.yaml").write_text(yaml.safe_dump(profile))
         self.settings = self.inputs.settings(profile=str(root / "profile.yaml"))
         self.registry = Registry(self.settings.registry_path)
@@ -66,7 +66,7 @@ class Day:
         self.daemon: subprocess.Popen[bytes] | None = None
 
     def people(self, number: int):
-        return write_tiny_inputs(self.root, people=number, views=3, size=256, customers=3)
+        return write_tiny_inputs(self.root, people=number, views=3, size=256, customers=5)
 
     def start(self) -> None:
         """Start the daemon, in a process group of its own."""

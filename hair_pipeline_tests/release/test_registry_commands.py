@@ -38,9 +38,10 @@ def served(root: Path) -> str:
 
 def test_from_the_blind_sheet_to_production_and_back(root: Path) -> None:
     key, sheet = root / "key.json", root / "sheet.csv"
-    key.write_text(json.dumps({"id": "t1", "version": "a", "new_side": {"anna": "left"}}))
+    cases = [{"case": 1, "photo": "anna", "new_side": "left"}]
+    key.write_text(json.dumps({"review": "bcdf", "id": "t1", "version": "a", "cases": cases}))
     with sheet.open("w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, ("1", "anna", "left", "no", "no", "nice")])
+        csv.writer(file).writerows([COLUMNS, ("bcdf", "1", "anna", "left", "no", "no", "nice")])
     said = hair_pipeline("import-review", "a", "--sheet", str(sheet), "--key", str(key), "--reviewer", "Kim")
     assert "a: approve by Kim (1 photos)" in said
     assert "production: a (before: nothing)" in hair_pipeline("promote", "a")

@@ -16,7 +16,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
-from hair_pipeline.evaluation.statistics import Estimate, missing
+from hair_pipeline.evaluation.statistics import Estimate, missing, too_few
 
 MIN_IMAGES = 4
 """Below it neither distance is computed."""
@@ -117,9 +117,9 @@ def _over_people(statistic: Callable[[np.ndarray], float], person: np.ndarray) -
     """A statistic of the images kept, by a bool mask (N,), with the grouped jackknife's interval over persons."""
     n, people = len(person), len(np.unique(person))
     value = statistic(np.ones(n, bool))
+    if (reason := too_few(people)) is not None:
+        return Estimate(value, n=n, people=people, reason=reason)
     groups = min(people, JACKKNIFE_GROUPS)
-    if groups < 3:
-        return Estimate(value, n=n, people=people, reason="no interval: fewer than three people")
     left_out = [statistic(person % groups != g) for g in range(groups)]
     error = np.sqrt((groups - 1) / groups * np.sum((np.array(left_out) - np.mean(left_out)) ** 2))
     reach = float(-special.stdtrit(groups - 1, 0.025) * error)
