@@ -80,12 +80,13 @@ def run_ab_test(
     other = opponent(candidate, settings) if old == "production" else old
     contenders = {"old": resolve(other, settings, profile), "new": candidate}
     photos = _customer_photos(customers, settings, profile) if customers else _validation_photos(settings, profile)
-    identifier = _identifier(contenders, photos, judges_version(settings, profile), profile)
+    first_opponent = other in ("untrained", profile.ab_test.first_opponent)
+    identifier = _identifier(contenders, photos, judges_version(settings, profile), profile, first_opponent)
     managed = out.absolute() == (settings.reports / "ab").absolute()
     folder = out / identifier if managed else out
     done = reusable(folder, identifier)
     if done is None:
-        done = _run(folder, identifier, contenders, photos, settings, profile)
+        done = _run(folder, identifier, contenders, photos, settings, profile, first_opponent)
     if managed:
         write_pointer(out, identifier, done.version, done.verdict, folder)
     return done
@@ -98,6 +99,7 @@ def _run(
     photos: _Photos,
     settings: Settings,
     profile: Profile,
+    first_opponent: bool,
 ) -> VerdictResult:
     judges = load_judges(settings, profile, sets=False)
     ledger = Ledger(_unfinished(folder, identifier), MODELS)
@@ -131,7 +133,8 @@ def _run(
         "new": summarise(measured["new"], judges, baseline=measured["old"]),
     }
     told = Photos(photos.origin, photos.fingerprint, left_out, failures)
-    result = write_verdict(folder, identifier, decision, identity, results, frames, contenders, told, ledger, profile)
+    arguments = decision, identity, results, frames, contenders, told, ledger, profile
+    result = write_verdict(folder, identifier, *arguments, first_opponent=first_opponent)
     ledger.close()
     return result
 
@@ -179,16 +182,18 @@ def _validation_photos(settings: Settings, profile: Profile) -> _Photos:
     return _Photos(ids, batches, origin, dict(plan.left_out), content)
 
 
-def _identifier(contenders: dict[str, Contender], photos: _Photos, judges: str, profile: Profile) -> str:
+def _identifier(
+    contenders: dict[str, Contender], photos: _Photos, judges: str, profile: Profile, first_opponent: bool
+) -> str:
     """12 hex digits over both models, the photos, the judges and the settings."""
     return files.hash_bytes(
         str(SCHEMA),
-        contenders["old"].version,
-        contenders["new"].version,
+        *(part for contender in contenders.values() for part in (contender.version, str(contender.settings))),
         photos.fingerprint,
         profile.ab_test.model_dump_json(),
         profile.evaluation.model_dump_json(),
         profile.processing.bald.model_dump_json(),
+        str(first_opponent),
         judges,
     )[:12]
 
