@@ -87,7 +87,8 @@ class ModelContender:
         self.label, self.version = label, version
         self.pipeline, self.styles, self.resolution, self.profile = pipeline, styles, resolution, profile
         self.card, self.prepared = card, prepared
-        self.settings = PictureSettings.of(profile) if card is None else PictureSettings.of_card(card)
+        own = PictureSettings.of(profile) if card is None else PictureSettings.of_card(card)
+        self.settings: PictureSettings | None = own
         self.pipeline.set_progress_bar_config(disable=True)
 
     def draw(self, cases: Sequence[Case]) -> list[Drawing | str]:
@@ -129,13 +130,15 @@ class ModelContender:
     def _with_own_removal(self, case: Case) -> Case:
         """The case with the hair removed as this version removes it; a bald image that a customer sent stays."""
         assert self.prepared is not None
-        sample = case.sample
-        arguments: Any = (sample.image, sample.hair_mask, sample.face_mask)
-        where: Any = {"box": sample.box, "window": sample.window}
-        if not np.array_equal(make_bald(*arguments, self.prepared, **where)[0], case.bald):
+        if not np.array_equal(_removed(case, self.prepared)[0], case.bald):
             return case
-        bald, repaint = make_bald(*arguments, self.profile.processing.bald, **where)
+        bald, repaint = _removed(case, self.profile.processing.bald)
         return replace(case, bald=bald, repaint_mask=repaint)
+
+
+def _removed(case: Case, config: BaldConfig) -> tuple[np.ndarray, np.ndarray]:
+    sample = case.sample
+    return make_bald(sample.image, sample.hair_mask, sample.face_mask, config, box=sample.box, window=sample.window)
 
 
 def _stack(vectors: list[np.ndarray | None]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -153,7 +156,7 @@ class PictureContender:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.settings = None
+        self.settings: PictureSettings | None = None
         self.label = f"pictures in {folder.name}"
         self.pictures = {
             path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURE_SUFFIXES

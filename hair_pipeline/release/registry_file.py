@@ -405,6 +405,8 @@ def _rejected_by(record: Mapping[str, Any]) -> Names:
 
 def _other_opponent(verdict: Mapping[str, Any], production: str | None) -> str | None:
     """What is wrong if the approval was won against another model than the one that would be replaced."""
+    if "against_first" not in verdict:
+        return "its verdict does not say which version it was compared with"
     against = verdict.get("against_version")
     if production is None and not verdict.get("against_first"):
         return (

@@ -44,13 +44,11 @@ def other_settings(world: World) -> World:
     return replace(world, profile=profile.model_copy(update={"evaluation": sampler, "processing": processing}))
 
 
-def judge(world: World, verdict: str) -> None:
+def judge(world: World, verdict: str, old: str = "untrained") -> None:
     """Evaluate, run the A/B test, then let it say `verdict`."""
     settings = world.settings
     evaluate(settings, world.profile)
-    result = run_ab_test(
-        world.inputs.customers, "untrained", "current", settings.reports / "ab", settings, world.profile
-    )
+    result = run_ab_test(world.inputs.customers, old, "current", settings.reports / "ab", settings, world.profile)
     path = result.folder / "verdict.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"verdict": verdict}))
 

@@ -50,7 +50,7 @@ def eval_report(pipeline: PipelineResource) -> dg.MaterializeResult:
     deps=[stage2_checkpoint, eval_report],
     description="The new model against the one in production (or the untrained base) on customer images: approve, "
     "reject or inconclusive; and a blind review for people.",
-    code_version="4",
+    code_version="5",
     kinds={"torch", "html"},
     **GPU,
 )
@@ -80,8 +80,8 @@ def ab_verdict(pipeline: PipelineResource) -> dg.MaterializeResult:
     group_name="release",
     deps=[ab_verdict, eval_report, stage2_checkpoint, patch_encoder],
     description="The released files: the merged UNet, LoRA and IP-Adapter in diffusers format, the patch encoder. "
-    "Refused unless the evaluation is whole and the verdict is `approve`.",
-    code_version="2",
+    "Refused unless the evaluation is whole and the verdict is `approve`, won with the profile's settings.",
+    code_version="3",
     kinds={"torch", "diffusers"},
     **GPU,
 )
@@ -104,9 +104,9 @@ def exported_weights(pipeline: PipelineResource) -> dg.MaterializeResult:
 @dg.asset(
     group_name="release",
     deps=[exported_weights, ab_verdict],
-    description="Records version, hashes and verdict; promotes to production only with `approve` and a person's "
-    "sign-off, then writes the server's config, restarts it and asks for its health. Without a sign-off the version "
-    "waits as a candidate.",
+    description="Records version, hashes and verdict; promotes to production only with `approve` against the "
+    "version in production and a person's sign-off, then writes the server's config, restarts it and asks for its "
+    "health. Without a sign-off the version waits as a candidate.",
     code_version="2",
     kinds={"json"},
     **CPU,
