@@ -70,7 +70,8 @@ def import_sheet(
 
 @registry_app.command(name="promote")
 def promote(version: Annotated[str, typer.Argument(help="A version of `registry list`.")]) -> None:
-    """Put a version into production; refused without an `approve` verdict, a sign-off and intact files.
+    """Put a version into production; refused without an `approve` verdict against the version that is in production,
+    a sign-off of that test, and intact files.
 
     Then the server's config is written, the restart commands run and the server's health is asked for, as far as the
     profile's `release` says so. If that fails, the earlier version is put back, on the server too.
@@ -82,11 +83,14 @@ def promote(version: Annotated[str, typer.Argument(help="A version of `registry 
 
 
 @registry_app.command(name="rollback")
-def rollback(reason: Annotated[str, typer.Option(help="Kept in the history.")] = "") -> None:
+def rollback(
+    reason: Annotated[str, typer.Option(help="Kept in the history.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Also to a version that a person has rejected.")] = False,
+) -> None:
     """Put the previous production version back, on the server too."""
     from hair_pipeline.release.registry import rollback_and_deploy
 
-    version = rollback_and_deploy(_registry(), reason, load_settings().profile_values.release)
+    version = rollback_and_deploy(_registry(), reason, load_settings().profile_values.release, force=force)
     typer.echo(f"production: {version}")
 
 

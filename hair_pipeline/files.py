@@ -175,8 +175,11 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (text + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, remedy: str = "delete it and materialise again") -> Any:
     """Read a JSON file.
+
+    Args:
+        remedy: what to do about a file that is not JSON.
 
     Raises:
         PipelineError: the file is missing or is not JSON.
@@ -186,7 +189,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise PipelineError("no such file", file=path, remedy="materialise the asset that writes it") from error
     except (ValueError, UnicodeDecodeError) as error:
-        raise PipelineError(f"is not JSON ({error})", file=path, remedy="delete it and materialise again") from error
+        raise PipelineError(f"is not JSON ({error})", file=path, remedy=remedy) from error
 
 
 def hash_bytes(*parts: bytes | str) -> str:

@@ -7,7 +7,7 @@ Does not belong here: paths and the environment (`settings`), and any code that 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -312,7 +312,7 @@ class ReleaseConfig(Values):
     server_template: Path | None = Field(
         None, description="Jinja template of server_config ({{ version }}, {{ folder }}); JSON without one"
     )
-    restart_commands: tuple[tuple[str, ...], ...] = Field(
+    restart_commands: tuple[Annotated[tuple[str, ...], Field(min_length=1)], ...] = Field(
         (), description="run one after the other after a promotion, e.g. to restart the Celery worker and the API"
     )
     restart_timeout: float = Field(120.0, gt=0, description="seconds after which one restart command counts as failed")

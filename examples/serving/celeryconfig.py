@@ -23,6 +23,10 @@ else:
     }
     result_backend = f"file://{_results}"
 
+HEARTBEAT = b"hair-try-on-worker"
+"""Under this name in the result store the worker says which version it serves, every BEAT_SECONDS."""
+BEAT_SECONDS, STALE_SECONDS = 1.0, 5.0
+
 task_serializer = result_serializer = "json"
 accept_content = ["json"]
 task_acks_late = True  # a request is not lost when the worker is restarted

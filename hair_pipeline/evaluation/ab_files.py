@@ -122,12 +122,15 @@ def write_verdict(
     photos: Photos,
     ledger: Ledger,
     profile: Profile,
+    *,
+    first_opponent: bool,
 ) -> VerdictResult:
     """Write all files of the test; verdict.json last.
 
     Args:
         identity: column that the decision used: identity_raw or identity.
         results, frames, contenders: each by "old" and "new".
+        first_opponent: whether the old model is what a first version is compared with.
     """
     table = pd.concat([frame.assign(model=name) for name, frame in frames.items()], ignore_index=True)
     with files.atomic_path(folder / "per_image.parquet") as path:
@@ -144,8 +147,8 @@ def write_verdict(
         "made_at": made_at.isoformat(timespec="seconds"),
         "verdict": decision.verdict,
         "reasons": decision.reasons,
-        "old": {"label": old.label, "version": old.version},
-        "new": {"label": new.label, "version": new.version},
+        "old": _side(old) | {"first_opponent": first_opponent},
+        "new": _side(new),
         "photos": photos.origin,
         "images": len(frames["new"]),
         "people": decision.people,
@@ -199,6 +202,11 @@ def write_verdict(
     )
     files.write_json(folder / "verdict.json", checked(VerdictFile, content))
     return _result(folder, content)
+
+
+def _side(contender: Contender) -> dict[str, Any]:
+    settings = None if contender.settings is None else contender.settings.model_dump(mode="json")
+    return {"label": contender.label, "version": contender.version, "settings": settings}
 
 
 def _write_preview(keys: list[str], ledger: Ledger, path: Path) -> None:

@@ -80,12 +80,13 @@ def run_ab_test(
     other = opponent(candidate, settings) if old == "production" else old
     contenders = {"old": resolve(other, settings, profile), "new": candidate}
     photos = _customer_photos(customers, settings, profile) if customers else _validation_photos(settings, profile)
-    identifier = _identifier(contenders, photos, settings, profile)
+    first_opponent = other in ("untrained", profile.ab_test.first_opponent)
+    identifier = _identifier(contenders, photos, settings, profile, first_opponent)
     managed = out.absolute() == (settings.reports / "ab").absolute()
     folder = out / identifier if managed else out
     done = reusable(folder, identifier)
     if done is None:
-        done = _run(folder, identifier, contenders, photos, settings, profile)
+        done = _run(folder, identifier, contenders, photos, settings, profile, first_opponent)
     if managed:
         write_pointer(out, identifier, done.version, done.verdict, folder)
     return done
@@ -98,6 +99,7 @@ def _run(
     photos: _Photos,
     settings: Settings,
     profile: Profile,
+    first_opponent: bool,
 ) -> VerdictResult:
     judges = load_judges(settings, profile, sets=False)
     ledger = Ledger(_unfinished(folder, identifier), MODELS)
@@ -131,7 +133,8 @@ def _run(
         "new": summarise(measured["new"], judges, baseline=measured["old"]),
     }
     told = Photos(photos.origin, photos.fingerprint, left_out, failures)
-    result = write_verdict(folder, identifier, decision, identity, results, frames, contenders, told, ledger, profile)
+    arguments = decision, identity, results, frames, contenders, told, ledger, profile
+    result = write_verdict(folder, identifier, *arguments, first_opponent=first_opponent)
     ledger.close()
     return result
 
@@ -181,11 +184,18 @@ def _validation_photos(settings: Settings, profile: Profile) -> _Photos:
     return _Photos(ids, batches, origin, dict(plan.left_out), content)
 
 
-def _identifier(contenders: dict[str, Contender], photos: _Photos, settings: Settings, profile: Profile) -> str:
+def _identifier(
+    contenders: dict[str, Contender], photos: _Photos, settings: Settings, profile: Profile, first_opponent: bool
+) -> str:
     """12 hex digits over both models, the photos, the judges and the settings."""
-    models = (drawn_by(contenders[name], settings, profile) for name in MODELS)
+    models = (
+        part
+        for name in MODELS
+        for part in (drawn_by(contenders[name], settings, profile), str(contenders[name].settings))
+    )
     rule = profile.ab_test.model_dump_json()
-    return files.hash_bytes(*models, photos.fingerprint, rule, measured_with(settings, profile))[:12]
+    measured = measured_with(settings, profile)
+    return files.hash_bytes(*models, photos.fingerprint, rule, str(first_opponent), measured)[:12]
 
 
 def _run_batch(

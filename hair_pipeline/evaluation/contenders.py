@@ -13,7 +13,7 @@ The words and the registered versions come first: say `./production` for a folde
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,13 +24,15 @@ from diffusers.utils import logging
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.cases import Case
+from hair_pipeline.evaluation.picture_settings import PictureSettings, drawn_with
 from hair_pipeline.evaluation.styles import StyleSource, TableStyles, current_styles, exported_styles
 from hair_pipeline.inputs.geometry import letterbox, same_framing
 from hair_pipeline.inputs.k_hairstyle import image_id_of
 from hair_pipeline.inputs.upright import read_upright
 from hair_pipeline.models.base import base_reference, load_base
 from hair_pipeline.models.pipeline import HairInpaintPipeline
-from hair_pipeline.profile import Profile
+from hair_pipeline.processing.bald import make_bald
+from hair_pipeline.profile import BaldConfig, Profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.data import VectorTable
 from hair_pipeline.training.fingerprints import base_version
@@ -54,10 +56,12 @@ class Contender(Protocol):
 
     Attributes:
         label: for people. version: content hash or name, for provenance.
+        settings: what it draws with; None for finished pictures.
     """
 
     label: str
     version: str
+    settings: PictureSettings | None
 
     def draw(self, cases: Sequence[Case]) -> list[Drawing | str]:
         """One drawing per case, or the reason why there is none."""
@@ -69,7 +73,8 @@ class ModelContender:
 
     Args:
         pipeline: a `HairInpaintPipeline`. styles: where its style vectors come from; None for a model that takes none.
-        resolution: side at which it generates. card: hair_pipeline.json of an exported version.
+        resolution: side at which it generates. profile: what it draws with.
+        card: hair_pipeline.json of an exported version. prepared: the hair removal that its cases come with.
     """
 
     def __init__(
@@ -81,15 +86,20 @@ class ModelContender:
         resolution: int,
         profile: Profile,
         card: dict[str, Any] | None = None,
+        prepared: BaldConfig | None = None,
     ) -> None:
         self.label, self.version = label, version
         self.pipeline, self.styles, self.resolution, self.profile = pipeline, styles, resolution, profile
-        self.card = card
+        self.card, self.prepared = card, prepared
+        own = PictureSettings.of(profile) if card is None else PictureSettings.of_card(card)
+        self.settings: PictureSettings | None = own
         self.pipeline.set_progress_bar_config(disable=True)
 
     def draw(self, cases: Sequence[Case]) -> list[Drawing | str]:
         if not cases:
             return []
+        if self.prepared not in (None, self.profile.processing.bald):
+            cases = [self._with_own_removal(case) for case in cases]
         styles, style_present = _stack(
             [None if self.styles is None else self.styles.vector(case.reference) for case in cases]
         )
@@ -121,6 +131,19 @@ class ModelContender:
             Drawing(final, raw) if ok else "the model returned values that are not finite" for final, raw, ok in pairs
         ]
 
+    def _with_own_removal(self, case: Case) -> Case:
+        """The case with the hair removed as this version removes it; a bald image that a customer sent stays."""
+        assert self.prepared is not None
+        if not np.array_equal(_removed(case, self.prepared)[0], case.bald):
+            return case
+        bald, repaint = _removed(case, self.profile.processing.bald)
+        return replace(case, bald=bald, repaint_mask=repaint)
+
+
+def _removed(case: Case, config: BaldConfig) -> tuple[np.ndarray, np.ndarray]:
+    sample = case.sample
+    return make_bald(sample.image, sample.hair_mask, sample.face_mask, config, box=sample.box, window=sample.window)
+
 
 def _stack(vectors: list[np.ndarray | None]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Vectors, some of which may be missing -> ((B, D) with zero rows, (B,) bool), or (None, None) if all are."""
@@ -139,6 +162,7 @@ class PictureContender:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.settings: PictureSettings | None = None
         self.label = f"pictures in {folder.name}"
         self.pictures = {
             image_id_of(path.name): path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURE_SUFFIXES
@@ -238,13 +262,14 @@ def stage2_current(settings: Settings, profile: Profile, table: VectorTable | No
 
 
 def exported(folder: Path, settings: Settings, profile: Profile) -> ModelContender:
-    """A version's exported folder, with its own style encoder and generation size (hair_pipeline.json)."""
+    """A version's exported folder: its own style encoder, and the settings it was judged with (hair_pipeline.json)."""
     card = files.read_json(folder / "hair_pipeline.json")
     logging.disable_progress_bar()
     pipeline = _on_device(HairInpaintPipeline.from_pretrained(folder))
     styles = exported_styles(folder, settings, profile)
     version = card["version"]
-    return ModelContender(f"version {version}", version, pipeline, styles, card["resolution"], profile, card)
+    own, prepared = drawn_with(profile, card), profile.processing.bald
+    return ModelContender(f"version {version}", version, pipeline, styles, card["resolution"], own, card, prepared)
 
 
 def version_folder(spec: str, settings: Settings) -> Path:
@@ -274,7 +299,9 @@ def version_folder(spec: str, settings: Settings) -> Path:
 def _registry(settings: Settings) -> dict[str, Any]:
     """The registry's file; of a pipeline that has released nothing, an empty one."""
     path = settings.registry_path
-    registry: dict[str, Any] = files.read_json(path) if path.exists() else {"production": None, "versions": {}}
+    if not path.exists():
+        return {"production": None, "versions": {}}
+    registry: dict[str, Any] = files.read_json(path, remedy=f"restore it: cp {path}.bak {path}")
     return registry
 
 

@@ -23,6 +23,7 @@ from hair_pipeline.evaluation.html import number, write_page
 from hair_pipeline.evaluation.judges import SAME_AS_LOSS
 from hair_pipeline.evaluation.ledger import Ledger
 from hair_pipeline.evaluation.metrics.distribution import TRUSTED_IMAGES
+from hair_pipeline.evaluation.picture_settings import PictureSettings
 from hair_pipeline.evaluation.report_tables import confusion, confusion_tables, trends, worst_cases
 from hair_pipeline.evaluation.results import SET_METRICS, Result, as_json, for_page
 from hair_pipeline.evaluation.schema import SCHEMA, MetricsFile, checked, read_metrics
@@ -114,6 +115,7 @@ def write_report(
         "images": len(plan.rows),
         "people": people,
         "left_out": left_out,
+        "settings": PictureSettings.of(profile).model_dump(mode="json"),
         "warnings": _warnings(results["model"], people, left_out),
         "metrics": metrics,
         "confusion": confusion(frames["model"]),

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.evaluation.picture_settings import PictureSettings
 
 SCHEMA = 2
 
@@ -58,6 +59,7 @@ class MetricsFile(_Entry):
     images: int
     people: int
     left_out: dict[str, str] = Field(description="image id -> why it is not evaluated")
+    settings: PictureSettings | None = Field(None, description="what the model drew with")
     warnings: list[str]
     metrics: dict[str, MetricEntry]
     confusion: dict[str, list[list[int]]] = Field(
@@ -71,6 +73,10 @@ class Side(_Entry):
 
     label: str
     version: str
+    settings: PictureSettings | None = Field(None, description="what it drew with; null for finished pictures")
+    first_opponent: bool = Field(
+        False, description="whether it is what a first version is compared with: untrained, or ab_test.first_opponent"
+    )
 
 
 class VerdictFile(_Entry):

@@ -12,6 +12,7 @@ from typing import Any
 
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.evaluation.picture_settings import PictureSettings
 from hair_pipeline.evaluation.schema import read_metrics
 from hair_pipeline.settings import Settings
 
@@ -28,6 +29,8 @@ class VerdictRecord:
     Attributes:
         verdict: approve, reject or inconclusive. reasons: why.
         id: of the A/B test. version: the new model's. against: the old model's, in words.
+        against_version: the old model's version. against_first: whether it is what a first version is compared with.
+        settings: what the new model drew with, None in a verdict of an older program.
         path: verdict.json, relative to the training root. sha256: of its content.
     """
 
@@ -36,11 +39,16 @@ class VerdictRecord:
     id: str
     version: str
     against: str
+    against_version: str
+    against_first: bool
+    settings: PictureSettings | None
     path: str
     sha256: str
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """What the registry and the card keep of it."""
+        settings = None if self.settings is None else self.settings.model_dump(mode="json")
+        return asdict(self) | {"settings": settings}
 
 
 def write_pointer(ab_folder: Path, identifier: str, version: str, verdict: str, folder: Path) -> None:
@@ -62,12 +70,16 @@ def read_verdict(settings: Settings, version: str) -> VerdictRecord:
     try:
         path = files.confined(settings.reports / "ab", pointer["folder"]) / "verdict.json"
         data = files.read_json(path)
+        drawn_with = data["new"].get("settings")
         record = VerdictRecord(
             verdict=data["verdict"],
             reasons=list(data["reasons"]),
             id=data["id"],
             version=data["new"]["version"],
             against=data["old"]["label"],
+            against_version=data["old"]["version"],
+            against_first=bool(data["old"].get("first_opponent", False)),
+            settings=None if drawn_with is None else PictureSettings.model_validate(drawn_with),
             path=path.relative_to(settings.training_root.resolve()).as_posix(),
             sha256=files.hash_file(path),
         )

@@ -6,6 +6,7 @@ deployed, and going back when a step fails (`registry`).
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import os
@@ -55,6 +56,11 @@ def deploy(version: str | None, folder: Path | None, config: ReleaseConfig) -> l
     for line in done:
         log.info("deploying %s: %s", version, line)
     return done
+
+
+def deploys(config: ReleaseConfig) -> bool:
+    """Whether a deployment does anything at all."""
+    return bool(config.server_config or config.restart_commands or config.health_url or config.health_command)
 
 
 def write_server_config(version: str | None, folder: Path | None, config: ReleaseConfig) -> None:
@@ -153,8 +159,8 @@ def _url_problem(url: str, version: str, seconds: float) -> str | None:
     try:
         with urllib.request.urlopen(url, timeout=min(seconds, 10.0)) as answer:
             body = answer.read(MAX_ANSWER_BYTES)
-    except (OSError, ValueError) as error:  # URLError, HTTPError and timeouts are OSErrors
-        return f"{url}: {error}"
+    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
+        return f"{url}: {error or type(error).__name__}"
     try:
         said = json.loads(body)
     except ValueError:

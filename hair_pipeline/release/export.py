@@ -10,7 +10,10 @@ A version is the folder `checkpoints/versions/<version>/`:
     hair_pipeline.json, README.md                    how to call it; the model card
 `checkpoints/unet_hair_inpainting.safetensors` (fp16: `unet_hair_inpainting.fp16.safetensors`; with config.json),
 `checkpoints/style_patch_encoder.pt` and `checkpoints/adapters/` are the files of the version exported last;
-`versions/<version>.json` holds each version's hashes.
+`versions/<version>.json` holds each version's hashes, and its card as it was written first.
+
+A version is weights and the settings its pictures were judged with. What the registry promised stays as it is: damaged
+files of a registered version are made again only where that gives the registered content.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.contenders import VERSION_DIGITS
+from hair_pipeline.evaluation.picture_settings import PictureSettings, require_judged
 from hair_pipeline.evaluation.styles import ENCODER_FILE, export_styles
 from hair_pipeline.evaluation.verdicts import VerdictRecord, require_approval, require_evaluation
 from hair_pipeline.models.base import base_reference, load_base
@@ -33,11 +37,12 @@ from hair_pipeline.models.patch_encoder import PatchEncoder
 from hair_pipeline.models.pipeline import HairInpaintPipeline
 from hair_pipeline.profile import Profile
 from hair_pipeline.release.model_card import model_card
-from hair_pipeline.release.registry import EXPORTED
+from hair_pipeline.release.registry import CARD_FILE, EXPORTED, Registry
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.runs import TrainResult, current, environment, fresh_folder
 
 UNET_FILE, HALF_UNET_FILE = "unet_hair_inpainting.safetensors", "unet_hair_inpainting.fp16.safetensors"
+CARD_TEXT = "README.md"
 WEIGHTS = "diffusion_pytorch_model{}.safetensors"
 
 
@@ -65,20 +70,25 @@ def export_weights(settings: Settings, profile: Profile) -> ExportResult:
 
     Raises:
         PipelineError: the evaluation of this model is missing or incomplete; the A/B verdict on it, read from disk,
-            is not approve; or a part is missing.
+            is not approve, or its pictures were drawn with other settings than the profile's; the version is
+            registered with other settings, or its damaged files cannot be made again; or a part is missing.
     """
     stage2 = current("stage2", settings)
     version = stage2.version[:VERSION_DIGITS]
     require_evaluation(settings, version)
     verdict = require_approval(settings, version)
+    wanted = PictureSettings.of(profile)
+    require_judged(wanted, verdict.settings, version, settings.training_root / verdict.path)
     folder = settings.checkpoints / "versions" / version
-    record = _unchanged(settings, version)
-    if record is None:
+    hashes = _standing(settings, version, wanted)
+    if hashes is None:
         with fresh_folder(folder) as temporary:
             _write_version(temporary, version, stage2, verdict, settings, profile)
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    hashes = record or {path.relative_to(folder).as_posix(): files.hash_file(path) for path in paths}
-    files.write_json(_manifest(settings, version), hashes)
+            _keep_promise(temporary, settings, version, wanted)
+        hashes = _hashes(folder)
+        texts = {name: (folder / name).read_text(encoding="utf-8") for name in (CARD_FILE, CARD_TEXT)}
+        files.write_json(_manifest(settings, version), {"files": hashes, "texts": texts})
+    paths = [folder / name for name in hashes]
     _publish(folder, settings)
     files.write_json(
         settings.checkpoints / EXPORTED,
@@ -136,18 +146,91 @@ def _manifest(settings: Settings, version: str) -> Path:
     return settings.checkpoints / "versions" / f"{version}.json"
 
 
-def _unchanged(settings: Settings, version: str) -> dict[str, str] | None:
-    """The hashes of this version, if it was exported before and every file is as it was.
+def _hashes(folder: Path) -> dict[str, str]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): files.hash_file(path) for path in paths}
 
-    A version is never written twice: what the registry promised stays as it is.
+
+def _registered(settings: Settings, version: str) -> dict[str, str] | None:
+    """The hashes that the registry promised, if it knows the version."""
+    record = Registry(settings.registry_path, settings.training_root).list().get(version)
+    return None if record is None else record["files"]
+
+
+def _standing(settings: Settings, version: str, wanted: PictureSettings) -> dict[str, str] | None:
+    """The hashes of this version, if it was exported before with these settings and every file is as it was.
+
+    Raises:
+        PipelineError: it is registered with other settings.
     """
-    path = _manifest(settings, version)
-    if not path.exists():
-        return None
+    manifest = _manifest(settings, version)
+    registered = _registered(settings, version)
+    known = registered or (_read_manifest(manifest)["files"] if manifest.exists() else None)
     folder = settings.checkpoints / "versions" / version
-    hashes: dict[str, str] = files.read_json(path)
-    same = all((folder / name).is_file() and files.hash_file(folder / name) == h for name, h in hashes.items())
-    return hashes if same else None
+    if known is None or any(not _intact(folder / name, digest) for name, digest in known.items()):
+        return None
+    if registered is not None:
+        _require_registered(folder, version, wanted)
+    return None if wanted.differences(_card_settings(folder)) else known
+
+
+def _card_settings(folder: Path) -> PictureSettings:
+    return PictureSettings.of_card(files.read_json(folder / CARD_FILE))
+
+
+def _require_registered(folder: Path, version: str, wanted: PictureSettings) -> None:
+    if found := wanted.differences(_card_settings(folder)):
+        raise PipelineError(
+            f"version {version} is registered with other settings: {'; '.join(found)} as registered",
+            file=folder,
+            remedy="set the registered ones in the profile; for others train another model: its version is another",
+        )
+
+
+def _intact(path: Path, digest: str) -> bool:
+    return path.is_file() and files.hash_file(path) == digest
+
+
+def _read_manifest(path: Path) -> dict[str, dict[str, str]]:
+    """{"files": hashes, "texts": content of the card's files}; earlier manifests have the hashes alone."""
+    content = files.read_json(path)
+    return content if isinstance(content.get("files"), dict) else {"files": content, "texts": {}}
+
+
+def _keep_promise(made: Path, settings: Settings, version: str, wanted: PictureSettings) -> None:
+    """Give a registered version that was made again in the folder `made` the content that is registered.
+
+    The card is taken over as it was written first: it names the commit and the verdict of that day. A file that comes
+    out otherwise today (another library wrote it) is taken from the old folder, if it is whole there.
+
+    Raises:
+        PipelineError: a damaged file comes out otherwise, or it is registered with other settings.
+    """
+    registered = _registered(settings, version)
+    if registered is None:
+        return
+    manifest = _manifest(settings, version)
+    for name, text in (_read_manifest(manifest)["texts"] if manifest.exists() else {}).items():
+        files.write_bytes(made / name, text.encode())
+    old = settings.checkpoints / "versions" / version
+    lost = []
+    for name, digest in registered.items():
+        if _intact(made / name, digest):
+            continue
+        if _intact(old / name, digest):
+            shutil.copyfile(old / name, made / name)
+        else:
+            lost.append(name)
+    if lost:
+        raise PipelineError(
+            f"version {version} is registered, and its damaged files cannot be made again as they were: "
+            f"{', '.join(lost)}",
+            file=old,
+            remedy="restore them from a backup; without one, train another model: its version is another",
+        )
+    for name in _hashes(made).keys() - registered.keys():
+        (made / name).unlink()
+    _require_registered(made, version, wanted)
 
 
 def _write_version(
@@ -161,10 +244,12 @@ def _write_version(
     _write_half(folder / "unet")
     shutil.copytree(stage2.final_dir, folder / "adapters", dirs_exist_ok=True)
     export_styles(folder, settings, profile)
+    _forget_places(folder)
     card: dict[str, Any] = {
         "version": version,
         "resolution": profile.stage2.resolution,
         "style_source": profile.style_vectors.source,
+        "scheduler": profile.evaluation.scheduler,
         "steps": profile.evaluation.steps,
         "guidance_scale": profile.evaluation.guidance_scale,
         "size": profile.processing.size,
@@ -175,10 +260,18 @@ def _write_version(
         "verdict": verdict.as_json(),
         "environment": environment(),
     }
-    files.write_json(folder / "hair_pipeline.json", card)
+    files.write_json(folder / CARD_FILE, card)
     metrics = settings.reports / "eval" / version / "metrics.json"
     evaluated = json.loads(metrics.read_text(encoding="utf-8"))["metrics"] if metrics.exists() else {}
-    files.write_bytes(folder / "README.md", model_card(card, evaluated, profile).encode())
+    files.write_bytes(folder / CARD_TEXT, model_card(card, evaluated, profile).encode())
+
+
+def _forget_places(folder: Path) -> None:
+    """Take out of the configs where on this machine their networks were loaded from."""
+    for path in folder.rglob("*.json"):
+        content = files.read_json(path)
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            files.write_json(path, content)
 
 
 def _write_half(folder: Path) -> None:
@@ -205,7 +298,7 @@ def _publish(folder: Path, settings: Settings) -> None:
         folder / "unet" / WEIGHTS.format(".fp16"): HALF_UNET_FILE,
         folder / "unet" / "config.json": "config.json",
         folder / ENCODER_FILE: ENCODER_FILE,
-        folder / "README.md": "README.md",
+        folder / CARD_TEXT: CARD_TEXT,
     }
     light = folder / "adapters"
     copies |= {path: f"adapters/{path.relative_to(light)}" for path in light.rglob("*") if path.is_file()}

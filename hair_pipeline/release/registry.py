@@ -7,22 +7,27 @@ here: the registry's format, lock and state machine (`registry_file`).
 from __future__ import annotations
 
 import contextlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.evaluation.picture_settings import PictureSettings, require_judged
 from hair_pipeline.evaluation.verdicts import read_verdict, require_approval, require_evaluation
 from hair_pipeline.profile import AbTestConfig, Profile, ReleaseConfig
-from hair_pipeline.release.deploy import deploy
-from hair_pipeline.release.registry_file import REJECTED, Registry, sign_off_command
+from hair_pipeline.release.deploy import deploy, deploys
+from hair_pipeline.release.registry_file import COMPARE_AGAIN, REJECTED, Registry, sign_off_command
 from hair_pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from hair_pipeline.evaluation.blind_review import BlindResult
 
+log = logging.getLogger(__name__)
+
 __all__ = [
+    "CARD_FILE",
     "EXPORTED",
     "CandidateState",
     "Registry",
@@ -33,6 +38,8 @@ __all__ = [
     "rollback_and_deploy",
 ]
 
+CARD_FILE = "hair_pipeline.json"
+"""In a version's folder: how to call it, and the settings its pictures were judged with."""
 EXPORTED = "exported.json"
 """In the checkpoints folder: which version was exported last, with its hashes."""
 
@@ -54,53 +61,85 @@ class CandidateState:
 
 
 def promote_and_deploy(registry: Registry, version: str, config: ReleaseConfig) -> str | None:
-    """Promote, deploy, and go back to the earlier version, server included, if deploying fails.
+    """Promote, deploy, and go back to the earlier version, server included, if deploying fails or is interrupted.
 
     Returns:
         The version that was in production before.
 
     Raises:
         PipelineError: as `Registry.promote`, or deploying failed; then the earlier version is in production again,
-            and the message says whether the server went back too.
+            and the message says whether the server went back too. If the registry could not go back either, it says
+            so, and what is in production.
+        BaseException: what interrupted deploying (Ctrl-C), with what was done about it as a note.
     """
     with registry.deploying():
         before = registry.promote(version)
         try:
             deploy_production(registry, config)
         except PipelineError as error:
-            if before is None:
-                registry.withdraw(version, error.what)
-            else:
-                registry.rollback(f"deploying {version} failed: {error.what}", leaving=version)
-            raise PipelineError(
-                f"{error.what}; the promotion of {version} was taken back, in production: {before or 'nothing'}"
-                f"{_go_back(registry, config)}",
-                file=error.file,
-                remedy=error.remedy,
-            ) from error
+            told = f"{error.what}; {_take_back(registry, version, before, error.what, config)}"
+            raise PipelineError(told, file=error.file, remedy=error.remedy) from error
+        except BaseException as error:
+            told = _take_back(registry, version, before, _named(error), config)
+            log.error("deploying %s: %s; %s", version, _named(error), told)
+            error.add_note(told)
+            raise
     return before
+
+
+def _take_back(registry: Registry, version: str, before: str | None, why: str, config: ReleaseConfig) -> str:
+    """Undo a promotion whose deployment failed, on the server too; what came of it, in words."""
+    try:
+        if before is None:
+            registry.withdraw(version, why)
+        else:
+            registry.rollback(f"deploying {version} failed: {why}", leaving=version, force=True)
+    except Exception as error:
+        return (
+            f"taking the promotion of {version} back failed too ({_named(error)}), in production: "
+            f"{_production(registry)}: look at it at once"
+        )
+    return (
+        f"the promotion of {version} was taken back, in production: {before or 'nothing'}{_go_back(registry, config)}"
+    )
+
+
+def _production(registry: Registry) -> str:
+    try:
+        return registry.production() or "nothing"
+    except PipelineError:
+        return "unknown"
+
+
+def _named(error: BaseException) -> str:
+    """An error in words; one without a message by its kind."""
+    return error.what if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def deploy_production(registry: Registry, config: ReleaseConfig) -> list[str]:
     """Bring the server to the version that the registry names; what was done, in words.
 
     Raises:
-        PipelineError: a step failed; the history says so.
+        PipelineError: a step failed; the history says so, as after any other error.
     """
     version = registry.production()
     try:
         done = deploy(version, None if version is None else registry.folder(version), config)
-    except PipelineError as error:
+    except BaseException as error:
         if version is not None:
-            registry.note("deploy_failed", version, error.what)
+            with contextlib.suppress(PipelineError):  # the error itself counts more than its note
+                registry.note("deploy_failed", version, _named(error))
         raise
     if done and version is not None:
         registry.note("deployed", version, "; ".join(done))
     return done
 
 
-def rollback_and_deploy(registry: Registry, reason: str, config: ReleaseConfig) -> str:
+def rollback_and_deploy(registry: Registry, reason: str, config: ReleaseConfig, *, force: bool = False) -> str:
     """Put the previous version back, in the registry and on the server.
+
+    Args:
+        force: also if a person has rejected it since.
 
     Returns:
         The version in production now.
@@ -110,7 +149,7 @@ def rollback_and_deploy(registry: Registry, reason: str, config: ReleaseConfig) 
             the same, since the one rolled back from is not wanted any more.
     """
     with registry.deploying():
-        version = registry.rollback(reason)
+        version = registry.rollback(reason, force=force)
         try:
             deploy_production(registry, config)
         except PipelineError as error:
@@ -126,8 +165,8 @@ def _go_back(registry: Registry, config: ReleaseConfig) -> str:
     """Bring the server back to what the registry names, after a failure; what came of it, in words."""
     try:
         done = deploy_production(registry, config)
-    except PipelineError as error:
-        return f"; going back failed on the server too ({error.what}): look at it at once"
+    except Exception as error:
+        return f"; going back failed on the server too ({_named(error)}): look at it at once"
     return "; the server went back too" if done else ""
 
 
@@ -173,14 +212,15 @@ def record_candidate(settings: Settings, profile: Profile) -> CandidateState:
 
     Raises:
         PipelineError: nothing is exported, the evaluation is missing or incomplete, the verdict is not approve, a
-            reviewer rejected it, a file is damaged, or deploying failed.
+            reviewer rejected it, it was exported with other settings or compared with another version than the one
+            in production, a file is damaged, or deploying failed or was never finished.
     """
     exported = files.read_json(settings.checkpoints / EXPORTED)
     version: str = exported["version"]
     registry = Registry(settings.registry_path, settings.training_root)
     require_evaluation(settings, version)
     try:
-        verdict = require_approval(settings, version).as_json()
+        verdict = require_approval(settings, version)
     except PipelineError:
         with contextlib.suppress(PipelineError):
             registry.register(
@@ -190,9 +230,18 @@ def record_candidate(settings: Settings, profile: Profile) -> CandidateState:
                 read_verdict(settings, version).as_json(),
             )
         raise
-    registry.register(version, settings.training_root / exported["folder"], exported["files"], verdict)
+    folder = settings.training_root / exported["folder"]
+    card = PictureSettings.of_card(files.read_json(folder / CARD_FILE))
+    require_judged(card, verdict.settings, version, settings.training_root / verdict.path)
+    registry.register(version, folder, exported["files"], verdict.as_json())
     state: Literal["promoted", "awaiting sign-off"] = "promoted"
     if registry.production() == version:
+        if deploys(profile.release) and not registry.deployed(version):
+            raise PipelineError(
+                f"version {version} is in production, but its deployment did not end well or was interrupted",
+                file=settings.registry_path,
+                remedy="run: uv run hair-pipeline registry deploy",
+            )
         message = f"version {version} is in production"
     else:
         obstacles = registry.obstacles(version)
@@ -201,6 +250,12 @@ def record_candidate(settings: Settings, profile: Profile) -> CandidateState:
                 f"version {version} is not released: {'; '.join(obstacles)}",
                 file=settings.registry_path,
                 remedy=REJECTED,
+            )
+        if any("compared" in obstacle for obstacle in obstacles):
+            raise PipelineError(
+                f"version {version} is not released: {'; '.join(obstacles)}",
+                file=settings.registry_path,
+                remedy=COMPARE_AGAIN,
             )
         if obstacles:
             state = "awaiting sign-off"

@@ -9,12 +9,14 @@ Format of registry.json (schema 1)::
      "production": version or null,
      "previous": [earlier production versions, oldest first],
      "versions": {version: {"registered_at", "folder" (relative to the training root), "files": {path: sha256},
-                            "verdict": {"verdict", "id", "path", "sha256", "against"},
-                            "sign_offs": [{"reviewer", "decision", "notes", "at",
+                            "verdict": {"verdict", "id", "path", "sha256", "against", "against_version",
+                                        "against_first", "settings"},
+                            "sign_offs": [{"reviewer", "decision", "notes", "at", "test" (the A/B test looked at),
                                            "blind_review" (where the decision rests on one)}]}},
      "history": [{"at", "event", "version", ...}]}          (append-only)
 
-States of a version: candidate -> (verdict approve, sign-off approve, hashes intact) -> production -> previous.
+States of a version: candidate -> (verdict approve against the present production, sign-off approve of that test,
+hashes intact) -> production -> previous. `registry.json.bak` beside it is a copy, written after each change.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ SCHEMA = 1
 Decision = Literal["approve", "reject"]
 Names = list[str]
 AS_READ = "as read"
+DEPLOYMENT_EVENTS = ("promoted", "rolled_back", "deploy_failed", "deployed")
+COMPARE_AGAIN = "materialise ab_verdict, exported_weights and production_registry for it"
 REJECTED = "train another model; or, if they change their mind, they sign off again with approve"
 """What to do about a version that a person rejected."""
 
@@ -49,6 +53,7 @@ class Registry:
 
     def __init__(self, path: Path, artifacts_root: Path | None = None) -> None:
         self.path = path
+        self.backup = path.with_name(f"{path.name}.bak")
         self.artifacts_root = artifacts_root or path.parent.parent
 
     # --- reading ---
@@ -57,15 +62,16 @@ class Registry:
         """The whole content.
 
         Raises:
-            PipelineError: the file is not a registry of this schema.
+            PipelineError: the file is not a registry of this schema, or is gone while its copy is there.
         """
+        remedy = f"restore it: cp {self.backup} {self.path}"
         if not self.path.exists():
+            if self.backup.exists():
+                raise PipelineError("the registry is gone, its copy is there", file=self.path, remedy=remedy)
             return {"schema": SCHEMA, "production": None, "previous": [], "versions": {}, "history": []}
-        state = files.read_json(self.path)
+        state = files.read_json(self.path, remedy=remedy)
         if not isinstance(state, dict) or state.get("schema") != SCHEMA:
-            raise PipelineError(
-                f"is not a registry of schema {SCHEMA}", file=self.path, remedy="restore it from a backup"
-            )
+            raise PipelineError(f"is not a registry of schema {SCHEMA}", file=self.path, remedy=remedy)
         return state
 
     def production(self) -> str | None:
@@ -106,16 +112,17 @@ class Registry:
 
     def obstacles(self, version: str) -> Names:
         """Why the version may not be promoted; empty when it may. Hashes are not checked here: they take time."""
-        record = self._record(self.state(), version)
+        state = self.state()
+        record = self._record(state, version)
         found = []
         if record["verdict"]["verdict"] != "approve":
             found.append(f"its A/B verdict is {record['verdict']['verdict']}, not approve")
-        decisions = _last_decisions(record)
-        rejected = sorted(name for name, decision in decisions.items() if decision == "reject")
-        if rejected:
+        elif other := _other_opponent(record["verdict"], state["production"]):
+            found.append(other)
+        if rejected := _rejected_by(record):
             found.append(f"rejected by {', '.join(rejected)}")
-        elif "approve" not in decisions.values():
-            found.append("nobody has signed it off")
+        elif "approve" not in _last_decisions(record).values():
+            found.append("nobody has signed it off" + (" since its last A/B test" if record["sign_offs"] else ""))
         return found
 
     def promoted_since_sign_off(self, version: str) -> bool:
@@ -125,6 +132,11 @@ class Registry:
         """
         events = [event["event"] for event in self.show(version)["history"]]
         return [event for event in events if event in ("sign_off", "promoted")][-1:] == ["promoted"]
+
+    def deployed(self, version: str) -> bool:
+        """Whether a deployment ended well since the version last came into production."""
+        events = [event["event"] for event in self.show(version)["history"]]
+        return [event for event in events if event in DEPLOYMENT_EVENTS][-1:] == ["deployed"]
 
     # --- changing ---
 
@@ -168,7 +180,8 @@ class Registry:
         """Record what a person who looked at the pictures says. A reviewer's last word counts.
 
         Args:
-            review: numbers of a blind review that the decision rests on.
+            review: numbers of a blind review that the decision rests on, with its "test"; without one the reviewer
+                looked at the test that the version is registered with.
 
         Raises:
             PipelineError: no such version, no reviewer, or a decision that is neither approve nor reject.
@@ -178,10 +191,12 @@ class Registry:
         if not reviewer.strip():
             raise PipelineError("the reviewer has no name", remedy="pass --reviewer NAME")
         with self._changing() as state:
+            record = self._record(state, version)
             entry: dict[str, Any] = {"reviewer": reviewer.strip(), "decision": decision, "notes": notes, "at": _now()}
+            entry["test"] = record["verdict"].get("id")
             if review is not None:
-                entry["blind_review"] = dict(review)
-            self._record(state, version)["sign_offs"].append(entry)
+                entry |= {"test": review["test"], "blind_review": dict(review)}
+            record["sign_offs"].append(entry)
             _log(state, "sign_off", version, reviewer=entry["reviewer"], decision=decision)
 
     def promote(self, version: str, *, replacing: str | None = AS_READ) -> str | None:
@@ -196,11 +211,14 @@ class Registry:
             The version that was in production before.
 
         Raises:
-            PipelineError: unknown version, verdict not approve, not signed off, a damaged file, already in
-                production, or somebody else changed production meanwhile.
+            PipelineError: unknown version, verdict not approve or won against another version than the one in
+                production, not signed off, a damaged file, already in production, or somebody else changed
+                production meanwhile.
         """
-        expected = self.production() if replacing == AS_READ else replacing
-        obstacles = self.obstacles(version)
+        now = self.production()
+        expected = now if replacing == AS_READ else replacing
+        self._require_unmoved(version, expected, now)
+        obstacles = [] if now == version else self.obstacles(version)
         if obstacles:
             raise PipelineError(
                 f"version {version} cannot be promoted: {'; '.join(obstacles)}",
@@ -212,31 +230,27 @@ class Registry:
             current: str | None = state["production"]
             if current == version:
                 raise PipelineError(f"version {version} is in production already", file=self.path)
-            if current != expected:
-                raise PipelineError(
-                    f"production changed from {expected} to {current} meanwhile; {version} was not promoted",
-                    file=self.path,
-                    remedy=f"compare with {current} and run: uv run hair-pipeline registry promote {version}",
-                )
+            self._require_unmoved(version, expected, current)
             if self.obstacles(version):
-                raise PipelineError(f"version {version} was rejected meanwhile", file=self.path)
+                raise PipelineError(f"version {version} was rejected or compared anew meanwhile", file=self.path)
             if current is not None:
                 state["previous"].append(current)
             state["production"] = version
             _log(state, "promoted", version, replaced=current)
             return current
 
-    def rollback(self, reason: str = "", *, leaving: str | None = None) -> str:
+    def rollback(self, reason: str = "", *, leaving: str | None = None, force: bool = False) -> str:
         """Restore the version that was in production before the present one.
 
         Args:
             leaving: the version to be taken out of production; if it is another one by now, nothing changes.
+            force: also if a person has rejected the earlier version since.
 
         Returns:
             The version in production now.
 
         Raises:
-            PipelineError: there is none, or its files are damaged.
+            PipelineError: there is none, a person has rejected it, or its files are damaged.
         """
         state = self.state()
         if not state["previous"]:
@@ -244,6 +258,13 @@ class Registry:
                 "there is no earlier version to go back to", file=self.path, remedy="promote another version"
             )
         target: str = state["previous"][-1]
+        rejected = _rejected_by(self._record(state, target))
+        if rejected and not force:
+            raise PipelineError(
+                f"the earlier version {target} was rejected by {', '.join(rejected)}; nothing was rolled back",
+                file=self.path,
+                remedy="to restore it all the same (and from it the one before): registry rollback --force",
+            )
         self._require_intact(target)
         with self._changing() as state:
             moved_on = leaving is not None and state["production"] != leaving
@@ -299,16 +320,27 @@ class Registry:
             )
         return record
 
+    def _require_unmoved(self, version: str, expected: str | None, current: str | None) -> None:
+        if current != expected:
+            raise PipelineError(
+                f"production changed from {expected} to {current} meanwhile; {version} was not promoted",
+                file=self.path,
+                remedy=f"compare with {current} and run: uv run hair-pipeline registry promote {version}",
+            )
+
     def _require_intact(self, version: str) -> None:
         damaged = self.damaged_files(version)
         if damaged:
             raise PipelineError(
                 f"files of version {version} are gone or changed since they were registered: {', '.join(damaged)}",
                 file=self.folder(version),
-                remedy="restore them from a backup, or export the model again",
+                remedy="restore them from a backup; or, while it is the current Stage 2 model, materialise "
+                "exported_weights, which makes them again as they were",
             )
 
     def _next_step(self, version: str, obstacles: Names) -> str:
+        if any("compared" in obstacle for obstacle in obstacles):
+            return COMPARE_AGAIN
         if any("verdict" in obstacle for obstacle in obstacles):
             return "train a better model, or run: uv run hair-pipeline ab-test --help"
         if any("rejected" in obstacle for obstacle in obstacles):
@@ -332,6 +364,7 @@ class Registry:
             state = self.state()
             yield state
             files.write_json(self.path, state)
+            files.write_json(self.backup, state)
 
 
 def status(state: Mapping[str, Any], version: str) -> str:
@@ -356,7 +389,33 @@ def sign_off_command(version: str) -> str:
 
 
 def _last_decisions(record: Mapping[str, Any]) -> dict[str, str]:
-    return {entry["reviewer"]: entry["decision"] for entry in record["sign_offs"]}
+    """Reviewer -> last word: an approval counts for the A/B test it was given on, a rejection until taken back."""
+    test = record["verdict"].get("id")
+    last = {entry["reviewer"]: entry for entry in record["sign_offs"]}
+    return {
+        name: entry["decision"]
+        for name, entry in last.items()
+        if entry["decision"] == "reject" or entry.get("test") == test
+    }
+
+
+def _rejected_by(record: Mapping[str, Any]) -> Names:
+    return sorted(name for name, decision in _last_decisions(record).items() if decision == "reject")
+
+
+def _other_opponent(verdict: Mapping[str, Any], production: str | None) -> str | None:
+    """What is wrong if the approval was won against another model than the one that would be replaced."""
+    if "against_first" not in verdict:
+        return "its verdict does not say which version it was compared with"
+    against = verdict.get("against_version")
+    if production is None and not verdict.get("against_first"):
+        return (
+            f"it was compared with {verdict.get('against', against)}, neither the untrained base nor "
+            "ab_test.first_opponent, and nothing is in production"
+        )
+    if production is not None and against != production:
+        return f"it was compared with {against}, but {production} is in production"
+    return None
 
 
 def _now() -> str:

@@ -177,7 +177,7 @@ def test_the_test_hides_the_sides_and_its_sheet_becomes_a_sign_off(world: World,
     registry.register(result.version, version, {}, {"verdict": "approve", "id": "another"})
     with pytest.raises(PipelineError, match="registered with another"):
         import_review(registry, *arguments)
-    registry.register(result.version, version, {}, {"verdict": "approve", "id": result.id})
+    registry.register(result.version, version, {}, {"verdict": "approve", "id": result.id, "against_first": True})
     assert import_review(registry, *arguments).decision == "approve"
     (entry,) = registry.show(result.version)["sign_offs"]
     assert (entry["reviewer"], entry["decision"]) == ("Kim", "approve")

@@ -399,7 +399,9 @@ def test_a_sign_off_promotes_once_and_a_rollback_stays(daemon):
     for version in ("old", "new"):
         folder = daemon.settings.checkpoints / version
         folder.mkdir(parents=True)
-        registry.register(version, folder, {}, {"verdict": "approve", "id": "1"})
+        registry.register(
+            version, folder, {}, {"verdict": "approve", "id": "1", "against_version": "old", "against_first": True}
+        )
         write_json(daemon.settings.checkpoints / "exported.json", {"version": version})
         assert not daemon.tick("promote_signed_off_model")
         registry.sign_off(version, "Kim", "approve")

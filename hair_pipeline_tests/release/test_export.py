@@ -1,6 +1,7 @@
 """From an approved model to serving: refusals, round trips, byte-identity outside the mask."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from hair_pipeline.models.pipeline import HairInpaintPipeline
 from hair_pipeline.models.style_projection import StyleProjection
 from hair_pipeline.processing.bald import make_bald
 from hair_pipeline.processing.fringe import with_forehead
+from hair_pipeline.release import export
 from hair_pipeline.release.export import export_weights, reload_exported
 from hair_pipeline.release.registry import Registry, record_candidate
 from hair_pipeline.release.serving import load, try_on_files
@@ -43,13 +45,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("release"), people=5, customers=6)
 
 
-def judge(world: World, verdict: str) -> None:
+def other_settings(world: World) -> World:
+    """The same world with a profile that draws otherwise."""
+    profile = world.profile
+    sampler = profile.evaluation.model_copy(update={"steps": 1, "guidance_scale": 15.0})
+    bald = profile.processing.bald.model_copy(update={"growth": 0.2})
+    processing = profile.processing.model_copy(update={"bald": bald})
+    return replace(world, profile=profile.model_copy(update={"evaluation": sampler, "processing": processing}))
+
+
+def judge(world: World, verdict: str, old: str = "untrained") -> None:
     """Evaluate, run the A/B test, then let it say `verdict`."""
     settings = world.settings
     evaluate(settings, world.profile)
-    result = run_ab_test(
-        world.inputs.customers, "untrained", "current", settings.reports / "ab", settings, world.profile
-    )
+    result = run_ab_test(world.inputs.customers, old, "current", settings.reports / "ab", settings, world.profile)
     path = result.folder / "verdict.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"verdict": verdict}))
 
@@ -149,6 +158,50 @@ def test_a_version_once_exported_is_never_rewritten(exported: World) -> None:
     assert {p.relative_to(first.folder).as_posix(): hash_file(p) for p in first.files} == first.hashes
 
 
+def test_what_is_exported_is_what_was_judged(exported: World) -> None:
+    """Steps, guidance and hair removal of the profile at export time are those of the A/B test, or nothing is."""
+    settings, other = exported.settings, other_settings(exported)
+    before = export_weights(settings, exported.profile)
+    with pytest.raises(
+        PipelineError, match=r"steps is 1, not 2; guidance_scale is 15.0, not .*bald.*growth 0.2"
+    ) as said:
+        export_weights(settings, other.profile)
+    assert "A/B test again" in said.value.remedy
+    assert export_weights(settings, exported.profile).hashes == before.hashes
+    judge(other, "approve")
+    card = json.loads((export_weights(settings, other.profile).folder / "hair_pipeline.json").read_text())
+    assert (card["steps"], card["guidance_scale"], card["bald"]["growth"]) == (1, 15.0, 0.2)
+    judge(exported, "approve")
+    assert export_weights(settings, exported.profile).hashes["vae/config.json"] == before.hashes["vae/config.json"]
+
+
+def test_a_verdict_that_names_no_settings_is_no_ground_for_an_export(exported: World) -> None:
+    ab = exported.settings.reports / "ab"
+    path = ab / json.loads((ab / "current.json").read_text())["folder"] / "verdict.json"
+    whole = path.read_text()
+    content = json.loads(whole)
+    del content["new"]["settings"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(PipelineError, match="does not say with which settings"):
+        export_weights(exported.settings, exported.profile)
+    path.write_text(whole)
+
+
+def test_an_exported_version_is_compared_as_it_serves(exported: World) -> None:
+    """Under whatever profile the test runs: steps, guidance and hair removal are those of the version's card."""
+    settings, other = exported.settings, other_settings(exported)
+    folder = str(export_weights(settings, exported.profile).folder)
+    own, elsewhere = (resolve(folder, settings, world.profile) for world in (exported, other))
+    assert elsewhere.settings == own.settings
+    cases = [case for world in (exported, other) for case in cases_of(world)[:1]]
+    assert not np.array_equal(cases[0].bald, cases[1].bald)
+    first, second = own.draw(cases[:1])[0], elsewhere.draw(cases[1:])[0]
+    assert np.array_equal(first.final, second.final)  # type: ignore[union-attr]
+    sent = replace(cases[1], bald=np.zeros_like(cases[1].bald))  # by the customer: it stays
+    third = elsewhere.draw([sent])[0]
+    assert not np.array_equal(third.final, second.final)  # type: ignore[union-attr]
+
+
 def test_the_exported_version_draws_what_stage2_draws(exported: World) -> None:
     settings, profile = exported.settings, exported.profile
     case = cases_of(exported)[0]
@@ -200,6 +253,43 @@ def test_candidate_waits_for_a_person_then_goes_into_production(exported: World)
     with pytest.raises(PipelineError, match="reject"):
         record_candidate(settings, profile)
     judge(exported, "approve")
+
+
+def test_a_registered_version_is_made_again_as_it_was_or_not_at_all(
+    exported: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, profile = exported.settings, exported.profile
+    result = export_weights(settings, profile)
+    record_candidate(settings, profile)
+    monkeypatch.setattr(export, "environment", lambda: {"git_commit": "a later one"})
+    for name in ("hair_pipeline.json", "README.md", "vae/config.json", "style_patch_encoder.pt"):
+        (result.folder / name).unlink()
+    assert export_weights(settings, profile).hashes == result.hashes
+    assert Registry(settings.registry_path).damaged_files(result.version) == []
+    record_candidate(settings, profile)
+
+    other = other_settings(exported)
+    judge(other, "approve")
+    for damaged in ("nothing", "vae/config.json"):
+        (result.folder / damaged).unlink(missing_ok=True)
+        with pytest.raises(PipelineError, match="registered with other settings: steps is 1, not 2"):
+            export_weights(settings, other.profile)
+    judge(exported, "approve")
+
+    monkeypatch.setattr(export, "_forget_places", lambda _: None)  # as if another library wrote it
+    with pytest.raises(PipelineError, match=r"cannot be made again as they were: vae/config\.json") as said:
+        export_weights(settings, profile)
+    assert "backup" in said.value.remedy
+    assert (result.folder / "hair_pipeline.json").exists()
+    monkeypatch.undo()
+    assert export_weights(settings, profile).hashes == result.hashes
+
+
+def test_no_path_of_this_machine_is_exported(exported: World) -> None:
+    folder = export_weights(exported.settings, exported.profile).folder
+    texts = [path.read_text() for pattern in ("*.json", "*.md") for path in folder.rglob(pattern)]
+    assert len(texts) > 5
+    assert not any(str(exported.settings.training_root.parent) in text for text in texts)
 
 
 def test_production_is_not_compared_with_itself(exported: World, tmp_path: Path) -> None:

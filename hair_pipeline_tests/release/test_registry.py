@@ -3,20 +3,26 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+import socketserver
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from pydantic import ValidationError
 
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.evaluation.picture_settings import PictureSettings
 from hair_pipeline.evaluation.verdicts import VerdictRecord
 from hair_pipeline.files import hash_file, write_json
 from hair_pipeline.profile import Profile, ReleaseConfig
@@ -26,16 +32,22 @@ from hair_pipeline.release.registry import promote_and_deploy, rollback_and_depl
 from hair_pipeline.release.registry_file import Registry, status
 from hair_pipeline.settings import Settings
 
-APPROVE = {"verdict": "approve", "id": "t1"}
+APPROVE = {"verdict": "approve", "id": "t1", "against": "untrained base", "against_first": True}
+OPPONENTS = {"b": "a", "c": "b", "new": "old"}
+"""Whom a version won against."""
 
 
-def make_version(root: Path, version: str, verdict: dict[str, str] | None = None) -> Registry:
+def approval(version: str) -> dict[str, Any]:
+    return APPROVE | {"against_version": OPPONENTS.get(version, "base inpainting")}
+
+
+def make_version(root: Path, version: str, verdict: dict[str, Any] | None = None) -> Registry:
     folder = root / "checkpoints" / "versions" / version
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "weights.safetensors").write_bytes(version.encode() * 100)
     registry = Registry(root / "registry" / "registry.json")
     hashes = {"weights.safetensors": hash_file(folder / "weights.safetensors")}
-    registry.register(version, folder, hashes, APPROVE if verdict is None else verdict)
+    registry.register(version, folder, hashes, approval(version) if verdict is None else verdict)
     return registry
 
 
@@ -50,7 +62,10 @@ def test_promotion_needs_verdict_sign_off_and_intact_files(tmp_path: Path) -> No
     registry.sign_off("a", "Kim", "approve")
     with pytest.raises(PipelineError, match="inconclusive"):
         registry.promote("a")
-    make_version(tmp_path, "a", APPROVE)
+    make_version(tmp_path, "a")
+    with pytest.raises(PipelineError, match="nobody has signed it off since its last A/B test"):
+        registry.promote("a")
+    registry.sign_off("a", "Kim", "approve")
     make_version(tmp_path, "b")
     with pytest.raises(PipelineError, match="signed it off") as refused:
         registry.promote("b")
@@ -108,6 +123,63 @@ def test_a_bad_decision_and_a_broken_file_are_refused(tmp_path: Path) -> None:
     registry.path.write_text("{}")
     with pytest.raises(PipelineError, match="not a registry"):
         registry.list()
+
+
+def test_a_broken_registry_is_restored_from_its_copy(tmp_path: Path) -> None:
+    registry = signed(tmp_path, "a")
+    registry.promote("a")
+    whole = registry.path.read_text()
+
+    def spoil(how: Callable[[], object]) -> None:
+        how()
+        for call in (registry.list, lambda: registry.sign_off("a", "Lee", "reject")):
+            with pytest.raises(PipelineError) as said:
+                call()
+            assert said.value.remedy == f"restore it: cp {registry.backup} {registry.path}"
+        shutil.copyfile(registry.backup, registry.path)
+        assert registry.path.read_text() == whole
+        assert registry.production() == "a"
+
+    spoil(lambda: registry.path.write_text(whole[: len(whole) // 2]))
+    spoil(registry.path.unlink)
+
+
+@pytest.mark.parametrize(("first", "said"), [(False, "nothing is in production"), (True, "x is in production")])
+def test_an_approval_counts_against_the_version_in_production_alone(tmp_path: Path, first: bool, said: str) -> None:
+    registry = make_version(tmp_path, "a", approval("a") | {"against_first": first})
+    registry.sign_off("a", "Kim", "approve")
+    if first:
+        signed(tmp_path, "x")
+        registry.promote("x")
+    with pytest.raises(PipelineError, match=f"it was compared with .*{said}") as refused:
+        registry.promote("a")
+    assert "ab_verdict" in refused.value.remedy
+    registry.register("a", registry.folder("a"), registry.show("a")["files"], approval("a") | {"against_version": "x"})
+    registry.promote("a")
+
+
+def test_a_sign_off_counts_for_the_test_it_was_given_on(tmp_path: Path) -> None:
+    registry = signed(tmp_path, "a")
+    registry.register("a", registry.folder("a"), registry.show("a")["files"], approval("a") | {"id": "t2"})
+    assert registry.obstacles("a") == ["nobody has signed it off since its last A/B test"]
+    registry.sign_off("a", "Lee", "reject")
+    registry.register("a", registry.folder("a"), registry.show("a")["files"], approval("a") | {"id": "t3"})
+    assert registry.obstacles("a") == ["rejected by Lee"]
+    registry.sign_off("a", "Lee", "approve")
+    assert registry.obstacles("a") == []
+
+
+def test_rollback_to_a_version_that_was_rejected_since_is_asked_for_by_name(tmp_path: Path) -> None:
+    registry = signed(tmp_path, "a")
+    signed(tmp_path, "b")
+    registry.promote("a")
+    registry.promote("b")
+    registry.sign_off("a", "Kim", "reject", "halo")
+    with pytest.raises(PipelineError, match="a was rejected by Kim; nothing was rolled back") as refused:
+        registry.rollback("b blurs")
+    assert "--force" in refused.value.remedy
+    assert registry.production() == "b"
+    assert registry.rollback("b blurs", force=True) == "a"
 
 
 def _promote(root: str, version: str, barrier: object, results: object) -> None:
@@ -229,25 +301,45 @@ def test_deploying_writes_the_config_restarts_and_checks_health(tmp_path: Path) 
     assert json.loads((tmp_path / "server.json").read_text()) == {"version": "a", "folder": str(registry.folder("a"))}
 
 
+@pytest.fixture
+def no_http_server() -> Iterator[str]:
+    """A server whose answers are no HTTP."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(10_000)
+            self.wfile.write(b"busy\r\n\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/health"
+        server.shutdown()
+
+
 FAULTS = {
     "worker is down": {"restart_commands": (python("import sys; sys.exit('worker is down')"),)},
     "did not end within": {"restart_commands": (python("import time; time.sleep(30)"),), "restart_timeout": 0.3},
     "cannot be started": {"restart_commands": (("no-such-program-here",),)},
     "not healthy after": {"health_command": ("false",), "health_timeout": 0.2},
     "http://127.0.0.1:9": {"health_url": "http://127.0.0.1:9/health", "health_timeout": 0.2},
+    "health: busy": {"health_url": "not http", "health_timeout": 0.2},
     "cannot be rendered": {"server_template": "broken.j2"},
     "template cannot be read": {"server_template": "missing.j2"},
 }
 
 
 @pytest.mark.parametrize("said", FAULTS)
-def test_a_failed_deployment_brings_registry_and_server_back(tmp_path: Path, said: str) -> None:
+def test_a_failed_deployment_brings_registry_and_server_back(
+    tmp_path: Path, said: str, request: pytest.FixtureRequest
+) -> None:
     registry = signed(tmp_path, "a")
     signed(tmp_path, "b")
     (tmp_path / "broken.j2").write_text("{{ no_such_name }}")
     served = tmp_path / "server.json"
     promote_and_deploy(registry, "a", ReleaseConfig(server_config=served))
     faults = dict(FAULTS[said])
+    if faults.get("health_url") == "not http":
+        faults["health_url"] = request.getfixturevalue("no_http_server")
     if "server_template" in faults:
         faults["server_template"] = tmp_path / str(faults["server_template"])
     with pytest.raises(PipelineError, match=rf"(?s){said}.*in production: a.*going back failed"):
@@ -269,6 +361,53 @@ def test_the_server_goes_back_too_when_only_the_new_version_fails(tmp_path: Path
     with pytest.raises(PipelineError, match=r"b is broken.*in production: a; the server went back too"):
         promote_and_deploy(registry, "b", config)
     assert json.loads(served.read_text())["version"] == "a"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), IndexError("list index out of range")])
+@pytest.mark.parametrize("first", [False, True])
+def test_whatever_ends_a_deployment_the_promotion_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, first: bool
+) -> None:
+    registry = signed(tmp_path, "a")
+    signed(tmp_path, "b")
+    before = None if first else "a"
+    if before:
+        promote_and_deploy(registry, before, ReleaseConfig())
+
+    def interrupted(version: str | None, *_: object) -> list[str]:
+        if version == "b":
+            raise error
+        return []
+
+    monkeypatch.setattr(release, "deploy", interrupted)
+    with pytest.raises(type(error)) as said:
+        promote_and_deploy(registry, "b", ReleaseConfig())
+    assert f"the promotion of b was taken back, in production: {before or 'nothing'}" in said.value.__notes__[-1]
+    assert registry.production() == before
+    assert [event["reason"] for event in registry.state()["history"] if event["event"] == "deploy_failed"] == [
+        f"{type(error).__name__}: {error}".removesuffix(": ")
+    ]
+
+
+def test_a_promotion_that_cannot_be_taken_back_names_both_errors_and_production(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = signed(tmp_path, "a")
+    signed(tmp_path, "b")
+    promote_and_deploy(registry, "a", ReleaseConfig())
+    registry.sign_off("a", "Kim", "reject")  # even then: it was in production a moment ago
+    with pytest.raises(PipelineError, match="in production: a"):
+        promote_and_deploy(registry, "b", ReleaseConfig(restart_commands=(("false",),)))
+    weights = registry.folder("a") / "weights.safetensors"
+    damage = python(f"open({str(weights)!r}, 'w').close(); raise SystemExit('worker is down')")
+    with pytest.raises(PipelineError, match=r"(?s)worker is down.*back failed too.*gone or changed.*in production: b"):
+        promote_and_deploy(registry, "b", ReleaseConfig(restart_commands=(damage,)))
+    assert registry.production() == "b"
+
+
+def test_an_empty_command_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        ReleaseConfig.model_validate({"restart_commands": [[]]})
 
 
 def test_rollback_deploys_the_previous_version(tmp_path: Path) -> None:
@@ -344,15 +483,18 @@ def test_a_version_that_was_taken_out_of_production_waits_for_a_new_sign_off(tmp
     signed(tmp_path, "new")
     registry.promote("old")
     monkeypatch.setattr(release, "require_evaluation", lambda *_: None)
-    monkeypatch.setattr(
-        release, "require_approval", lambda *_: VerdictRecord("approve", [], "t1", "new", "old", "", "")
-    )
     folder = "checkpoints/versions/new"
     record = {"version": "new", "folder": folder, "files": registry.show("new")["files"]}
     write_json(settings.checkpoints / release.EXPORTED, record)
 
+    profile = Profile(name="test")
+    judged = PictureSettings.of(profile)
+    verdict = VerdictRecord("approve", [], "t1", "new", "old", "old", False, judged, "", "")
+    monkeypatch.setattr(release, "require_approval", lambda *_: verdict)
+    write_json(settings.training_root / folder / release.CARD_FILE, judged.model_dump(mode="json"))
+
     def candidate() -> release.CandidateState:
-        return release.record_candidate(settings, Profile(name="test"))
+        return release.record_candidate(settings, profile)
 
     assert candidate().state == "promoted"
     registry.rollback("halo reported")
@@ -362,6 +504,17 @@ def test_a_version_that_was_taken_out_of_production_waits_for_a_new_sign_off(tmp
     assert registry.production() == "old"
     registry.sign_off("new", "Lee", "approve", "not its fault")
     assert candidate().state == "promoted"
+
+    profile = Profile(name="test", release=ReleaseConfig(server_config=tmp_path / "server.json"))
+    with pytest.raises(PipelineError, match="its deployment did not end well or was interrupted") as unfinished:
+        candidate()  # as after a kill between promotion and deployment
+    assert "registry deploy" in unfinished.value.remedy
+    release.deploy_production(registry, profile.release)
+    assert candidate().state == "promoted"
+
+    write_json(settings.training_root / folder / release.CARD_FILE, judged.model_dump(mode="json") | {"steps": 1})
+    with pytest.raises(PipelineError, match="judged with other settings: steps is 1, not 30"):
+        candidate()
 
 
 class RegistryMachine(RuleBasedStateMachine):
@@ -379,9 +532,17 @@ class RegistryMachine(RuleBasedStateMachine):
         self.known: set[str] = set()
         self.history: list[object] = []
 
-    @rule(version=st.sampled_from(versions), verdict=st.sampled_from(["approve", "reject", "inconclusive"]))
-    def register(self, version: str, verdict: str) -> None:
-        make_version(self.root, version, {"verdict": verdict})
+    @rule(
+        version=st.sampled_from(versions),
+        verdict=st.sampled_from(["approve", "reject", "inconclusive"]),
+        against=st.sampled_from(["production", "untrained", *versions]),
+        test=st.sampled_from(["t1", "t2"]),
+    )
+    def register(self, version: str, verdict: str, against: str, test: str) -> None:
+        opponent = self.registry.production() if against == "production" else against
+        first = against in ("production", "untrained")
+        values = {"verdict": verdict, "id": test, "against_version": opponent, "against_first": first}
+        make_version(self.root, version, values)
         self.known.add(version)
 
     @precondition(lambda self: self.known)
@@ -408,7 +569,7 @@ class RegistryMachine(RuleBasedStateMachine):
         try:
             assert self.registry.rollback() == previous[-1]
         except PipelineError:
-            assert not previous
+            assert not previous or any("rejected" in obstacle for obstacle in self.registry.obstacles(previous[-1]))
 
     @invariant()
     def history_only_grows_and_production_was_promoted(self) -> None:

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hair_pipeline.cli import app
+from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.blind_review import COLUMNS
 from hair_pipeline_tests.release.test_registry import make_version
 
@@ -54,5 +55,20 @@ def test_from_the_blind_sheet_to_production_and_back(root: Path) -> None:
     (root / "server.json").unlink()
     assert "wrote" in hair_pipeline("deploy")
     assert served(root) == "a"
+    hair_pipeline("promote", "b")
+    hair_pipeline("sign-off", "a", "--reviewer", "Lee", "--decision", "reject")
+    assert isinstance(CliRunner().invoke(app, ["registry", "rollback"]).exception, PipelineError)
+    assert "production: a" in hair_pipeline("rollback", "--force")
     events = [event["event"] for event in json.loads(hair_pipeline("show", "a"))["history"]]
-    assert events == ["registered", "sign_off", "promoted", "deployed", "rolled_back", "deployed", "deployed"]
+    assert events == [
+        "registered",
+        "sign_off",
+        "promoted",
+        "deployed",
+        "rolled_back",
+        "deployed",
+        "deployed",
+        "sign_off",
+        "rolled_back",
+        "deployed",
+    ]

@@ -1,16 +1,23 @@
 """The example's worker and API, started for real: a request, a promotion with its restart, the same request."""
 
+import importlib
 import json
 import shutil
 import socket
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import read_image
 from hair_pipeline.processing.bald import make_bald
 from hair_pipeline.processing.fringe import with_forehead
@@ -21,9 +28,9 @@ from hair_pipeline_tests.evaluation.tiny_world import make_world, write_stage2
 from hair_pipeline_tests.inputs.tiny_inputs import draw_person, embedding, write_face, write_rgb
 from hair_pipeline_tests.release.test_export import judge
 
-pytest.importorskip("celery", reason="uv sync --extra serving")
-pytest.importorskip("fastapi", reason="uv sync --extra serving")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+Celery = pytest.importorskip("celery", reason="uv sync --extra serving").Celery
+HTTPException = pytest.importorskip("fastapi", reason="uv sync --extra serving").HTTPException
+pytestmark = pytest.mark.timeout(400)
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "serving"
 
@@ -51,6 +58,64 @@ def broker(tmp_path: Path):
     server.wait(timeout=20)
 
 
+@pytest.fixture
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The example's modules can be imported; its queue is a folder, and no worker takes anything from it."""
+    monkeypatch.setenv("SERVING_BROKER", str(tmp_path / "broker"))
+    monkeypatch.setenv("SERVING_PHOTOS", str(tmp_path / "my photos"))
+    monkeypatch.setenv("HAIR_PIPELINE_TRAINING_FACE_ROOT", str(tmp_path / "faces"))
+    monkeypatch.syspath_prepend(EXAMPLE)
+    yield
+    for name in ("api", "tasks", "celeryconfig"):
+        sys.modules.pop(name, None)
+
+
+def test_the_health_check_does_not_queue_behind_requests(example: None) -> None:
+    api: Any = importlib.import_module("api")
+    for number in range(3):
+        api.hand_over("try_on", "anna.png", "bob.png", f"{number}.png")
+
+    def says(status: int) -> None:
+        with pytest.raises(HTTPException) as said:
+            api.health()
+        assert said.value.status_code == status
+
+    says(503)
+    api.worker.backend.set(api.HEARTBEAT, json.dumps({"version": "abc", "at": time.time()}))
+    assert api.health() == {"version": "abc"}
+    api.worker.backend.set(api.HEARTBEAT, json.dumps({"version": "abc", "at": time.time() - 60}))
+    says(503)
+    api.worker.backend.set(api.HEARTBEAT, '{"version": "ab')  # half written
+    says(503)
+
+
+def test_the_worker_says_its_version_until_it_ends(example: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks: Any = importlib.import_module("tasks")
+    monkeypatch.setattr(tasks, "load", lambda _: SimpleNamespace(version="abc"))
+    monkeypatch.setattr(tasks, "BEAT_SECONDS", 0.01)
+    tasks.load_model()
+    while not tasks.app.backend.get(tasks.HEARTBEAT):
+        time.sleep(0.01)
+    assert json.loads(tasks.app.backend.get(tasks.HEARTBEAT) or "{}").get("version", "abc") == "abc"
+    tasks.end()
+    while tasks.app.backend.get(tasks.HEARTBEAT) is not None:
+        time.sleep(0.01)
+
+
+def test_clients_get_no_path_of_the_server(example: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks: Any = importlib.import_module("tasks")
+    file = tmp_path / "my photos" / "anna.jpg"
+
+    def refuse(*_: object) -> None:
+        raise PipelineError(f"no hair mask (looked in {file} and {tmp_path / 'faces' / 'anna'})", file=file)
+
+    monkeypatch.setattr(tasks, "redraw", refuse)
+    answer = tasks.try_on("anna.jpg", "bob.jpg", "x.png")
+    assert answer == {"error": "anna.jpg: no hair mask (looked in anna.jpg and anna)"}
+    assert tasks.without_paths("cannot read '/etc/secret/key.pem': 1/2 done") == "cannot read 'key.pem': 1/2 done"
+
+
+@pytest.mark.slow
 def test_a_promotion_reaches_the_running_service(tmp_path: Path, broker: str, monkeypatch) -> None:
     world = make_world(tmp_path / "world", people=5, customers=6)
     settings, profile = world.settings, world.profile
@@ -82,19 +147,21 @@ def test_a_promotion_reaches_the_running_service(tmp_path: Path, broker: str, mo
 
     def approved(seed: int) -> str:
         write_stage2(settings, profile, seed=seed)
-        judge(world, "approve")
+        judge(world, "approve", "production" if registry.production() else "untrained")
         version = export_weights(settings, profile).version
         record_candidate(settings, profile)
         registry.sign_off(version, "Kim", "approve")
         return version
 
+    def request(result: str, person: str = "anna.png") -> Any:
+        body = json.dumps({"person": person, "style": "bob.png", "result": result}).encode()
+        headers = {"Content-Type": "application/json"}
+        asked = urllib.request.Request(f"http://127.0.0.1:{port}/try-on", data=body, headers=headers)
+        with urllib.request.urlopen(asked, timeout=120) as answer:
+            return json.load(answer)
+
     def ask(result: str) -> tuple[str, np.ndarray]:
-        body = json.dumps({"person": "anna.png", "style": "bob.png", "result": result}).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/try-on", data=body, headers={"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            said = json.load(answer)
+        said = request(result)
         return said["version"], read_image(photos / said["result"])
 
     try:
@@ -104,6 +171,15 @@ def test_a_promotion_reaches_the_running_service(tmp_path: Path, broker: str, mo
         assert version == first
         second = approved(1)
         assert ask("meanwhile.png")[0] == first
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            request("nobody.png", "nobody.jpg")
+        assert refused.value.code == 422
+        told = refused.value.read().decode()
+        assert "nobody.jpg" in told
+        assert str(tmp_path) not in told
+        queue = Celery(broker=broker) if "://" in broker else None
+        for number in range(40 if queue else 0):  # more than are drawn while the server restarts
+            queue.send_task("try_on", ("anna.png", "bob.png", f"{number}.png"))  # type: ignore[union-attr]
         promote_and_deploy(registry, second, release)
         version, after = ask("after.png")
         assert version == second

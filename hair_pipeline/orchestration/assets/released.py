@@ -81,8 +81,8 @@ def ab_verdict(pipeline: PipelineResource) -> dg.MaterializeResult:
     group_name="release",
     deps=[ab_verdict, eval_report, stage2_checkpoint, patch_encoder],
     description="The released files: the merged UNet, LoRA and IP-Adapter in diffusers format, the patch encoder. "
-    "Refused unless the evaluation is whole and the verdict is `approve`.",
-    code_version="2",
+    "Refused unless the evaluation is whole and the verdict is `approve`, won with the profile's settings.",
+    code_version="3",
     kinds={"torch", "diffusers"},
     **GPU,
 )
@@ -105,9 +105,9 @@ def exported_weights(pipeline: PipelineResource) -> dg.MaterializeResult:
 @dg.asset(
     group_name="release",
     deps=[exported_weights, ab_verdict],
-    description="Records version, hashes and verdict; promotes to production only with `approve` and a person's "
-    "sign-off, then writes the server's config, restarts it and asks for its health. Without a sign-off the version "
-    "waits as a candidate.",
+    description="Records version, hashes and verdict; promotes to production only with `approve` against the "
+    "version in production and a person's sign-off, then writes the server's config, restarts it and asks for its "
+    "health. Without a sign-off the version waits as a candidate.",
     code_version="2",
     kinds={"json"},
     **CPU,
