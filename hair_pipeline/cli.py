@@ -74,7 +74,10 @@ def demo() -> None:
 def run(
     select: Annotated[
         str | None,
-        typer.Option(help="Dagster asset selection, e.g. `group:processed`, `+eval_report`, `stage2_checkpoint+`."),
+        typer.Option(
+            help="Dagster asset selection, e.g. `group:processed`, `eval_report`, `+key:eval_report` (with all "
+            "upstream), `key:stage2_checkpoint+` (with all downstream)."
+        ),
     ] = None,
     shards: Annotated[
         str | None,
