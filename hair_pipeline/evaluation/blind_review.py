@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import secrets
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -151,16 +152,19 @@ def _other(side: str) -> str:
 
 
 def _read_key(path: Path) -> tuple[str, str, dict[str, str]]:
-    data = files.read_json(path)
+    remedy = (
+        f"give the {KEY_FILE} that the A/B test wrote beside its folder {REVIEW_FOLDER}; keep it: it is the only copy"
+    )
     try:
+        data = json.loads(path.read_text(encoding="utf-8"))
         sides = {str(photo): str(side) for photo, side in data["new_side"].items()}
         if not sides or set(sides.values()) - {"left", "right"}:
             raise ValueError("sides")
         return str(data["id"]), str(data["version"]), sides
+    except OSError as error:
+        raise PipelineError(f"cannot be read ({error.strerror})", file=path, remedy=remedy) from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise PipelineError(
-            "is not the key of a blind review", file=path, remedy=f"give the {KEY_FILE} that the A/B test wrote"
-        ) from error
+        raise PipelineError("is not the key of a blind review", file=path, remedy=remedy) from error
 
 
 def _read_sheet(path: Path) -> list[dict[str, str]]:

@@ -96,8 +96,13 @@ def test_unfinished_foreign_and_broken_sheets_are_explained(tmp_path: Path, key:
     with pytest.raises(PipelineError, match="cannot be read"):
         read_review(tmp_path / "none.csv", key, CONFIG)
     (tmp_path / "key.json").write_text('{"id": "t1", "new_side": {"a": "up"}}')
-    with pytest.raises(PipelineError, match="not the key"):
-        read_review(whole, tmp_path / "key.json", CONFIG)
+    (tmp_path / "image.png").write_bytes(b"\x89PNG")
+    for name in ("key.json", "a.csv", "image.png"):
+        with pytest.raises(PipelineError, match="not the key") as refused:
+            read_review(whole, tmp_path / name, CONFIG)
+        assert "delete" not in refused.value.message
+    with pytest.raises(PipelineError, match=r"none\.json: cannot be read.*\n.*blind_key\.json"):
+        read_review(whole, tmp_path / "none.json", CONFIG)
 
 
 def test_the_test_hides_the_sides_and_its_sheet_becomes_a_sign_off(world: World, tmp_path: Path) -> None:
