@@ -399,7 +399,7 @@ def catalog_summary(
     if as_json:
         typer.echo(json.dumps(summary.as_json(), ensure_ascii=sys.stdout.encoding.lower() != "utf-8", indent=2))
         return
-    if isinstance(sys.stdout, io.TextIOWrapper):  # lines and Korean names, on a terminal that may know neither
+    if isinstance(sys.stdout, io.TextIOWrapper):  # ellipses and Korean names, on a terminal that may know neither
         sys.stdout.reconfigure(errors="replace")
     output = Console(highlight=False)
     for table in summary_tables(summary, attributes=attributes):

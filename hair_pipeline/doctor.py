@@ -22,6 +22,7 @@ from hair_pipeline.settings import SAMPLE_ROOT, Settings, unknown_variables
 
 NEEDED_FREE_GIB = 10
 _MARKS = {"ok": "ok   ", "note": "note ", "error": "ERROR"}
+_BASE_WEIGHTS = ("vae/*.safetensors", "unet/*.safetensors")
 _PACKAGES = ("torch", "diffusers", "peft", "accelerate", "dagster", "insightface", "lpips", "torch-fidelity")
 
 
@@ -157,12 +158,10 @@ def _base(settings: Settings, profile: Profile) -> Finding:
             f"weights for base: {reference} will be downloaded from the hub, if its cache does not have it: "
             f"{settings.models_dir} has no such folder with vae/, unet/ and scheduler/",
         )
-    for part in ("vae", "unet"):
-        if not (reference / part / "config.json").is_file() or not any((reference / part).glob("*.safetensors")):
+    for wanted in ("vae/config.json", "unet/config.json", "scheduler/scheduler_config.json", *_BASE_WEIGHTS):
+        if next(reference.glob(wanted), None) is None:
             return Finding(
-                "error",
-                f"weights for base: {reference / part} lacks config.json or its safetensors",
-                "copy the folder again, in full",
+                "error", f"weights for base: {reference} has no {wanted}", "copy or download the folder again, in full"
             )
     return _whole("base", reference, is_stand_in=profile.models.base == "stand_in")
 

@@ -27,8 +27,8 @@ _BUNDLE = "data/sample_models of a checkout (or train them anew: hair-pipeline s
 SOURCES = {
     INCEPTION_FILE: "https://github.com/toshas/torch-fidelity/releases/tag/v0.2.0",
     "w600k_r50.onnx": "insightface's buffalo_l pack (https://github.com/deepinsight/insightface/releases)",
-    "lpips_vgg.safetensors": "the package lpips: docs/ml-engineer.md, Weights, has the lines that write the file",
-    "lpips_alex.safetensors": "the package lpips: docs/ml-engineer.md, Weights, has the lines that write the file",
+    "lpips_vgg.safetensors": "the package lpips (docs/ml-engineer.md, Weights, has the lines that write the file)",
+    "lpips_alex.safetensors": "the package lpips (docs/ml-engineer.md, Weights, has the lines that write the file)",
     STAND_IN_BASE: _BUNDLE,
     STAND_IN_RECOGNISER: _BUNDLE,
     STAND_IN_PERCEPTUAL: _BUNDLE,

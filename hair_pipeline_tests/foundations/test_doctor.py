@@ -51,6 +51,10 @@ def test_a_base_without_its_networks_is_not_ok(tmp_path: Path) -> None:
         part.mkdir(exist_ok=True)
         (part / "config.json").write_text("{}")
         save_file({"a": torch.zeros(1)}, part / "diffusion_pytorch_model.safetensors")
+    assert "has no scheduler/scheduler_config.json" in findings(tmp_path)["base"].what
+    scheduler = unet.with_name("scheduler") / "scheduler_config.json"
+    scheduler.parent.mkdir()
+    scheduler.write_text("{}")
     assert findings(tmp_path)["base"].level == "ok"
 
 
