@@ -19,9 +19,15 @@ from rich.markup import escape
 from hair_pipeline import __version__
 from hair_pipeline.cli_registry import registry_app
 from hair_pipeline.errors import PipelineError, is_transient
-from hair_pipeline.files import refuse_if_full
 from hair_pipeline.profile import load_profile
-from hair_pipeline.settings import SAMPLE_MODELS_ROOT, SAMPLE_MODELS_WORK, SAMPLE_ROOT, Settings, load_settings
+from hair_pipeline.settings import (
+    SAMPLE_MODELS_ROOT,
+    SAMPLE_MODELS_WORK,
+    SAMPLE_ROOT,
+    Settings,
+    load_settings,
+    unknown_variables,
+)
 
 if TYPE_CHECKING:
     from hair_pipeline.orchestration.launch import Outcome
@@ -40,13 +46,20 @@ app.add_typer(registry_app, name="registry")
 catalog_app = typer.Typer(no_args_is_help=True, help="What became of every input file, and why.")
 app.add_typer(catalog_app, name="catalog")
 console = Console(stderr=True, highlight=False)
+SYSTEM_LIBRARIES = "on Debian and Ubuntu: apt-get install libgl1 libglib2.0-0 (OpenCV needs them)"
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
     if version:
         typer.echo(f"hair-pipeline {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand != "doctor":  # which says it too
+        for warning in unknown_variables().values():
+            console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
 
 
 @app.command()
@@ -74,7 +87,10 @@ def demo() -> None:
 def run(
     select: Annotated[
         str | None,
-        typer.Option(help="Dagster asset selection, e.g. `group:processed`, `+eval_report`, `stage2_checkpoint+`."),
+        typer.Option(
+            help="Dagster asset selection, e.g. `group:processed`, `eval_report`, `+key:eval_report` (with all "
+            "upstream), `key:stage2_checkpoint+` (with all downstream)."
+        ),
     ] = None,
     shards: Annotated[
         str | None,
@@ -106,6 +122,7 @@ def _run_lineage(
     only_failed: bool = False,
     force: bool = False,
 ) -> Outcome:
+    from hair_pipeline.files import refuse_if_full
     from hair_pipeline.orchestration.instance import dagster_home, open_instance
     from hair_pipeline.orchestration.launch import launch
     from hair_pipeline.orchestration.partitions import named_shards
@@ -242,7 +259,9 @@ def _pipes_session() -> AbstractContextManager[object]:
 
 @app.command(name="ab-test")
 def ab_test(
-    customers: Annotated[Path, typer.Option(help="Customer photos <id>.jpg with training_face outputs beside them.")],
+    customers: Annotated[
+        Path, typer.Option(help="Folder of customer photos `<id>.jpg` with training_face outputs beside them.")
+    ],
     old: Annotated[
         str, typer.Option(help="`production`, a version, `untrained`, a folder of an export or of pictures.")
     ],
@@ -251,7 +270,7 @@ def ab_test(
 ) -> None:
     """Compare two models on the same customers, masks, styles and seeds: approve, reject or inconclusive.
 
-    DIR holds `<id>.jpg` with training_face's outputs beside them (`<id>/face_01/...`), or with a bald image
+    CUSTOMERS holds `<id>.jpg` with training_face's outputs beside them (`<id>/face_01/...`), or with a bald image
     (`<id>_bald.png` or `bald/<id>.png`). Customers with something missing are listed with the reason; the rest runs.
 
     OUT gets verdict.json, per_image.parquet, report.html, and `blind/`: a page and a sheet for a reviewer who must not
@@ -374,6 +393,7 @@ def catalog_summary(
     Reads processed/catalog.parquet below HAIR_PIPELINE_TRAINING_ROOT; `hair-pipeline run --select "group:inputs"`
     writes it.
     """
+    import io
     import json
 
     from hair_pipeline.inputs.summary import summarise
@@ -381,8 +401,10 @@ def catalog_summary(
 
     summary = summarise(load_settings().catalog_path)
     if as_json:
-        typer.echo(json.dumps(summary.as_json(), ensure_ascii=False, indent=2))
+        typer.echo(json.dumps(summary.as_json(), ensure_ascii=sys.stdout.encoding.lower() != "utf-8", indent=2))
         return
+    if isinstance(sys.stdout, io.TextIOWrapper):  # ellipses and Korean names, on a terminal that may know neither
+        sys.stdout.reconfigure(errors="replace")
     output = Console(highlight=False)
     for table in summary_tables(summary, attributes=attributes):
         output.print(table)
@@ -396,6 +418,8 @@ def main() -> None:
         app()
     except Exception as error:
         _tell_parent(error)
+        if isinstance(error, ImportError) and ".so" in str(error):
+            error = PipelineError(f"a system library is missing: {error}", remedy=SYSTEM_LIBRARIES)
         if not isinstance(error, PipelineError):
             raise
         console.print(f"[bold red]error:[/bold red] {escape(error.message)}", soft_wrap=True)

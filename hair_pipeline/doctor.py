@@ -16,11 +16,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from hair_pipeline.errors import PipelineError
 from hair_pipeline.profile import Profile
-from hair_pipeline.settings import SAMPLE_ROOT, Settings
+from hair_pipeline.settings import SAMPLE_ROOT, Settings, unknown_variables
 
 NEEDED_FREE_GIB = 10
 _MARKS = {"ok": "ok   ", "note": "note ", "error": "ERROR"}
+_BASE_WEIGHTS = ("vae/*.safetensors", "unet/*.safetensors")
 _PACKAGES = ("torch", "diffusers", "peft", "accelerate", "dagster", "insightface", "lpips", "torch-fidelity")
 
 
@@ -43,6 +45,7 @@ def examine(settings: Settings) -> list[Finding]:
     profile = settings.profile_values
     return [
         Finding("ok", f"profile {profile.name}, executor {settings.executor}"),
+        *(Finding("note", warning, "correct or unset it") for warning in unknown_variables().values()),
         *_versions(),
         *_gpu(profile),
         *_inputs(settings),
@@ -102,6 +105,8 @@ def _inputs(settings: Settings) -> Iterator[Finding]:
 
 def _writable(root: Path) -> Finding:
     existing = next(path for path in (root, *root.parents) if path.exists())
+    if not existing.is_dir():
+        return Finding("error", f"{existing} is not a folder", "set HAIR_PIPELINE_TRAINING_ROOT to a folder")
     if not os.access(existing, os.W_OK):
         return Finding("error", f"cannot write to {existing}", "give write access or set HAIR_PIPELINE_TRAINING_ROOT")
     free = shutil.disk_usage(existing).free / 2**30
@@ -111,20 +116,19 @@ def _writable(root: Path) -> Finding:
 
 
 def _weights(settings: Settings, profile: Profile) -> Iterator[Finding]:
-    from hair_pipeline.errors import PipelineError
     from hair_pipeline.models import weights
     from hair_pipeline.models.recogniser import recogniser_of_pack
 
     perceptual = {"vgg": "lpips_vgg.safetensors", "alex": "lpips_alex.safetensors"}
     starts = {"random": None, "stand_in": "stand_in"}
     names = {
-        "base": (profile.models.base, weights.STAND_IN_BASE),
         "recogniser": (profile.models.recogniser, weights.STAND_IN_RECOGNISER),
         "perceptual": (perceptual.get(profile.models.perceptual, "stand_in"), weights.STAND_IN_PERCEPTUAL),
         "evaluation recogniser": (profile.models.evaluation_recogniser, weights.STAND_IN_RECOGNISER),
         "the patch encoder's start": (starts[profile.patch_encoder.start], weights.STAND_IN_PATCH_ENCODER),
         "the style classifiers' start": (starts[profile.classifier.start], weights.STAND_IN_CLASSIFIER),
     }
+    yield _base(settings, profile)
     for role, (name, stand_in) in names.items():
         if name is None:
             continue
@@ -132,8 +136,68 @@ def _weights(settings: Settings, profile: Profile) -> Iterator[Finding]:
             path = weights.find_weight(stand_in if name == "stand_in" else name, settings)
             if path.is_dir() and role.endswith("recogniser"):
                 path = recogniser_of_pack(path)
-            what = "a small stand-in, " if name == "stand_in" else ""
-            yield Finding("ok", f"weights for {role}: {what}{path}")
+            yield _whole(role, path, is_stand_in=name == "stand_in")
         except PipelineError as error:
-            hub = role == "base" and name != "stand_in"
-            yield Finding("note" if hub else "error", f"weights for {role}: {error.what}", error.remedy)
+            yield _missing(role, error)
+    if profile.models.inception == "inception-v3-compat":
+        yield _inception(settings)
+    if profile.style_vectors.source == "clip":
+        yield _clip(settings, profile)
+
+
+def _base(settings: Settings, profile: Profile) -> Finding:
+    from hair_pipeline.models.base import base_reference
+
+    try:
+        reference = base_reference(settings, profile)
+    except PipelineError as error:
+        return _missing("base", error)
+    if isinstance(reference, str):
+        return Finding(
+            "note",
+            f"weights for base: {reference} will be downloaded from the hub, if its cache does not have it: "
+            f"{settings.models_dir} has no such folder with vae/, unet/ and scheduler/",
+        )
+    for wanted in ("vae/config.json", "unet/config.json", "scheduler/scheduler_config.json", *_BASE_WEIGHTS):
+        if next(reference.glob(wanted), None) is None:
+            return Finding(
+                "error", f"weights for base: {reference} has no {wanted}", "copy or download the folder again, in full"
+            )
+    return _whole("base", reference, is_stand_in=profile.models.base == "stand_in")
+
+
+def _inception(settings: Settings) -> Finding:
+    from hair_pipeline.models.weights import INCEPTION_FILE, SOURCES
+
+    path = settings.models_dir / INCEPTION_FILE
+    if path.is_file():
+        return _whole("inception", path)
+    return Finding(
+        "note",
+        f"weights for inception: {path} is missing: a small stand-in takes its place, and its distance is not FID",
+        f"get it from {SOURCES[INCEPTION_FILE]}, or set models.inception to stand_in",
+    )
+
+
+def _clip(settings: Settings, profile: Profile) -> Finding:
+    folder = settings.models_dir / (profile.models.clip or "")
+    if profile.models.clip and (folder / "config.json").is_file():
+        return _whole("clip", folder)
+    return Finding(
+        "error",
+        f"weights for clip: style_vectors.source is clip, and {folder} has no config.json",
+        "set models.clip to a CLIP folder (config.json and model.safetensors) below HAIR_PIPELINE_MODELS_DIR",
+    )
+
+
+def _missing(role: str, error: PipelineError) -> Finding:
+    where = f"{error.file}: " if error.file else ""
+    return Finding("error", f"weights for {role}: {where}{error.what}", error.remedy)
+
+
+def _whole(role: str, path: Path, *, is_stand_in: bool = False) -> Finding:
+    from hair_pipeline.models.weights import damage
+
+    if fault := damage(path):
+        return Finding("error", f"weights for {role}: {fault}", "copy or download them again")
+    return Finding("ok", f"weights for {role}: {'a small stand-in, ' if is_stand_in else ''}{path}")

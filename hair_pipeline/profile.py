@@ -6,11 +6,12 @@ Does not belong here: paths and the environment (`settings`), and any code that 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hair_pipeline.errors import PipelineError
 
@@ -18,10 +19,42 @@ PROFILES_DIR = Path(__file__).parent / "profiles"
 PROFILE_NAMES = ("sample", "rtx24gb", "h100")
 
 
+_CRON_FIELDS = {"minute": (0, 59), "hour": (0, 23), "day": (1, 31), "month": (1, 12), "weekday": (0, 7)}
+_CRON_NAMES = {
+    "month": ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"),
+    "weekday": ("sun", "mon", "tue", "wed", "thu", "fri", "sat"),
+}
+_CRON_PART = re.compile(r"(\*|(\w+)(?:-(\w+))?)(?:/([1-9]\d*))?")
+
+
+def _cron(text: str) -> str:
+    """Five fields of `*`, numbers, names, ranges and steps. Dagster would refuse another only as definitions load."""
+    fields = text.split()
+    if len(fields) != len(_CRON_FIELDS):
+        raise ValueError("give five fields: minute, hour, day, month, weekday, e.g. 0 3 * * 0")
+    for field, (name, (low, high)) in zip(fields, _CRON_FIELDS.items(), strict=True):
+        for part in field.split(","):
+            match = _CRON_PART.fullmatch(part)
+            values = [_cron_value(value, name, low) for value in match.group(2, 3) if value] if match else [-1]
+            if not all(low <= value <= high for value in values):
+                raise ValueError(f"the {name} {part!r} is neither * nor within {low} to {high}")
+    return text
+
+
+def _cron_value(text: str, field: str, first: int) -> int:
+    names = _CRON_NAMES.get(field, ())
+    if text.lower() in names:
+        return first + names.index(text.lower())
+    return int(text) if text.isdecimal() else -1
+
+
+Cron = Annotated[str, AfterValidator(_cron)]
+
+
 class Values(BaseModel):
     """Base of all groups: unknown names are refused, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class InputsConfig(Values):
@@ -44,9 +77,11 @@ class InputsConfig(Values):
     same_identity_cosine: float = Field(
         0.75, gt=0, le=1, description="cosine from which two people's mean embeddings count as one person's"
     )
-    min_face_confidence: float = Field(0.5, description="training_face faces below it are ignored")
-    max_identity_yaw: float = Field(45.0, description="degrees; beyond it training_face uses AdaFace, another space")
-    min_mask_iou: float = Field(0.5, description="hair mask against polygon1: below it the two disagree")
+    min_face_confidence: float = Field(0.5, ge=0, le=1, description="training_face faces below it are ignored")
+    max_identity_yaw: float = Field(
+        45.0, ge=0, le=180, description="degrees; beyond it training_face uses AdaFace, another space"
+    )
+    min_mask_iou: float = Field(0.5, ge=0, le=1, description="hair mask against polygon1: below it the two disagree")
 
 
 class BaldConfig(Values):
@@ -68,7 +103,7 @@ class HairOnlyConfig(Values):
 class PatchConfig(Values):
     """Texture patches."""
 
-    sizes: tuple[int, ...] = (128, 64)
+    sizes: tuple[Annotated[int, Field(ge=4)], ...] = Field((128, 64), min_length=1, description="sides, pixels")
     per_image: int = Field(8, ge=1, description="at most this many patches per size and image")
     seed: int = 0
 
@@ -76,7 +111,7 @@ class PatchConfig(Values):
 class ProcessingConfig(Values):
     """Images cut into parts."""
 
-    size: int = Field(512, description="side of every processed image, pixels")
+    size: int = Field(512, ge=64, description="side of every processed image, pixels")
     image_format: Literal["compact", "png"] = "compact"
     bald: BaldConfig = BaldConfig()
     hair_only: HairOnlyConfig = HairOnlyConfig()
@@ -114,7 +149,7 @@ class NetworkTraining(Values):
 class BaseTrainingConfig(Values):
     """Training of the networks of data/sample_models, by `hair_pipeline/sample/recipe.yaml`."""
 
-    resolution: int = Field(128, description="side of the images they are trained on, pixels")
+    resolution: int = Field(128, ge=32, multiple_of=8, description="side of the images they are trained on, pixels")
     seed: int = 0
     vae: NetworkTraining
     unet: NetworkTraining
@@ -127,17 +162,19 @@ class PatchEncoderConfig(Values):
 
     start: Literal["random", "stand_in"] = Field("random", description="stand_in: from the one of data/sample_models")
     architecture: Literal["resnet", "vit"] = "resnet"
-    width: int = Field(64, description="channels of the first stage (resnet) or embedding width (vit)")
-    embedding_dim: int = 256
-    input_size: int = Field(128, description="patches are resized to this side")
+    width: int = Field(
+        64, ge=4, multiple_of=4, description="channels of the first stage (resnet) or embedding width (vit)"
+    )
+    embedding_dim: int = Field(256, ge=2)
+    input_size: int = Field(128, ge=16, multiple_of=8, description="patches are resized to this side")
     temperature: float = Field(0.1, gt=0)
-    person_weight: float = Field(0.1, description="weight of the same-person positives")
-    curl_weight: float = Field(0.9, description="weight of the same-curl positives (across people)")
+    person_weight: float = Field(0.1, ge=0, description="weight of the same-person positives")
+    curl_weight: float = Field(0.9, ge=0, description="weight of the same-curl positives (across people)")
     people_per_batch: int = Field(16, ge=2)
     patches_per_person: int = Field(4, ge=1)
     steps: int = Field(20000, ge=1)
     learning_rate: float = Field(3e-4, gt=0)
-    weight_decay: float = 1e-4
+    weight_decay: float = Field(1e-4, ge=0)
     workers: int = Field(4, ge=0, description="data loading processes")
     seed: int = 0
 
@@ -146,8 +183,8 @@ class ClassifierConfig(Values):
     """The style classifiers (curl class and bangs): one for the loss, another, differently built, for evaluation."""
 
     start: Literal["random", "stand_in"] = Field("random", description="stand_in: from those of data/sample_models")
-    resolution: int = 256
-    width: int = 32
+    resolution: int = Field(256, ge=32, description="pixels")
+    width: int = Field(32, ge=1, description="channels of the first stage")
     steps: int = Field(5000, ge=1)
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
@@ -190,7 +227,7 @@ class LossesConfig(Values):
         LossTerm(weight=0.0),
         description="plain L2 outside mask and face: finetune_blocks would drift there under a loss in the hair alone",
     )
-    min_snr_gamma: float | None = Field(None, description="per-sample min-SNR weighting of mask_l2")
+    min_snr_gamma: float | None = Field(None, gt=0, description="per-sample min-SNR weighting of mask_l2")
     pixel_max_t: float = Field(0.35, gt=0, le=1, description="pixel losses only where t < pixel_max_t * T")
     pixel_every: int = Field(4, ge=1, description="pixel losses every so many optimizer steps")
     pixel_batch: int = Field(1, ge=1, description="at most this many samples of a micro-batch are decoded")
@@ -205,7 +242,7 @@ class LossesConfig(Values):
 class StageConfig(Values):
     """One training stage of the inpainting model; the defaults are the specification's section 6."""
 
-    resolution: int = Field(512, ge=32, description="pixels")
+    resolution: int = Field(512, ge=32, multiple_of=8, description="pixels")
     epochs: int = Field(60, ge=1, description="times every whole image is seen; Stage 1's patches come on top")
     max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps, whatever the epochs say")
     batch_size: int = Field(4, ge=1, description="samples per micro-batch")
@@ -231,7 +268,9 @@ class StageConfig(Values):
     mask_identity: bool = Field(True, description="the identity acts in the face only; false is for ablations")
     mask_variants: int = Field(4, ge=1, description="differently grown masks cached per image (Stage 2)")
     patch_fraction: float = Field(0.5, ge=0, le=1, description="share of patch batches among Stage 1 batches")
-    patch_resolution: int = Field(128, ge=32, description="side at which patches are trained (Stage 1), pixels")
+    patch_resolution: int = Field(
+        128, ge=32, multiple_of=8, description="side at which patches are trained (Stage 1), pixels"
+    )
     checkpoint_every: int = Field(500, ge=1, description="optimizer steps between checkpoints")
     keep_checkpoints: int = Field(3, ge=1)
     validate_every: int | None = Field(
@@ -261,12 +300,12 @@ class StageConfig(Values):
 class EvaluationConfig(Values):
     """Validation report."""
 
-    steps: int = Field(30, description="sampler steps")
+    steps: int = Field(30, ge=1, description="sampler steps")
     scheduler: Literal["ddim", "dpm++"] = "ddim"
-    guidance_scale: float = 2.0
-    batch_size: int = 4
-    max_images: int | None = Field(None, description="evaluate at most this many validation images")
-    grid_rows: int = 8
+    guidance_scale: float = Field(2.0, ge=0, description="1: no guidance")
+    batch_size: int = Field(4, ge=1)
+    max_images: int | None = Field(None, ge=1, description="evaluate at most this many validation images")
+    grid_rows: int = Field(8, ge=1)
     leakage_images: int = Field(16, ge=0, description="transfers drawn again with the old hair swapped")
     seed: int = 0
 
@@ -274,8 +313,8 @@ class EvaluationConfig(Values):
 class AbTestConfig(Values):
     """A/B verdict."""
 
-    min_improvement: float = 0.05
-    identity_margin: float = Field(0.01, description="identity may not be worse by more than this")
+    min_improvement: float = Field(0.05, ge=0)
+    identity_margin: float = Field(0.01, ge=0, description="identity may not be worse by more than this")
     lpips_margin: float = Field(
         0.05, ge=0, description="hair-region LPIPS may not be worse by more than this share of the old model's"
     )
@@ -286,7 +325,7 @@ class AbTestConfig(Values):
     max_artifacts: float = Field(
         0.0, ge=0, le=1, description="share of the new model's pictures with artifacts that a blind review tolerates"
     )
-    bootstrap_samples: int = 2000
+    bootstrap_samples: int = Field(2000, ge=100)
     seed: int = 0
 
 
@@ -300,8 +339,8 @@ class AutomationConfig(Values):
     retrain_new_people: int = Field(
         100, ge=1, description="so many processed people that the model in training has not seen make it train again"
     )
-    retrain_cron: str = Field("0 3 * * 0", description="when the weekly re-training starts, as cron (UTC)")
-    observe_cron: str = Field("0 2 * * *", description="when the inputs are looked at in full, as cron (UTC)")
+    retrain_cron: Cron = Field("0 3 * * 0", description="when the weekly re-training starts, as cron (UTC)")
+    observe_cron: Cron = Field("0 2 * * *", description="when the inputs are looked at in full, as cron (UTC)")
     attempts: int = Field(3, ge=1, description="runs that may fail before an automation waits for a person")
 
 
@@ -356,8 +395,15 @@ def load_profile(name_or_path: str | Path) -> Profile:
         raise PipelineError(
             f"no such profile ({error.strerror})", file=path, remedy=f"choose one of {', '.join(PROFILE_NAMES)}"
         ) from error
+    except UnicodeDecodeError as error:
+        raise PipelineError("is not UTF-8 text", file=path, remedy="save the file as UTF-8") from error
     except yaml.YAMLError as error:
         raise PipelineError(f"is not YAML: {error}", file=path, remedy="mend the file") from error
+    if not isinstance(values, dict):
+        found = "is empty" if values is None else f"holds a {type(values).__name__} instead of named values"
+        raise PipelineError(
+            f"the profile {found}", file=path, remedy="begin with a copy of hair_pipeline/profiles/rtx24gb.yaml"
+        )
     try:
         return Profile.model_validate(values)
     except ValidationError as error:

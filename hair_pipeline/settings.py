@@ -5,6 +5,8 @@ Belongs here: paths and the environment. Does not belong here: how to process or
 
 from __future__ import annotations
 
+import difflib
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -23,6 +25,9 @@ def _project_root() -> Path:
 
 
 PROJECT_ROOT = _project_root()
+PREFIX = "HAIR_PIPELINE_"
+_INTERNAL = tuple(PREFIX + name for name in ("ERROR_FILE", "PRELOAD_TORCH", "VERSION", "TEST_"))
+"""What processes of the pipeline, and its tests, tell each other."""
 SAMPLE_ROOT = PROJECT_ROOT / "data" / "sample"
 SAMPLE_MODELS_ROOT = PROJECT_ROOT / "data" / "sample_models"
 SAMPLE_MODELS_WORK = PROJECT_ROOT / "data" / "sample_models_work"
@@ -31,7 +36,7 @@ SAMPLE_MODELS_WORK = PROJECT_ROOT / "data" / "sample_models_work"
 class Settings(BaseSettings):
     """The machine's side of the configuration; every field is an environment variable HAIR_PIPELINE_<FIELD>."""
 
-    model_config = SettingsConfigDict(env_prefix="HAIR_PIPELINE_", env_ignore_empty=True, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="ignore")
 
     profile: str = Field(default="sample", description="sample, rtx24gb, h100, or the path of a profile file (.yaml)")
     k_hairstyle_root: Path = Field(default=SAMPLE_ROOT / "k_hairstyle", description="K-Hairstyle copy, read-only")
@@ -133,6 +138,17 @@ class Settings(BaseSettings):
         return self.training_root / "registry" / "registry.json"
 
 
+def unknown_variables() -> dict[str, str]:
+    """Variables HAIR_PIPELINE_* of the environment that nothing reads, with what to say about each."""
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    unknown = {}
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and name not in known and not name.startswith(_INTERNAL):
+            nearest = difflib.get_close_matches(name, known, n=1)
+            unknown[name] = f"{name} is no setting and is ignored" + (f"; is {nearest[0]} meant?" if nearest else "")
+    return unknown
+
+
 def load_settings() -> Settings:
     """Read the settings from the environment.
 
@@ -143,7 +159,7 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
-        variable = "HAIR_PIPELINE_" + str(first["loc"][0]).upper()
+        variable = PREFIX + str(first["loc"][0]).upper()
         raise PipelineError(
             f"{variable}={first.get('input')!r} is not allowed: {first['msg']}",
             remedy=f"set {variable} to an allowed value or unset it",

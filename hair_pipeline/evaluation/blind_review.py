@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import secrets
 import unicodedata
@@ -189,18 +190,21 @@ def _other(side: str) -> str:
 
 
 def _read_key(path: Path) -> _Key:
-    data = files.read_json(path)
+    remedy = (
+        f"give the {KEY_FILE} that the A/B test wrote beside its folder {REVIEW_FOLDER}; keep it: it is the only copy"
+    )
     try:
+        data = json.loads(path.read_text(encoding="utf-8"))
         cases = data["cases"]
         photos, sides = [str(case["photo"]) for case in cases], [str(case["new_side"]) for case in cases]
         numbers = [case["case"] for case in cases]
         if not cases or set(sides) - {"left", "right"} or numbers != list(range(1, len(cases) + 1)):
             raise ValueError("cases")
         return _Key(str(data["review"]), str(data["id"]), str(data["version"]), photos, sides)
+    except OSError as error:
+        raise PipelineError(f"cannot be read ({error.strerror})", file=path, remedy=remedy) from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise PipelineError(
-            "is not the key of a blind review", file=path, remedy=f"give the {KEY_FILE} that the A/B test wrote"
-        ) from error
+        raise PipelineError("is not the key of a blind review", file=path, remedy=remedy) from error
 
 
 def _match(rows: list[dict[str, str]], known: _Key, sheet: Path, key: Path) -> list[dict[str, str]]:

@@ -73,6 +73,7 @@ def make_case(
     profile: Profile,
     *,
     own_curl: int | None = None,
+    framing: Framing | None = None,
 ) -> Case:
     """Remove the sample's hair and fix its seed, which depends on photo, reference and profile alone.
 
@@ -83,7 +84,7 @@ def make_case(
         masks = with_forehead(*masks, sample.box)
     bald, repaint = make_bald(sample.image, *masks, profile.processing.bald, box=sample.box, window=sample.window)
     seed = int(hash_bytes(sample.image_id, reference.image_id, str(profile.evaluation.seed))[:8], 16)
-    return Case(sample, reference, identity, *classes, bald, repaint, seed, own_curl)
+    return Case(sample, reference, identity, *classes, bald, repaint, seed, own_curl, framing)
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,11 @@ from hair_pipeline.evaluation.picture_settings import PictureSettings, drawn_wit
 from hair_pipeline.evaluation.styles import StyleSource, TableStyles, current_styles, exported_styles
 from hair_pipeline.inputs.geometry import letterbox, same_framing
 from hair_pipeline.inputs.k_hairstyle import image_id_of
+from hair_pipeline.inputs.samples import Sample
 from hair_pipeline.inputs.upright import read_upright
 from hair_pipeline.models.base import base_reference, load_base
 from hair_pipeline.models.pipeline import HairInpaintPipeline
+from hair_pipeline.models.weights import damage
 from hair_pipeline.processing.bald import make_bald
 from hair_pipeline.profile import BaldConfig, Profile
 from hair_pipeline.settings import Settings
@@ -255,17 +257,31 @@ def stage2_current(settings: Settings, profile: Profile, table: VectorTable | No
     base = load_base(base_reference(settings, profile), settings.models_dir)
     pipeline = _on_device(HairInpaintPipeline.from_adapters(base, result.final_dir, profile.evaluation.scheduler))
     version = result.version[:VERSION_DIGITS]
-    styles = current_styles(settings, profile)
+    trained = int(pipeline.style_projection.config.style_dim)
+    styles: StyleSource = _FittingStyles(current_styles(settings, profile), trained, profile)
     if table is not None:
         styles = TableStyles(table, styles)
     return ModelContender(f"Stage 2 {version}", version, pipeline, styles, profile.stage2.resolution, profile)
 
 
 def exported(folder: Path, settings: Settings, profile: Profile) -> ModelContender:
-    """A version's exported folder: its own style encoder, and the settings it was judged with (hair_pipeline.json)."""
+    """A version's exported folder: its own style encoder, and the settings it was judged with (hair_pipeline.json).
+
+    Raises:
+        PipelineError: a file is missing or damaged.
+    """
     card = files.read_json(folder / "hair_pipeline.json")
     logging.disable_progress_bar()
-    pipeline = _on_device(HairInpaintPipeline.from_pretrained(folder))
+    try:
+        pipeline = _on_device(HairInpaintPipeline.from_pretrained(folder))
+    except PipelineError:
+        raise
+    except Exception as error:  # diffusers and safetensors raise many types on missing and damaged files
+        raise PipelineError(
+            f"the exported version cannot be loaded: {damage(folder) or error}",
+            file=folder,
+            remedy="restore its files from a copy, or export and register a version again",
+        ) from error
     styles = exported_styles(folder, settings, profile)
     version = card["version"]
     own, prepared = drawn_with(profile, card), profile.processing.bald
@@ -303,6 +319,23 @@ def _registry(settings: Settings) -> dict[str, Any]:
         return {"production": None, "versions": {}}
     registry: dict[str, Any] = files.read_json(path, remedy=f"restore it: cp {path}.bak {path}")
     return registry
+
+
+class _FittingStyles:
+    """The vectors of a style source, refused when the model was trained with longer or shorter ones."""
+
+    def __init__(self, styles: StyleSource, trained: int, profile: Profile) -> None:
+        self.styles, self.trained, self.source = styles, trained, profile.style_vectors.source
+
+    def vector(self, sample: Sample) -> np.ndarray | None:
+        found = self.styles.vector(sample)
+        if found is not None and len(found) != self.trained:
+            raise PipelineError(
+                f"style_vectors.source = {self.source!r} gives vectors of {len(found)} numbers, "
+                f"and Stage 2 was trained with {self.trained}",
+                remedy="set style_vectors.source to what it was trained with, or train it again: hair-pipeline run",
+            )
+        return found
 
 
 def _on_device(pipeline: Any) -> Any:

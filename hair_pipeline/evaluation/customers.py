@@ -201,8 +201,8 @@ def _read_case(customer: Customer, profile: Profile, problems: Problems) -> Case
     )
     crop = head_crop(photo.hair_mask, photo.face_mask)
     sample = to_sample(cut_photo(photo, crop), profile.processing.size)
-    case = make_case(sample, sample, _identity(customer, face, profile, problems), (None, None), profile)
-    case = replace(case, framing=Framing.of(upright, crop))
+    identity = _identity(customer, face, profile, problems)
+    case = make_case(sample, sample, identity, (None, None), profile, framing=Framing.of(upright, crop))
     if removed is None:
         return case
     without_hair = cut_photo(replace(photo, image=removed[0], hair_mask=removed[1]), crop)

@@ -43,8 +43,11 @@ def style_grid(
         How many people and styles there are.
 
     Raises:
-        PipelineError: there are fewer than two held-out people with a face, or the model cannot be loaded.
+        PipelineError: `out` is not named .jpg, there are fewer than two held-out people with a face, or the model
+            cannot be loaded.
     """
+    if out.suffix.lower() not in (".jpg", ".jpeg"):
+        raise PipelineError(f"cannot write {out.suffix or 'a file without suffix'}", file=out, remedy="name it .jpg")
     rows = _frontal(read_catalog(settings.catalog_path))
     if len(rows) < 2:
         raise PipelineError(

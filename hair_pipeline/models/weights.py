@@ -1,15 +1,19 @@
 """Finding a named weight file or folder: the models folder first, then the sample models.
 
-Belongs here: where to look and what to say when nothing is there. Does not belong here: reading the weights.
+Belongs here: where to look, what to say when nothing is there, and whether a file is whole. Does not belong here:
+reading the weights.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.settings import Settings
 
+_WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".pth")
 STAND_IN_BASE = "inpainting"
 STAND_IN_VAE = "inpainting_vae"
 ATTRIBUTE_TOKENS = "attribute_tokens"
@@ -23,8 +27,8 @@ _BUNDLE = "data/sample_models of a checkout (or train them anew: hair-pipeline s
 SOURCES = {
     INCEPTION_FILE: "https://github.com/toshas/torch-fidelity/releases/tag/v0.2.0",
     "w600k_r50.onnx": "insightface's buffalo_l pack (https://github.com/deepinsight/insightface/releases)",
-    "lpips_vgg.safetensors": "the state dict of lpips.LPIPS(net='vgg') with the trunk of torchvision's vgg16",
-    "lpips_alex.safetensors": "the state dict of lpips.LPIPS(net='alex') with the trunk of torchvision's alexnet",
+    "lpips_vgg.safetensors": "the package lpips (docs/ml-engineer.md, Weights, has the lines that write the file)",
+    "lpips_alex.safetensors": "the package lpips (docs/ml-engineer.md, Weights, has the lines that write the file)",
     STAND_IN_BASE: _BUNDLE,
     STAND_IN_RECOGNISER: _BUNDLE,
     STAND_IN_PERCEPTUAL: _BUNDLE,
@@ -50,3 +54,23 @@ def find_weight(name: str, settings: Settings) -> Path:
         remedy=f"get them from {SOURCES.get(name, 'their publisher')} and put them there, "
         "or set HAIR_PIPELINE_MODELS_DIR to the folder that has them",
     )
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a weight file, or with the first such file below a folder, as far as its size and header tell.
+
+    Returns:
+        A fault with the file's name, empty if there is none.
+    """
+    if path.is_dir():
+        weights = sorted(file for file in path.rglob("*") if file.suffix in _WEIGHT_SUFFIXES)
+        return next(filter(None, map(damage, weights)), "" if weights else f"{path} holds no weights")
+    if path.stat().st_size == 0:
+        return f"{path} is empty"
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except SafetensorError as error:
+            return f"{path} is damaged or was not copied in full ({error})"
+    return ""

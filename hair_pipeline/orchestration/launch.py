@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluation
 from dagster._core.definitions.asset_selection import AssetSelection
+from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.execution.api import execute_run_iterator
@@ -31,6 +33,8 @@ GATE_ASSETS = frozenset({"exported_weights", "production_registry"})
 """Assets that may refuse to go on; a refusal is an outcome of the lineage, not a fault."""
 
 
+CATALOG = dg.AssetKey("catalog")
+"""Registers the shards."""
 DEFINITIONS_MODULE = "hair_pipeline.definitions"
 PRELOAD_TORCH = "HAIR_PIPELINE_PRELOAD_TORCH"
 """Set in the environment for the fork server when the whole lineage is launched: half a dozen steps need torch."""
@@ -95,7 +99,7 @@ def launch(
 
     Args:
         instance: where runs and materialisations are recorded.
-        selection: Dagster's selection syntax, e.g. `group:processed` or `+eval_report`; all assets if None.
+        selection: Dagster's selection syntax, e.g. `group:processed` or `+key:eval_report`; all assets if None.
         shards: only these, of the assets that have shards; the inputs are not looked at again.
         only_failed: only the shards whose last run failed.
         force: also materialise what is up to date.
@@ -105,13 +109,14 @@ def launch(
 
     Raises:
         KeyboardInterrupt: the process was interrupted; the running steps have been ended.
-        PipelineError: a shard that is not registered.
+        PipelineError: a selection that names nothing, a shard that is not registered, or no shard at all is.
     """
     repository = ReconstructableRepository.for_module(module, "defs")
     graph = repository.get_definition().asset_graph
-    selected = AssetSelection.from_string(selection).resolve(graph) if selection else None
+    selected = None if selection is None else _resolve(selection, graph)
     lineage = Lineage(instance, graph, selected, shards)
     _refuse_unknown_shards(lineage)
+    _refuse_without_shards(lineage, only_failed=only_failed)
     if selection is None and shards is None and lineage.out_of_date():
         _expect_torch()
     if only_failed:
@@ -132,6 +137,34 @@ def launch(
             return outcome
         for part in split(round_, lineage.registered):
             execute(part, outcome)
+
+
+def _resolve(selection: str, graph: AssetGraph) -> AbstractSet[dg.AssetKey]:
+    """The assets that a selection names.
+
+    Raises:
+        PipelineError: it cannot be read, names an asset that does not exist, or selects nothing.
+    """
+    try:
+        selected = AssetSelection.from_string(selection).resolve(graph)
+    except dg.DagsterError as error:
+        wrong = (
+            "names an asset that does not exist" if isinstance(error, dg.DagsterInvalidSubsetError) else "is not valid"
+        )
+        raise PipelineError(f"the selection {selection!r} {wrong}", remedy=_what_exists(graph)) from error
+    if not selected:
+        raise PipelineError(f"the selection {selection!r} selects nothing", remedy=_what_exists(graph))
+    return selected
+
+
+def _what_exists(graph: AssetGraph) -> str:
+    nodes = [node for node in graph.asset_nodes if node.is_materializable]
+    groups = ", ".join(sorted({f"group:{node.group_name}" for node in nodes}))
+    assets = ", ".join(sorted(node.key.to_user_string() for node in nodes))
+    return (
+        f"choose of {groups}; or of the assets {assets}; `+key:NAME` takes all upstream too, `key:NAME+` all "
+        "downstream; join them with `and`, `or`, `not`"
+    )
 
 
 def _expect_torch() -> None:
@@ -166,6 +199,20 @@ def _refuse_unknown_shards(lineage: Lineage) -> None:
         registered = lineage.registered
         known = f"{registered[0]} to {registered[-1]}" if registered else "none yet: materialise the asset catalog"
         raise PipelineError(f"no such shard: {', '.join(unknown)}", remedy=f"name registered shards ({known})")
+
+
+def _refuse_without_shards(lineage: Lineage, *, only_failed: bool) -> None:
+    """Say that there is nothing to work on yet, where the catalog is not going to register shards first."""
+    registers = CATALOG in lineage.order and not only_failed
+    if lineage.registered or registers:
+        return
+    nodes = {key.to_user_string(): lineage.graph.get(key) for key in lineage.order}
+    waiting = [name for name, node in nodes.items() if node.is_partitioned and node.is_materializable]
+    if waiting:
+        raise PipelineError(
+            f"no shards yet, so nothing to make of {', '.join(waiting)}",
+            remedy='run `hair-pipeline run --select "group:inputs"` first: the catalog registers the shards',
+        )
 
 
 def _execute(

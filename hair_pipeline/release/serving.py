@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -25,7 +24,7 @@ from hair_pipeline.inputs.upright import UprightPhoto, encode_picture, read_face
 from hair_pipeline.processing.bald import make_bald
 from hair_pipeline.processing.compositing import paste_back
 from hair_pipeline.processing.fringe import with_forehead
-from hair_pipeline.profile import BaldConfig, InputsConfig, Profile
+from hair_pipeline.profile import InputsConfig, Profile
 from hair_pipeline.settings import Settings, load_settings
 
 MIN_STYLE_PIXELS = 32 * 32
@@ -180,21 +179,7 @@ def load(spec: str | Path = "production", settings: Settings | None = None, prof
     contender = resolve(str(spec), settings, profile)
     if not isinstance(contender, ModelContender):
         raise PipelineError("is a folder of pictures, not a model", file=spec, remedy="give an exported version")
-    return TryOn(contender, _as_exported(profile, contender.card))
-
-
-def _as_exported(profile: Profile, card: dict[str, Any] | None) -> Profile:
-    """The profile with the sampler and bald settings that an exported version was judged with."""
-    if card is None:
-        return profile
-    sampler = {"steps": card["steps"], "guidance_scale": card["guidance_scale"]}
-    cutting = {"size": card["size"], "bald": BaldConfig.model_validate(card["bald"])}
-    return profile.model_copy(
-        update={
-            "evaluation": profile.evaluation.model_copy(update=sampler),
-            "processing": profile.processing.model_copy(update=cutting),
-        }
-    )
+    return TryOn(contender, contender.profile)
 
 
 @dataclass(frozen=True)

@@ -102,8 +102,13 @@ def test_unfinished_foreign_and_broken_sheets_are_explained(tmp_path: Path, key:
         read_review(tmp_path / "none.csv", key, CONFIG)
     case = {"case": 1, "photo": "a", "new_side": "up"}
     (tmp_path / "key.json").write_text(json.dumps({"review": "b", "id": "t1", "version": "v1", "cases": [case]}))
-    with pytest.raises(PipelineError, match="not the key"):
-        read_review(whole, tmp_path / "key.json", CONFIG)
+    (tmp_path / "image.png").write_bytes(b"\x89PNG")
+    for name in ("key.json", "a.csv", "image.png"):
+        with pytest.raises(PipelineError, match="not the key") as refused:
+            read_review(whole, tmp_path / name, CONFIG)
+        assert "delete" not in refused.value.message
+    with pytest.raises(PipelineError, match=r"none\.json: cannot be read.*\n.*blind_key\.json"):
+        read_review(whole, tmp_path / "none.json", CONFIG)
 
 
 def test_a_sheet_of_another_review_is_refused_though_its_photos_are_the_same(tmp_path: Path, key: Path) -> None:

@@ -126,11 +126,11 @@ def _write_style(settings: Settings, profile: Profile, catalog: pd.DataFrame) ->
     pq.write_table(table, settings.processed / "style_vectors" / "shard_0000.parquet")
 
 
-def write_stage2(settings: Settings, profile: Profile, seed: int) -> str:
+def write_stage2(settings: Settings, profile: Profile, seed: int, style_dim: int = 16) -> str:
     """Random adapters that do change the picture, as a finished Stage 2 run; returns the short version."""
     torch.manual_seed(seed)
     base = load_base(settings.sample_models_dir / "inpainting", settings.models_dir)
-    model = HairInpainter.build(base, profile.models, style_dim=16)
+    model = HairInpainter.build(base, profile.models, style_dim=style_dim)
     with torch.no_grad():
         for parameter in model.named_trainable().values():
             parameter.add_(0.05 * torch.randn_like(parameter))

@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from hair_pipeline.cli import app
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.profile import PROFILE_NAMES, load_profile
-from hair_pipeline.settings import load_settings
+from hair_pipeline.profile import PROFILE_NAMES, AutomationConfig, load_profile
+from hair_pipeline.settings import PROJECT_ROOT, load_settings, unknown_variables
 
 
 @pytest.mark.parametrize("name", PROFILE_NAMES)
@@ -23,7 +25,21 @@ def test_every_profile_loads(name: str):
         ("name: x\nstage1:\n  batch_sise: 4\n", "batch_sise"),
         ("name: x\nstage2:\n  precision: fp64\n", "precision"),
         ("name: x\ninputs:\n  validation_fraction: 1.5\n", "validation_fraction"),
-        ("- a\n- b\n", "profile"),
+        ("- a\n- b\n", "holds a list"),
+        ("", "is empty"),
+        ("name: x\nprocessing: {size: 0}\n", "processing.size"),
+        ("name: x\nprocessing: {patches: {sizes: []}}\n", "sizes"),
+        ("name: x\nprocessing: {patches: {sizes: [64, -1]}}\n", "sizes"),
+        ("name: x\npatch_encoder: {width: 0}\n", "width"),
+        ("name: x\npatch_encoder: {input_size: 60}\n", "input_size"),
+        ("name: x\nclassifier: {resolution: 0}\n", "classifier.resolution"),
+        ("name: x\nstage1: {resolution: 500}\n", "stage1.resolution"),
+        ("name: x\nstage1: {learning_rate: .inf}\n", "learning_rate"),
+        ("name: x\nevaluation: {steps: 0}\n", "evaluation.steps"),
+        ("name: x\nevaluation: {batch_size: 0}\n", "evaluation.batch_size"),
+        ("name: x\nab_test: {bootstrap_samples: 0}\n", "bootstrap_samples"),
+        ("name: x\nautomation: {retrain_cron: every sunday}\n", "retrain_cron"),
+        ("name: x\nautomation: {observe_cron: 0 24 * * *}\n", "hour '24'"),
         ("name: [", "profile"),
     ],
 )
@@ -36,6 +52,27 @@ def test_a_wrong_profile_is_refused_by_file_and_field(tmp_path: Path, text: str,
     assert str(path) in caught.value.message
 
 
+def test_a_profile_in_another_encoding_is_refused_by_file(tmp_path: Path):
+    path = tmp_path / "profile.yaml"
+    path.write_bytes("name: Größe\n".encode("latin-1"))
+    with pytest.raises(PipelineError, match=r"profile\.yaml: is not UTF-8"):
+        load_profile(str(path))
+
+
+@pytest.mark.parametrize("text", ["*/5 * * * *", "0 22-2 * * MON,wed", "0/15 3 1-7 jan-mar 7"])
+def test_crons_that_a_schedule_takes_are_taken(text: str):
+    assert AutomationConfig(retrain_cron=text).retrain_cron == text
+
+
+def test_variables_that_nothing_reads_are_named_with_the_nearest(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HAIR_PIPELINE_TRAINING_ROT", "/srv")
+    monkeypatch.setenv("HAIR_PIPELINE_ERROR_FILE", "/tmp/error")
+    monkeypatch.setenv("HAIR_PIPELINE_XYZ", "1")
+    said = unknown_variables()
+    assert said.keys() == {"HAIR_PIPELINE_TRAINING_ROT", "HAIR_PIPELINE_XYZ"}
+    assert "is HAIR_PIPELINE_TRAINING_ROOT meant?" in said["HAIR_PIPELINE_TRAINING_ROT"]
+
+
 @pytest.mark.parametrize(("variable", "value"), [("PROFILE", "rtx"), ("EXECUTOR", "slurm")])
 def test_a_wrong_variable_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, variable: str, value: str):
     monkeypatch.setenv(f"HAIR_PIPELINE_{variable}", value)
@@ -43,10 +80,11 @@ def test_a_wrong_variable_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, va
         load_settings()
 
 
-def _command(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def _command(*words: str, path: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    search = {"PYTHONPATH": f"{path}{os.pathsep}{PROJECT_ROOT}"} if path else {}
     return subprocess.run(
         [sys.executable, "-m", "hair_pipeline.cli", *words],
-        env=os.environ | {f"HAIR_PIPELINE_{name}": value for name, value in variables.items()},
+        env=os.environ | search | {f"HAIR_PIPELINE_{name}": value for name, value in variables.items()},
         capture_output=True,
         text=True,
         check=False,
@@ -68,3 +106,34 @@ def test_a_wrong_registry_version_is_an_error_without_a_traceback(tmp_path: Path
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "no [such] version" in done.stderr
+
+
+def test_a_selection_of_nothing_and_a_misspelt_variable_are_said_without_a_traceback(tmp_path: Path):
+    done = _command("run", "--select", "group:procesed", TRAINING_ROOT=str(tmp_path), MODEL_DIR="/models")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "'group:procesed' selects nothing" in done.stderr
+    assert "group:processed" in done.stderr
+    assert "HAIR_PIPELINE_MODEL_DIR is no setting" in done.stderr
+
+
+def test_a_missing_system_library_is_said_with_the_package_that_has_it(tmp_path: Path):
+    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    assert _command("--version", path=tmp_path).returncode == 0
+    done = _command("sample", "--out", str(tmp_path / "sample"), path=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "libGL.so.1" in done.stderr
+    assert "apt-get install libgl1" in done.stderr
+
+
+def test_a_grid_is_a_jpeg_and_named_so(tmp_path: Path):
+    done = CliRunner().invoke(app, ["style-grid", "--out", str(tmp_path / "grid.gif")])
+    assert isinstance(done.exception, PipelineError)
+    assert "name it .jpg" in done.exception.message
+
+
+def test_the_help_shows_what_stands_in_angle_brackets():
+    shown = CliRunner().invoke(app, ["ab-test", "--help"], env={"COLUMNS": "200"}).output
+    assert "<id>.jpg with training_face outputs" in shown
+    assert "CUSTOMERS holds <id>.jpg" in shown

@@ -147,6 +147,8 @@ def test_the_command_shows_the_summary(inputs: TinyInputs, monkeypatch: pytest.M
     assert "json_as_image" in shown.output
     assert "named like an image, but it is a JSON label" in shown.output
     assert "validation" in shown.output
+    plain = CliRunner(charset="ascii").invoke(app, ["catalog", "summary"], env={"COLUMNS": "50"})  # needs ellipses
+    assert plain.exit_code == 0, plain.output
     printed = CliRunner().invoke(app, ["catalog", "summary", "--json"])
     assert json.loads(printed.stdout)["counts"]["files"]["images_accepted"] == 9
 

@@ -1,5 +1,7 @@
 """What a launch runs and what it leaves alone: by data version, through failures, over a lineage like the real one."""
 
+import re
+
 import dagster as dg
 import pytest
 
@@ -114,6 +116,28 @@ def test_shards_are_named_by_lists_and_ranges_and_unknown_ones_refused(instance)
     assert named_shards(instance, "s3, s0...s2") == ["s3", "s0", "s1", "s2"]
     with pytest.raises(PipelineError, match="no such shard: s9"):
         run(instance, shards=named_shards(instance, "s0...s9"))
+
+
+@pytest.mark.parametrize(
+    ("selection", "why"),
+    [("group:nope", "selects nothing"), ("patchs", "does not exist"), ("key:patches and (", "not valid"), ("", "not")],
+)
+def test_a_selection_of_nothing_is_refused_with_what_there_is(instance, selection, why):
+    with pytest.raises(PipelineError, match=f"(?s)the selection {re.escape(repr(selection))} .*{why}.*patches"):
+        run(instance, selection=selection)
+
+
+def test_with_all_upstream_is_all_of_it(instance):
+    assert not run(instance, selection="+key:vectors").failures
+    assert {made if isinstance(made, str) else made[0] for made in World.ran} == {
+        "catalog", "base", "patches", "encoder", "vectors"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{"selection": "key:patches or key:parts"}, {"only_failed": True}])
+def test_shards_that_do_not_exist_yet_are_not_up_to_date(instance, options):
+    with pytest.raises(PipelineError, match=r"no shards yet.*patches, parts.*\n.*group:inputs"):
+        run(instance, **options)
 
 
 def test_a_failure_stops_what_depends_on_it_and_is_tried_again(instance):

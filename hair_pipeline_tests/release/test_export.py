@@ -1,6 +1,8 @@
 """From an approved model to serving: refusals, round trips, byte-identity outside the mask."""
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -303,6 +305,26 @@ def test_production_is_not_compared_with_itself(exported: World, tmp_path: Path)
     run_ab_test(exported.inputs.customers, "production", "current", tmp_path / "ab", settings, profile)
     data = json.loads((tmp_path / "ab" / "verdict.json").read_text())
     assert data["old"]["label"] == "untrained base"
+
+
+def test_damaged_exports_and_another_style_source_are_explained(exported: World, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(export_weights(exported.settings, exported.profile).folder, folder)
+    weights = next((folder / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(PipelineError, match=f"{re.escape(str(weights))} is damaged"):
+        load(folder, exported.settings, exported.profile)
+    shutil.rmtree(folder / "unet")
+    with pytest.raises(PipelineError, match="cannot be loaded"):
+        load(folder, exported.settings, exported.profile)
+    person = draw_person(1, size=128)
+    pointer = exported.settings.runs / "stage2" / "current.json"
+    before = pointer.read_bytes()
+    write_stage2(exported.settings, exported.profile, seed=9, style_dim=24)
+    try_on = load("current", exported.settings, exported.profile)
+    pointer.write_bytes(before)
+    with pytest.raises(PipelineError, match=r"style_vectors\.source = 'patch_encoder' gives .*16 .* with 24"):
+        try_on.style_of(person.photo, person.hair_mask)
 
 
 @pytest.mark.parametrize(("width", "height"), [(300, 200), (90, 140)])

@@ -1,0 +1,77 @@
+"""What `hair-pipeline doctor` says about weights and folders of a profile for real cards."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hair_pipeline.doctor import Finding, _weights, _writable
+from hair_pipeline.models.weights import INCEPTION_FILE
+from hair_pipeline.profile import Profile, load_profile
+from hair_pipeline.settings import Settings
+
+
+def findings(models: Path, profile: Profile | None = None) -> dict[str, Finding]:
+    """Role -> what is said of its weights."""
+    found = _weights(Settings(models_dir=models), profile or load_profile("rtx24gb"))
+    return {finding.what.removeprefix("weights for ").partition(":")[0]: finding for finding in found}
+
+
+def test_what_is_missing_is_named_with_its_path_and_where_to_get_it(tmp_path: Path) -> None:
+    found = findings(tmp_path)
+    assert found["recogniser"].level == found["perceptual"].level == "error"
+    assert str(tmp_path / "w600k_r50.onnx") in found["recogniser"].what
+    assert "docs/ml-engineer.md" in found["perceptual"].remedy
+    assert found["base"].level == "note"
+    assert "will be downloaded" in found["base"].what
+    assert found["inception"].level == "note"
+    assert "not FID" in found["inception"].what
+    assert str(tmp_path / INCEPTION_FILE) in found["inception"].what
+    assert "torch-fidelity" in found["inception"].remedy
+
+
+def test_empty_and_cut_weights_are_not_ok(tmp_path: Path) -> None:
+    (tmp_path / "w600k_r50.onnx").touch()
+    (tmp_path / INCEPTION_FILE).touch()
+    lpips = tmp_path / "lpips_vgg.safetensors"
+    save_file({"a": torch.zeros(100)}, lpips)
+    assert findings(tmp_path)["perceptual"].level == "ok"
+    lpips.write_bytes(lpips.read_bytes()[:-8])
+    found = findings(tmp_path)
+    assert [found[role].level for role in ("recogniser", "inception", "perceptual")] == ["error"] * 3
+    assert f"{lpips} is damaged" in found["perceptual"].what
+
+
+def test_a_base_without_its_networks_is_not_ok(tmp_path: Path) -> None:
+    unet = tmp_path / "stable-diffusion-inpainting" / "unet"
+    unet.mkdir(parents=True)
+    assert findings(tmp_path)["base"].level == "error"
+    for part in (unet, unet.with_name("vae")):
+        part.mkdir(exist_ok=True)
+        (part / "config.json").write_text("{}")
+        save_file({"a": torch.zeros(1)}, part / "diffusion_pytorch_model.safetensors")
+    assert "has no scheduler/scheduler_config.json" in findings(tmp_path)["base"].what
+    scheduler = unet.with_name("scheduler") / "scheduler_config.json"
+    scheduler.parent.mkdir()
+    scheduler.write_text("{}")
+    assert findings(tmp_path)["base"].level == "ok"
+
+
+def test_clip_is_looked_for_where_style_vectors_need_it(tmp_path: Path) -> None:
+    assert "clip" not in findings(tmp_path)
+    values = load_profile("rtx24gb").model_dump() | {"style_vectors": {"source": "clip"}}
+    values["models"] |= {"clip": "clip-vit"}
+    found = findings(tmp_path, Profile.model_validate(values))
+    assert found["clip"].level == "error"
+    assert str(tmp_path / "clip-vit") in found["clip"].what
+
+
+def test_the_stand_ins_are_whole(tmp_path: Path) -> None:
+    assert {finding.level for finding in findings(tmp_path, load_profile("sample")).values()} == {"ok"}
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_training_root_that_is_a_file_is_not_ok(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    assert "is not a folder" in _writable(tmp_path / name).what
