@@ -257,10 +257,10 @@ def stage2_current(settings: Settings, profile: Profile, table: VectorTable | No
     base = load_base(base_reference(settings, profile), settings.models_dir)
     pipeline = _on_device(HairInpaintPipeline.from_adapters(base, result.final_dir, profile.evaluation.scheduler))
     version = result.version[:VERSION_DIGITS]
-    trained = int(pipeline.style_projection.config.style_dim)
-    styles: StyleSource = _FittingStyles(current_styles(settings, profile), trained, profile)
+    styles = current_styles(settings, profile)
     if table is not None:
         styles = TableStyles(table, styles)
+    styles = _FittingStyles(styles, int(pipeline.style_projection.config.style_dim), profile)
     return ModelContender(f"Stage 2 {version}", version, pipeline, styles, profile.stage2.resolution, profile)
 
 
