@@ -43,16 +43,15 @@ def swap_hair(case: Case, config: BaldConfig) -> Case:
 
 
 def swap_difference(case: Case, before: Drawing, after: Drawing) -> float:
-    """Mean absolute difference between two results in the repainted region.
+    """Mean absolute difference between two finished pictures in the repainted region.
 
     Unit: gray levels, 0 to 255. Direction: lower is better; 0 is a result that does not know the old hair.
 
     Args:
         before: of the photo as it is. after: of the photo with the hair swapped.
     """
-    first, second = (d.final if d.raw is None else d.raw for d in (before, after))
     inside = case.repaint_mask
-    return float(np.abs(first[inside].astype(np.int16) - second[inside]).mean())
+    return float(np.abs(before.final[inside].astype(np.int16) - after.final[inside]).mean())
 
 
 def old_curl_excess(frame: pd.DataFrame) -> Estimate:
