@@ -214,7 +214,7 @@ def test_the_swap_difference_sees_a_model_that_copies_the_old_hair() -> None:
     case = a_transfer(config)
     swapped = leakage.swap_hair(case, config)
     blind = [Drawing(c.bald, c.bald) for c in (case, swapped)]
-    leaking = [Drawing(c.bald, (c.bald // 2 + c.sample.image // 2)) for c in (case, swapped)]
+    leaking = [Drawing(c.bald // 2 + c.sample.image // 2, c.bald) for c in (case, swapped)]
     assert leakage.swap_difference(case, *blind) == 0
     assert leakage.swap_difference(case, *leaking) > 2
 

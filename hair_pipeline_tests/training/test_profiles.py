@@ -109,7 +109,7 @@ def test_production_takes_the_encoder_and_the_style_that_were_measured_best(name
     """benchmarks/README.md, Patch encoder: with equal weights the person term works against curl."""
     profile, sample = load_profile(name), load_profile("sample")
     assert (profile.patch_encoder.person_weight, profile.patch_encoder.curl_weight) == (0.1, 0.9)
-    assert profile.patch_encoder.learning_rate == sample.patch_encoder.learning_rate
+    assert profile.patch_encoder.learning_rate == 3e-4
     assert profile.style_vectors.source == sample.style_vectors.source == "combined"
 
 
