@@ -313,7 +313,7 @@ class EvaluationConfig(Values):
 class AbTestConfig(Values):
     """A/B verdict."""
 
-    min_improvement: float = Field(0.05, ge=0)
+    min_improvement: float = 0.05
     identity_margin: float = Field(0.01, ge=0, description="identity may not be worse by more than this")
     lpips_margin: float = Field(
         0.05, ge=0, description="hair-region LPIPS may not be worse by more than this share of the old model's"
