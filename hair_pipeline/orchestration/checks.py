@@ -229,8 +229,9 @@ def _norms(norms: list[float], bad: list[str]) -> dict[str, Any]:
 @_check(
     "bald_images",
     description="A small probe, tried on people it was not trained on, reads length, fringe and curl from the bald "
-    "image no better than by chance or from the outline of the repainted region, which the model is given anyway. On "
-    "failure: raise processing.bald.growth, or take another method; docs/data-engineer.md compares them.",
+    "image hardly better than by chance (what it reads from the mask's outline alone stands beside it). On failure: "
+    "processing.bald.hide_forehead, hide_beside_jaw and method gaussian_blur give less away, and stage2.mask_variants "
+    "teaches the model not to trust the outline; docs/data-engineer.md compares them.",
 )
 def bald_images_give_no_style_away(settings: Settings) -> Finding:
     from hair_pipeline.processing.leakage import stored_leakage
@@ -243,9 +244,10 @@ def bald_images_give_no_style_away(settings: Settings) -> Finding:
         for target, score in scores.items()
     }
     chances = {f"{target}_by_chance": score.chance for target, score in leakage.bald.items()}
+    told = (f"{name} {leakage.bald[name].accuracy:.2f}, by chance {leakage.bald[name].chance:.2f}" for name in telling)
     return Finding(
         passed=bool(leakage.bald) and not telling,
-        description=", ".join(telling) or None if leakage.bald else "not measured: too few people",
+        description="; ".join(told) or None if leakage.bald else "not measured: too few people",
         metadata=measured | chances,
     )
 

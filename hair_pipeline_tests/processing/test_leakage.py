@@ -1,5 +1,6 @@
 """The probe reads what is there, on other people, and nothing where there is nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,13 +53,15 @@ def test_too_few_people_measure_nothing() -> None:
     assert probe(features, labels, people) is None
 
 
-def test_telling_needs_more_than_chance_and_the_mask() -> None:
+def test_telling_is_what_is_surely_read_more_often_than_by_chance() -> None:
     strong, weak = probe(*made(60)), probe(*made(0))
     assert strong is not None
     assert weak is not None
-    assert Leakage({"curl": strong}, {"curl": weak}).telling() == ["curl"]
-    assert Leakage({"curl": strong}, {"curl": strong}).telling() == []
-    assert Leakage({"curl": weak}, {"curl": weak}).telling() == []
+    for mask in (strong, weak):
+        assert Leakage({"curl": strong}, {"curl": mask}).telling() == ["curl"]
+        assert Leakage({"curl": weak}, {"curl": mask}).telling() == []
+    hardly = replace(strong, low=strong.chance + 0.05)
+    assert Leakage({"curl": hardly}, {"curl": weak}).telling() == []
 
 
 def test_mask_features_are_coverage() -> None:
