@@ -69,6 +69,9 @@ def test_final_folders_hold_what_others_read(trained: Trained) -> None:
 
 def test_stage2_starts_from_stage1(trained: Trained) -> None:
     card = json.loads((trained.results["stage2"].final_dir / "adapters.json").read_text())
+    timed = {"seconds", "time_data_share", "time_other_share"}
+    assert timed <= trained.results["stage2"].metrics.keys()
+    assert not timed & card["extra"]["metrics"].keys()  # they would make another version of the same weights
     assert card["extra"]["stage"] == "stage2"
 
 

@@ -79,8 +79,9 @@ def run_stage(
         "train_samples": float(len(task.data)),
         "validation_images": float(len(task.held_out)),
     }
-    metrics |= {"steps": float(result.steps), "skipped_steps": float(result.bad_steps), "seconds": result.seconds}
-    metrics |= {f"time_{name}": share for name, share in result.shares.items()}
+    metrics |= {"steps": float(result.steps), "skipped_steps": float(result.bad_steps)}
+    # not among what is saved with the weights, whose hash is the version: the same training is the same version
+    timing = {"seconds": result.seconds} | {f"time_{name}": share for name, share in result.shares.items()}
     metrics |= {
         f"val_hair_lpips_{when}": numbers["hair_lpips"]
         for when, numbers in (("start", result.start), ("end", result.end))
@@ -97,7 +98,7 @@ def run_stage(
     def save(folder: Path) -> None:
         model.save_adapters(folder, {"stage": name, "steps": result.steps, "metrics": metrics, "notes": notes})
 
-    return Finished(save, metrics, notes, result.pictures)
+    return Finished(save, metrics | timing, notes, result.pictures)
 
 
 def open_sources(context: Context) -> StageSources:
