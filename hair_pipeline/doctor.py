@@ -46,12 +46,22 @@ def examine(settings: Settings) -> list[Finding]:
     return [
         Finding("ok", f"profile {profile.name}, executor {settings.executor}"),
         *(Finding("note", warning, "correct or unset it") for warning in unknown_variables().values()),
+        *_schedules(profile),
         *_versions(),
         *_gpu(profile),
         *_inputs(settings),
         _writable(settings.training_root),
         *_weights(settings, profile),
     ]
+
+
+def _schedules(profile: Profile) -> Iterator[Finding]:
+    from hair_pipeline.orchestration.schedules import build_schedules
+
+    try:
+        build_schedules(profile)
+    except PipelineError as error:
+        yield Finding("error", error.what, error.remedy)
 
 
 def _versions() -> Iterator[Finding]:

@@ -6,49 +6,16 @@ Does not belong here: paths and the environment (`settings`), and any code that 
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hair_pipeline.errors import PipelineError
 
 PROFILES_DIR = Path(__file__).parent / "profiles"
 PROFILE_NAMES = ("sample", "rtx24gb", "h100")
-
-
-_CRON_FIELDS = {"minute": (0, 59), "hour": (0, 23), "day": (1, 31), "month": (1, 12), "weekday": (0, 7)}
-_CRON_NAMES = {
-    "month": ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"),
-    "weekday": ("sun", "mon", "tue", "wed", "thu", "fri", "sat"),
-}
-_CRON_PART = re.compile(r"(\*|(\w+)(?:-(\w+))?)(?:/([1-9]\d*))?")
-
-
-def _cron(text: str) -> str:
-    """Five fields of `*`, numbers, names, ranges and steps. Dagster would refuse another only as definitions load."""
-    fields = text.split()
-    if len(fields) != len(_CRON_FIELDS):
-        raise ValueError("give five fields: minute, hour, day, month, weekday, e.g. 0 3 * * 0")
-    for field, (name, (low, high)) in zip(fields, _CRON_FIELDS.items(), strict=True):
-        for part in field.split(","):
-            match = _CRON_PART.fullmatch(part)
-            values = [_cron_value(value, name, low) for value in match.group(2, 3) if value] if match else [-1]
-            if not all(low <= value <= high for value in values):
-                raise ValueError(f"the {name} {part!r} is neither * nor within {low} to {high}")
-    return text
-
-
-def _cron_value(text: str, field: str, first: int) -> int:
-    names = _CRON_NAMES.get(field, ())
-    if text.lower() in names:
-        return first + names.index(text.lower())
-    return int(text) if text.isdecimal() else -1
-
-
-Cron = Annotated[str, AfterValidator(_cron)]
 
 
 class Values(BaseModel):
@@ -339,8 +306,8 @@ class AutomationConfig(Values):
     retrain_new_people: int = Field(
         100, ge=1, description="so many processed people that the model in training has not seen make it train again"
     )
-    retrain_cron: Cron = Field("0 3 * * 0", description="when the weekly re-training starts, as cron (UTC)")
-    observe_cron: Cron = Field("0 2 * * *", description="when the inputs are looked at in full, as cron (UTC)")
+    retrain_cron: str = Field("0 3 * * 0", description="when the weekly re-training starts, as cron (UTC)")
+    observe_cron: str = Field("0 2 * * *", description="when the inputs are looked at in full, as cron (UTC)")
     attempts: int = Field(3, ge=1, description="runs that may fail before an automation waits for a person")
 
 

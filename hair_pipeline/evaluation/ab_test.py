@@ -188,11 +188,7 @@ def _identifier(
     contenders: dict[str, Contender], photos: _Photos, settings: Settings, profile: Profile, first_opponent: bool
 ) -> str:
     """12 hex digits over both models, the photos, the judges and the settings."""
-    models = (
-        part
-        for name in MODELS
-        for part in (drawn_by(contenders[name], settings, profile), str(contenders[name].settings))
-    )
+    models = (drawn_by(contenders[name], settings, profile) for name in MODELS)
     rule = profile.ab_test.model_dump_json()
     measured = measured_with(settings, profile)
     return files.hash_bytes(*models, photos.fingerprint, rule, str(first_opponent), measured)[:12]

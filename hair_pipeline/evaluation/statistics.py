@@ -16,7 +16,7 @@ from scipy import special  # type: ignore[import-untyped]
 CONFIDENCE = 0.95
 BOOTSTRAP_SAMPLES = 2000
 MIN_PEOPLE = 5
-"""With fewer no interval is given: a nominal 95% interval of 2 to 4 people covers the truth in 51% to 88% of cases."""
+"""With fewer no interval is given: a nominal 95% interval of 2 to 4 people covers the truth in far fewer cases."""
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from hair_pipeline.inputs.upright import ON_ITS_SIDE, UprightPhoto, turned
 MARGIN = 0.25
 """Context kept around hair and face, as a share of their extent."""
 WHOLE = 0.8
-"""A head whose square would take this share of the photo's longer side is framed as in the training photos: the photo
-stays whole. In the sample the square takes 0.92 and more."""
+"""A head whose square would take this share of the photo's longer side is framed as in the training photos (all of the
+sample's are): the photo stays whole."""
 
 
 @dataclass(frozen=True)

@@ -5,28 +5,43 @@ Belongs here: schedules. Does not belong here: what follows from a change (`sens
 
 import dagster as dg
 
+from hair_pipeline.errors import PipelineError
 from hair_pipeline.orchestration.automation import assets_under_way
 from hair_pipeline.orchestration.instance import MACHINE_TAG
 from hair_pipeline.orchestration.jobs import inputs_job, training_job, training_tags
 from hair_pipeline.orchestration.soundness import unsound
 from hair_pipeline.orchestration.whereabouts import this_machine
-from hair_pipeline.profile import Profile
+from hair_pipeline.profile import AutomationConfig, Profile
 
 
 def build_schedules(profile: Profile) -> list[dg.ScheduleDefinition]:
-    """All schedules, at the profile's times."""
+    """All schedules, at the profile's times.
+
+    Raises:
+        PipelineError: a time is no cron that Dagster takes.
+    """
+    try:
+        return _schedules(profile.automation)
+    except dg.DagsterInvalidDefinitionError as error:
+        raise PipelineError(
+            f"automation.observe_cron or automation.retrain_cron of the profile: {error}",
+            remedy="give five fields: minute, hour, day, month, weekday, e.g. 0 3 * * 0",
+        ) from error
+
+
+def _schedules(times: AutomationConfig) -> list[dg.ScheduleDefinition]:
     return [
         dg.ScheduleDefinition(
             name="observe_inputs_daily",
             job=inputs_job,
-            cron_schedule=profile.automation.observe_cron,
+            cron_schedule=times.observe_cron,
             description="Looks at the inputs in full, which the sensor `new_inputs` does not: finds files overwritten "
             "in place. An unchanged catalog is not built again.",
         ),
         dg.ScheduleDefinition(
             name="retrain_weekly",
             job=training_job,
-            cron_schedule=profile.automation.retrain_cron,
+            cron_schedule=times.retrain_cron,
             execution_fn=_retrain,
             description="Trains again on whatever there is by then. A training whose data and settings are as they "
             "were is not repeated.",

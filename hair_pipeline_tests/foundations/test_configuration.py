@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from hair_pipeline.cli import app
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.profile import PROFILE_NAMES, AutomationConfig, load_profile
+from hair_pipeline.orchestration.schedules import build_schedules
+from hair_pipeline.profile import PROFILE_NAMES, AutomationConfig, Profile, load_profile
 from hair_pipeline.settings import PROJECT_ROOT, load_settings, unknown_variables
 
 
@@ -38,8 +39,6 @@ def test_every_profile_loads(name: str):
         ("name: x\nevaluation: {steps: 0}\n", "evaluation.steps"),
         ("name: x\nevaluation: {batch_size: 0}\n", "evaluation.batch_size"),
         ("name: x\nab_test: {bootstrap_samples: 0}\n", "bootstrap_samples"),
-        ("name: x\nautomation: {retrain_cron: every sunday}\n", "retrain_cron"),
-        ("name: x\nautomation: {observe_cron: 0 24 * * *}\n", "hour '24'"),
         ("name: [", "profile"),
     ],
 )
@@ -59,14 +58,24 @@ def test_a_profile_in_another_encoding_is_refused_by_file(tmp_path: Path):
         load_profile(str(path))
 
 
-@pytest.mark.parametrize("text", ["*/5 * * * *", "0 22-2 * * MON,wed", "0/15 3 1-7 jan-mar 7"])
-def test_crons_that_a_schedule_takes_are_taken(text: str):
-    assert AutomationConfig(retrain_cron=text).retrain_cron == text
+@pytest.mark.parametrize("cron", ["every sunday", "0 24 * * *"])
+@pytest.mark.parametrize("name", ["retrain_cron", "observe_cron"])
+def test_a_time_that_is_no_cron_is_refused_with_what_is(name: str, cron: str):
+    profile = Profile(name="x", automation=AutomationConfig(**{name: cron}))
+    with pytest.raises(PipelineError, match=name) as caught:
+        build_schedules(profile)
+    assert cron in caught.value.message
+
+
+@pytest.mark.parametrize("cron", ["*/5 * * * *", "0 22 * * MON,wed", "@daily"])
+def test_a_time_that_dagster_takes_is_taken(cron: str):
+    _, weekly = build_schedules(Profile(name="x", automation=AutomationConfig(retrain_cron=cron)))
+    assert weekly.cron_schedule == cron
 
 
 def test_variables_that_nothing_reads_are_named_with_the_nearest(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("HAIR_PIPELINE_TRAINING_ROT", "/srv")
-    monkeypatch.setenv("HAIR_PIPELINE_ERROR_FILE", "/tmp/error")
+    monkeypatch.setenv("HAIR_PIPELINE_TRAINING_ROT", "1")
+    monkeypatch.setenv("HAIR_PIPELINE_ERROR_FILE", "1")
     monkeypatch.setenv("HAIR_PIPELINE_XYZ", "1")
     said = unknown_variables()
     assert said.keys() == {"HAIR_PIPELINE_TRAINING_ROT", "HAIR_PIPELINE_XYZ"}
