@@ -25,6 +25,7 @@ import numpy as np
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.cases import Case, make_case
 from hair_pipeline.files import UnreadableImage, hash_bytes, hash_file
+from hair_pipeline.inputs.hair_rim import REACH, with_rim
 from hair_pipeline.inputs.head_crop import MARGIN, WHOLE, Framing, cut_photo, head_crop
 from hair_pipeline.inputs.k_hairstyle import Rejected, check_image, image_id_of
 from hair_pipeline.inputs.reasons import FaceReason
@@ -147,12 +148,12 @@ def _find_faces(
 
 
 def fingerprint(customers: list[Customer]) -> str:
-    """SHA-256 (hex) over the content of everything that is read, and how photos are framed.
+    """SHA-256 (hex) over the content of everything that is read, and how photos are framed and masks completed.
 
     A file that cannot be read counts as that; `customer_cases` says which.
     """
     parts = [(c.id, path.name, _hash(path)) for c in customers for path in c.files]
-    return hash_bytes(f"{MARGIN} {WHOLE}", *(part for entry in parts for part in entry))
+    return hash_bytes(f"{MARGIN} {WHOLE} {REACH}", *(part for entry in parts for part in entry))
 
 
 def _hash(path: Path) -> str:
@@ -190,14 +191,16 @@ def _read_case(customer: Customer, profile: Profile, problems: Problems) -> Case
     if hair.mean() < MIN_HAIR_FRACTION:
         raise BadFace(FaceReason.NO_HAIR_IN_SHEET, "" if face is None else face.sheet_path)
     nothing = np.zeros((height, width), bool)
+    box = None if face is None else np.array(face.box, np.float32)
+    hair, skin = with_rim(upright.image, hair, nothing if masks is None else masks.face & ~hair, box)
     photo = Photo(
         image_id=customer.id,
         person=customer.id,
         image=upright.image,
         hair_mask=hair,
-        face_mask=nothing if masks is None else masks.face & ~hair,
+        face_mask=skin,
         blurred=nothing,
-        box=None if face is None else np.array(face.box, np.float32),
+        box=box,
     )
     crop = head_crop(photo.hair_mask, photo.face_mask)
     sample = to_sample(cut_photo(photo, crop), profile.processing.size)

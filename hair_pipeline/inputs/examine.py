@@ -48,7 +48,7 @@ from hair_pipeline.inputs.training_face import (
 from hair_pipeline.profile import InputsConfig
 from hair_pipeline.vocabulary import ATTRIBUTES
 
-REVISION = 3
+REVISION = 4
 """Raised when the same files would be examined to another result: remembered rows are then made again."""
 _HEAD_BYTES = 2**17
 _SETS = ("mqset", "hqset", "rawset")
@@ -307,7 +307,12 @@ class Examiner:
         row["hair_fraction"] = round(share(polygon if sheet is None else sheet), 6)
         if sheet is not None and has_polygon:
             iou = mask_iou(sheet, polygon)
-            row |= {"mask_iou": round(iou, 6), "masks_disagree": iou < self.config.min_mask_iou}
+            disagree = iou < self.config.min_mask_iou
+            row |= {"mask_iou": round(iou, 6), "masks_disagree": disagree}
+            if disagree:
+                without_sheet = {"face_reason": FaceReason.MASKS_DISAGREE, "stage2_reason": FaceReason.MASKS_DISAGREE}
+                row |= without_sheet | {"stage2": False, "mask_origin": "polygon"}
+                row["hair_fraction"] = round(share(polygon), 6)
 
 
 def _as_batch(rows: list[dict[str, Any]], signatures: list[int], unsettled: list[bool]) -> pa.RecordBatch:

@@ -76,8 +76,11 @@ def cut_photo(photo: Photo, crop: Crop) -> Photo:
     hair, face, blurred = (
         cut(mask, crop, padding=cv2.BORDER_CONSTANT) for mask in (photo.hair_mask, photo.face_mask, photo.blurred)
     )
+    outline = None if photo.outline is None else cut(photo.outline, crop, padding=cv2.BORDER_CONSTANT)
     box = None if photo.box is None else (photo.box - [crop.x, crop.y, crop.x, crop.y]).astype(np.float32)
-    return replace(photo, image=cut(photo.image, crop), hair_mask=hair, face_mask=face, blurred=blurred, box=box)
+    return replace(
+        photo, image=cut(photo.image, crop), hair_mask=hair, face_mask=face, blurred=blurred, box=box, outline=outline
+    )
 
 
 @dataclass(frozen=True)

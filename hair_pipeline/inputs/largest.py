@@ -27,7 +27,7 @@ class LargestPhoto:
     Attributes:
         path: of the photo, relative to the K-Hairstyle root.
         image: (H, W, 3) uint8 RGB, EXIF rotation ignored.
-        hair_mask: (H, W) bool: this photo's own polygon1, and training_face's mask where it can be brought here.
+        hair_mask: (H, W) bool: inside polygon1, and inside training_face's mask where it can be brought here.
         blurred: (H, W) bool, the region the release blurred.
     """
 
@@ -53,7 +53,7 @@ def load_largest(row: Any, settings: Roots, photo: Photo | None = None) -> Large
     """
     photo = photo or load_photo(row, settings)
     if row.largest_path == row.image_path:
-        return LargestPhoto(row.image_path, photo.image, photo.hair_mask, photo.blurred)
+        return LargestPhoto(row.image_path, photo.image, photo.sure_hair, photo.blurred)
     image = read_photo(settings.k_hairstyle_root, row.largest_path)
     height, width = image.shape[:2]
     if (width, height) != (row.largest_width, row.largest_height):
@@ -78,7 +78,7 @@ def largest_masks(photo: Photo, label: Label | None, width: int, height: int) ->
         (both must say hair) and extend the blurred region (either says blurred).
     """
     if label is None:
-        return _enlarged(photo.hair_mask, width, height), _enlarged(photo.blurred, width, height)
+        return _enlarged(photo.sure_hair, width, height), _enlarged(photo.blurred, width, height)
     scale = polygon_scale((label.width, label.height), width, height)
     hair, blurred = draw_polygon(label.hair, width, height, scale), draw_polygon(label.blurred, width, height, scale)
     own_height, own_width = photo.image.shape[:2]

@@ -64,6 +64,7 @@ class FaceReason(Described):
     SHEET_EMPTY = "sheet_empty", "the sheet's mask quadrant is all gray: the parser found nothing"
     NO_FACE_MASK = "no_face_mask", "the sheet holds no face region (or hardly any)"
     NO_HAIR_IN_SHEET = "no_hair_in_sheet", "the sheet holds no hair region (or hardly any)"
+    MASKS_DISAGREE = "masks_disagree", "the sheet's hair is not where polygon1 says; the outline drawn by hand is used"
 
 
 class IdentityReason(Described):

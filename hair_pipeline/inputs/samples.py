@@ -13,10 +13,11 @@ import numpy as np
 
 from hair_pipeline.files import UnreadableImage
 from hair_pipeline.inputs.geometry import letterbox
+from hair_pipeline.inputs.hair_rim import with_rim
 from hair_pipeline.inputs.labels import BadLabel, parse_outlines
 from hair_pipeline.inputs.polygons import draw_polygon, polygon_scale
 from hair_pipeline.inputs.reader import read_bytes, read_photo
-from hair_pipeline.inputs.training_face import BadFace, SheetMasks, decode_sheet
+from hair_pipeline.inputs.training_face import MIN_HAIR_FRACTION, BadFace, SheetMasks, decode_sheet
 
 
 class Roots(Protocol):
@@ -46,6 +47,7 @@ class Photo:
         hair_mask, face_mask: (H, W) bool, disjoint; the face mask is all False without a usable face.
         blurred: (H, W) bool, the region the release blurred (polygon2); the face's box where that cannot be read.
         box: (4,) float32 x1, y1, x2, y2 in photo pixels; None without a face.
+        outline: (H, W) bool, polygon1 where the hair mask is another one; None where there is no second opinion.
     """
 
     image_id: str
@@ -55,6 +57,12 @@ class Photo:
     face_mask: np.ndarray
     blurred: np.ndarray
     box: np.ndarray | None
+    outline: np.ndarray | None = None
+
+    @property
+    def sure_hair(self) -> np.ndarray:
+        """(H, W) bool: hair by all that is known."""
+        return self.hair_mask if self.outline is None else self.hair_mask & self.outline
 
 
 @dataclass(frozen=True)
@@ -96,17 +104,18 @@ def load_photo(row: Any, settings: Roots) -> Photo:
     scale = polygon_scale((label.width, label.height), width, height)
     masks = _sheet(row, settings, width, height) if row.stage2 or row.mask_origin == "training_face" else None
     face = masks.face if masks is not None and row.stage2 else np.zeros((height, width), bool)
-    if row.mask_origin == "training_face" and masks is not None:
-        hair = masks.hair
-    else:
-        hair = draw_polygon(label.hair, width, height, scale) & ~face
+    outline = draw_polygon(label.hair, width, height, scale)
+    sheet = masks.hair if masks is not None and row.mask_origin == "training_face" else None
+    hair = outline & ~face if sheet is None else sheet
     box = np.array([row.box_x1, row.box_y1, row.box_x2, row.box_y2], np.float32) if row.has_face else None
     blurred = draw_polygon(label.blurred, width, height, scale)
     if box is not None and not label.blur_is_outlined:
         corners = np.concatenate([np.floor(box[:2]), np.ceil(box[2:])])
         x1, y1, x2, y2 = np.clip(corners, 0, [width, height, width, height]).astype(int)
         blurred[y1:y2, x1:x2] = True
-    return Photo(row.image_id, row.source, image, hair, face, blurred, box)
+    hair, face = with_rim(image, hair, face, box)
+    second = outline if sheet is not None and outline.mean() >= MIN_HAIR_FRACTION else None
+    return Photo(row.image_id, row.source, image, hair, face, blurred, box, second)
 
 
 def load_sample(row: Any, settings: Roots, size: int = 512) -> Sample:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from hair_pipeline.processing.fringe import BROW
+from hair_pipeline.inputs.hair_rim import BROW
 from hair_pipeline.profile import BaldConfig
 
 FACE_HEIGHT_OF_IMAGE = 0.3

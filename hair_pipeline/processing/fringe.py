@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-BROW = 0.2
-"""Just above the brows, as a share of a face box's height (RetinaFace and SCRFD boxes; the eyes are at 0.35 to 0.40).
-
-Lower down the brows would be removed with the hair, and a filling would carry the eyelids' colour up the forehead.
-"""
+from hair_pipeline.inputs.hair_rim import BROW
 
 
 def with_forehead(

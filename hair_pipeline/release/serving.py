@@ -16,6 +16,7 @@ import torch
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.contenders import ModelContender, resolve
+from hair_pipeline.inputs.hair_rim import with_rim
 from hair_pipeline.inputs.head_crop import Crop, cut_photo, head_crop
 from hair_pipeline.inputs.k_hairstyle import image_id_of
 from hair_pipeline.inputs.samples import Photo, Sample, to_sample
@@ -267,9 +268,12 @@ def read_request(
             continue
         vector = read_embedding(root, face.embedding_path)
         trusted = identity_reason(face, None, False, vector is not None, config) is None
-        hair = masks.hair if drawn is None else drawn
-        identity = vector if trusted else None
-        return Request(photo.image, hair, masks.face & ~hair, identity, np.array(face.box), photo.icc_profile)
+        box = np.array(face.box)
+        if drawn is None:
+            hair, skin = with_rim(photo.image, masks.hair, masks.face, box)
+        else:
+            hair, skin = drawn, masks.face & ~drawn
+        return Request(photo.image, hair, skin, vector if trusted else None, box, photo.icc_profile)
     if drawn is not None:
         return Request(photo.image, drawn, np.zeros_like(drawn), None, icc_profile=photo.icc_profile)
     looked = " and ".join(str(root / stem) for root in roots)

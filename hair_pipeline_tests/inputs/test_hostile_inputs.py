@@ -14,6 +14,7 @@ from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.catalog import build_catalog
 from hair_pipeline.inputs.examine import Examiner, Task
 from hair_pipeline.inputs.folder_state import folder_state
+from hair_pipeline.inputs.largest import load_largest
 from hair_pipeline.inputs.reasons import FaceReason, IdentityReason, Reason
 from hair_pipeline.inputs.samples import load_photo
 from hair_pipeline.inputs.summary import summarise
@@ -182,12 +183,31 @@ def test_a_label_counts_where_the_folder_and_the_file_name_do_not_agree(inputs: 
     assert frame.label_problems["photo"] == f"source: CP999999 (the path says {inputs.sources[0]})"
 
 
-def test_disagreeing_masks_are_flagged(inputs: TinyInputs) -> None:
+def test_where_masks_disagree_the_outline_drawn_by_hand_counts(inputs: TinyInputs) -> None:
     corner = [{"x": 0, "y": 0}, {"x": 40, "y": 0}, {"x": 0, "y": 40}]
     edit(image_and_label(inputs, inputs.image_ids[0])[1], polygon1=[corner])
-    row = build_catalog(inputs.settings(), PROFILE).frame.set_index("image_id").loc[inputs.image_ids[0]]
+    frame = build_catalog(inputs.settings(), PROFILE).frame.set_index("image_id", drop=False)
+    row = frame.loc[inputs.image_ids[0]]
     assert row.masks_disagree
     assert row.mask_iou < 0.2
+    assert (row.mask_origin, row.stage2, row.stage2_reason) == ("polygon", False, "masks_disagree")
+    hair = load_photo(frame.loc[inputs.image_ids[0]], inputs.settings()).hair_mask
+    assert hair[:30, :8].all()
+    assert not hair[:, 44:].any()
+
+
+def test_texture_is_cut_only_where_both_masks_say_hair(inputs: TinyInputs) -> None:
+    _, label_path = image_and_label(inputs, inputs.image_ids[0])
+    ring = json.loads(json.loads(label_path.read_text(encoding="utf-8"))["polygon1"])[0]
+    edit(label_path, polygon1=[[point for point in ring if point["y"] < 90]])
+    row = build_catalog(inputs.settings(), PROFILE).frame.iloc[0]
+    assert row.mask_origin == "training_face"
+    photo = load_photo(row, inputs.settings())
+    sure = load_largest(row, inputs.settings()).hair_mask
+    assert photo.hair_mask[95:].any()
+    assert sure.any()
+    assert not sure[95:].any()
+    assert not (sure & ~photo.hair_mask).any()
 
 
 def test_an_image_that_brings_the_examiner_down_does_so_alone(

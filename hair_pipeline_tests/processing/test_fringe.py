@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hair_pipeline.processing.fringe import BROW, with_forehead
+from hair_pipeline.inputs.hair_rim import BROW
+from hair_pipeline.processing.fringe import with_forehead
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(-50, 150), st.floats(1, 150))

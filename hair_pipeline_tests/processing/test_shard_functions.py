@@ -94,7 +94,7 @@ def test_patch_table(settings: Settings) -> None:
     for row in rows:
         photo, size = photos[row["image_id"]], row["size"]
         window = np.s_[row["y"] : row["y"] + size, row["x"] : row["x"] + size]
-        assert photo.hair_mask[window].all()
+        assert photo.sure_hair[window].all()
         assert not photo.blurred[window].any()
         assert decode_image(row["image"]).shape == (size, size, 3)
         assert row["scale"] == pytest.approx(160 / 128)

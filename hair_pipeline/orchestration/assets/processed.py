@@ -129,7 +129,7 @@ def identity_embeddings(context: dg.AssetExecutionContext, pipeline: PipelineRes
             description="The photo with its hair removed: grown mask, filled by Telea, Navier-Stokes, blur or gray.",
             deps=[catalog_shards],
             group_name=GROUP,
-            code_version="2",
+            code_version="3",
             kinds={"opencv"},
         ),
         dg.AssetSpec(
@@ -137,7 +137,7 @@ def identity_embeddings(context: dg.AssetExecutionContext, pipeline: PipelineRes
             description="Only the hair, as RGBA; RGB is zero where alpha is zero.",
             deps=[catalog_shards],
             group_name=GROUP,
-            code_version="2",
+            code_version="3",
             kinds={"opencv"},
         ),
         dg.AssetSpec(
@@ -145,7 +145,7 @@ def identity_embeddings(context: dg.AssetExecutionContext, pipeline: PipelineRes
             description="Small cuts that lie wholly inside the hair, from the largest photo: the texture bank.",
             deps=[catalog_shards],
             group_name=GROUP,
-            code_version="2",
+            code_version="3",
             kinds={"opencv", "parquet"},
         ),
     ],
@@ -185,7 +185,7 @@ def style_vectors(context: dg.AssetExecutionContext, pipeline: PipelineResource)
     partitions_def=SHARDS,
     backfill_policy=SHARD_BACKFILL,
     description="VAE latents of photos, bald images, hair-only images and patches, computed once for training.",
-    code_version="1",
+    code_version="2",
     kinds={"torch", "diffusers"},
     **GPU,
 )
