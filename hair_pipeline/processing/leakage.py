@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from hair_pipeline.files import UnreadableImage, hash_bytes, read_image, read_json, write_json
+from hair_pipeline.files import UnreadableImage, find_image, hash_bytes, read_image, read_json, write_json
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.samples import Sample, load_sample
 from hair_pipeline.processing.bald import make_bald, repaint_mask
@@ -101,7 +101,7 @@ def _measure_stored(rows: pd.DataFrame, settings: Settings, config: ProcessingCo
 
 def _stored(row: Any, settings: Settings) -> np.ndarray:
     folder = settings.processed / "bald_images" / row.shard
-    return read_image(next(folder.glob(f"{row.image_id}.*"), folder / row.image_id))
+    return read_image(find_image(folder, row.image_id) or folder / row.image_id)
 
 
 def measure(rows: pd.DataFrame, samples: list[Sample], config: BaldConfig) -> Leakage:
