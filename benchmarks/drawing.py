@@ -26,6 +26,7 @@ from hair_pipeline.evaluation.contenders import Drawing, ModelContender, stage2_
 from hair_pipeline.evaluation.judges import load_judges
 from hair_pipeline.evaluation.metrics import learned
 from hair_pipeline.inputs.catalog import read_catalog
+from hair_pipeline.inputs.members import Members
 from hair_pipeline.models.adapters import IDENTITY_DIM
 from hair_pipeline.models.attribute_tokens import AttributeTokens, attribute_classes
 from hair_pipeline.models.base import base_reference
@@ -77,8 +78,9 @@ def main() -> None:
     settings = load_settings()
     profile = settings.profile_values
     catalog = read_catalog(settings.catalog_path)
-    styles = read_style_vectors(settings.processed / "style_vectors")
-    identities = read_reliable_identities(settings.processed / "identity_embeddings")
+    members = Members.read(settings.catalog_path)
+    styles = read_style_vectors(settings.processed / "style_vectors", members)
+    identities = read_reliable_identities(settings.processed / "identity_embeddings", members)
     plan = plan_validation(catalog, styles, profile.evaluation.max_images)
     classifier = load_judges(settings, profile).classifier.network
     assert classifier is not None

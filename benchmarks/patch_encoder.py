@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import yaml
 
+from hair_pipeline.inputs.members import Members
 from hair_pipeline.models.patch_encoder import PatchEncoder
 from hair_pipeline.profile import PatchEncoderConfig, load_profile
 from hair_pipeline.settings import load_settings
@@ -66,7 +67,8 @@ def main() -> None:
     profile = load_profile(arguments.profile)
     config = PatchEncoderConfig.model_validate(profile.patch_encoder.model_dump() | changes)
     changed = {"no curl positives": {"curl_weight": 0.0}, "no person positives": {"person_weight": 0.0}}
-    store = PatchStore(load_settings().processed / "hair_patches")
+    settings = load_settings()
+    store = PatchStore(settings.processed / "hair_patches", Members.read(settings.catalog_path))
     fold = folds_of(store, arguments.folds)
     measured = arguments.only or arguments.folds
     print(

@@ -29,6 +29,8 @@ from hair_pipeline.webp import encode_webp
 _FULL_BYTES = 1 << 20
 _FAST_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
 """One fixed filter and the fastest compression: half the time of OpenCV's default, the same size on photos."""
+IMAGE_EXTENSIONS = (".jpg", ".webp", ".png")
+"""Of the images that the pipeline writes."""
 MAX_IMAGE_PIXELS = 64_000_000
 """Decoding is refused above this many pixels (the raw K-Hairstyle set has 12.2 million per photo)."""
 
@@ -130,6 +132,21 @@ def make_folder(path: Path) -> None:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _explain_write_error(error, path) from error
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it; one that is gone already is no fault.
+
+    Raises:
+        PipelineError: it cannot be deleted.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise _explain_write_error(error, path) from error
 
@@ -299,6 +316,12 @@ def read_image(path: Path, *, alpha: bool = False) -> np.ndarray:
         return decode_image(path.read_bytes(), alpha=alpha)
     except OSError as error:
         raise UnreadableImage(f"cannot be read ({error.strerror})") from error
+
+
+def find_image(folder: Path, stem: str) -> Path | None:
+    """The image of that name without its extension, whatever its format."""
+    paths = (folder / f"{stem}{extension}" for extension in IMAGE_EXTENSIONS)
+    return next((path for path in paths if path.exists()), None)
 
 
 def encode_image(image: np.ndarray, extension: str, quality: int = 95) -> bytes:

@@ -31,6 +31,7 @@ from hair_pipeline.evaluation.measure import measure
 from hair_pipeline.evaluation.results import summarise
 from hair_pipeline.evaluation.verdicts import write_pointer
 from hair_pipeline.inputs.catalog import read_catalog
+from hair_pipeline.inputs.members import Members
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.data import read_reliable_identities, read_style_vectors
@@ -169,8 +170,9 @@ def _customer_photos(folder: Path, settings: Settings, profile: Profile) -> _Pho
 
 
 def _validation_photos(settings: Settings, profile: Profile) -> _Photos:
-    styles = read_style_vectors(settings.processed / "style_vectors")
-    identities = read_reliable_identities(settings.processed / "identity_embeddings")
+    members = Members.read(settings.catalog_path)
+    styles = read_style_vectors(settings.processed / "style_vectors", members)
+    identities = read_reliable_identities(settings.processed / "identity_embeddings", members)
     plan = plan_validation(read_catalog(settings.catalog_path), styles, profile.evaluation.max_images)
     ids = [str(name) for name in plan.rows["image_id"]]
     rows = json.dumps(plan.rows[["image_id", "content_hash"]].to_numpy().tolist())

@@ -27,6 +27,7 @@ from hair_pipeline.evaluation.measure import Measurements, measure
 from hair_pipeline.evaluation.report_files import ReportResult, reusable, shown_cases, write_pointer, write_report
 from hair_pipeline.evaluation.results import summarise
 from hair_pipeline.inputs.catalog import read_catalog
+from hair_pipeline.inputs.members import Members
 from hair_pipeline.processing.leakage import stored_leakage
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
@@ -49,8 +50,9 @@ def evaluate(settings: Settings, profile: Profile) -> ReportResult:
             not finite.
     """
     catalog = read_catalog(settings.catalog_path)
-    styles = read_style_vectors(settings.processed / "style_vectors")
-    identities = read_reliable_identities(settings.processed / "identity_embeddings")
+    members = Members.read(settings.catalog_path)
+    styles = read_style_vectors(settings.processed / "style_vectors", members)
+    identities = read_reliable_identities(settings.processed / "identity_embeddings", members)
     plan = plan_validation(catalog, styles, profile.evaluation.max_images)
     model = current("stage2", settings)
     fingerprint = _fingerprint(model.version, plan, settings, profile)

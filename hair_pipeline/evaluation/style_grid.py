@@ -18,6 +18,7 @@ from hair_pipeline.evaluation.cases import make_case
 from hair_pipeline.evaluation.contenders import Drawing, resolve
 from hair_pipeline.files import encode_image, write_bytes
 from hair_pipeline.inputs.catalog import read_catalog
+from hair_pipeline.inputs.members import Members
 from hair_pipeline.inputs.samples import Sample, load_sample
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
@@ -57,7 +58,8 @@ def style_grid(
         )
     wearers = [_load(row, settings, profile) for row in rows.head(people).itertuples()]
     worn = [_load(row, settings, profile) for row in _different(rows, styles).itertuples()]
-    identities = read_reliable_identities(settings.processed / "identity_embeddings")
+    members = Members.read(settings.catalog_path)
+    identities = read_reliable_identities(settings.processed / "identity_embeddings", members)
     contender = resolve(spec, settings, profile)
     grid = [[np.full_like(_tile(worn[0].image), 255), *(_tile(_hair(style)) for style in worn)]]
     for wearer in wearers:

@@ -204,8 +204,10 @@ def embeddings_are_sound(settings: Settings) -> Finding:
     import numpy as np
     import pandas as pd
 
+    from hair_pipeline.inputs.members import read_shards, shard_files
+
     folder = settings.processed / "identity_embeddings"
-    files = sorted(folder.glob("*.parquet"))
+    files = shard_files(folder, read_shards(settings.catalog_path))
     bad: list[str] = []
     norms: list[float] = []
     for path in files:
@@ -336,9 +338,11 @@ def style_vectors_are_sound(settings: Settings) -> Finding:
     import numpy as np
     import pandas as pd
 
+    from hair_pipeline.inputs.members import read_shards, shard_files
+
     norms: list[float] = []
     bad: list[str] = []
-    for path in sorted((settings.processed / "style_vectors").glob("*.parquet")):
+    for path in shard_files(settings.processed / "style_vectors", read_shards(settings.catalog_path)):
         frame = pd.read_parquet(path)
         for image_id, vector in zip(frame["image_id"], frame["vector"], strict=True):
             norm = float(np.linalg.norm(vector.astype(np.float64)))

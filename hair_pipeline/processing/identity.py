@@ -92,7 +92,8 @@ def gather(catalog: pd.DataFrame, settings: Settings) -> Gathered:
 
 def agreement(persons: list[str], cosines: np.ndarray) -> dict[str, float]:
     """Mean cosine between images of one person and between persons; a key is absent where there is no pair."""
-    same = np.array([[first == second for second in persons] for first in persons], bool).reshape(cosines.shape)
+    codes = pd.factorize(np.array(persons, object))[0]
+    same = codes[:, None] == codes
     off_diagonal = ~np.eye(len(persons), dtype=bool)
     pairs = {"same_person_cosine": same & off_diagonal, "other_person_cosine": ~same}
     return {name: round(float(cosines[which].mean()), 4) for name, which in pairs.items() if which.any()}

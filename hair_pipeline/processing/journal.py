@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import struct
 import uuid
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 
 _HEAD = struct.Struct(">II16s")
@@ -64,7 +64,7 @@ def append(folder: Path, facts: dict[str, Any], blob: bytes = b"") -> None:
 
 def read(folder: Path) -> Iterator[Record]:
     """All whole records of a folder, without their blobs."""
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for path in sorted(folder.glob("[0-9]*-*")):
         with path.open("rb") as file:
             while len(head := file.read(_HEAD.size)) == _HEAD.size:
                 text_size, blob_size, digest = _HEAD.unpack(head)
@@ -77,16 +77,24 @@ def read(folder: Path) -> Iterator[Record]:
 
 
 def prepare(folder: Path, pattern: str) -> None:
-    """Make the journal's folder; delete its siblings that match `pattern`, left by other inputs or settings."""
+    """Make the journal's folder; delete its siblings that match `pattern`, left by other inputs or settings.
+
+    Raises:
+        PipelineError: the folder above cannot be written.
+    """
     remove(folder, pattern, keep=folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
 
 
 def remove(folder: Path, pattern: str, keep: Path | None = None) -> None:
-    """Delete the journals beside `folder` that match `pattern`."""
+    """Delete the journals beside `folder` that match `pattern`.
+
+    Raises:
+        PipelineError: one cannot be deleted.
+    """
     for other in folder.parent.glob(pattern) if folder.parent.is_dir() else ():
         if other != keep and other.is_dir():
-            shutil.rmtree(other)
+            files.remove(other)
 
 
 def _digest(text: bytes, blob: bytes) -> bytes:

@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from hair_pipeline.files import UnreadableImage, hash_bytes, read_image, read_json, write_json
+from hair_pipeline.files import UnreadableImage, find_image, hash_bytes, read_image, read_json, write_json
 from hair_pipeline.inputs.catalog import read_catalog
+from hair_pipeline.inputs.members import shard_files
 from hair_pipeline.inputs.samples import Sample, load_sample
 from hair_pipeline.processing.bald import make_bald, repaint_mask
 from hair_pipeline.profile import BaldConfig, ProcessingConfig
@@ -75,7 +76,7 @@ def stored_leakage(settings: Settings, config: ProcessingConfig) -> Leakage:
     rows = choose_rows(settings)
     if rows.source.nunique() < MIN_PEOPLE:
         return Leakage({}, {})
-    manifests = sorted((settings.processed / "bald_images").glob("*.json"))
+    manifests = shard_files(settings.processed / "bald_images", sorted(rows.shard.unique()), ".json")
     fingerprint = hash_bytes(rows.to_csv(), config.model_dump_json(), *(path.read_bytes() for path in manifests))
     path = settings.processed / "bald_leakage.json"
     known = read_json(path) if path.exists() else {}
@@ -101,7 +102,7 @@ def _measure_stored(rows: pd.DataFrame, settings: Settings, config: ProcessingCo
 
 def _stored(row: Any, settings: Settings) -> np.ndarray:
     folder = settings.processed / "bald_images" / row.shard
-    return read_image(next(folder.glob(f"{row.image_id}.*"), folder / row.image_id))
+    return read_image(find_image(folder, row.image_id) or folder / row.image_id)
 
 
 def measure(rows: pd.DataFrame, samples: list[Sample], config: BaldConfig) -> Leakage:

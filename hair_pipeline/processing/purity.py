@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from hair_pipeline.files import UnreadableImage, decode_image
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.largest import load_largest
+from hair_pipeline.inputs.members import read_shards, shard_files
 from hair_pipeline.inputs.samples import InputRoots
 from hair_pipeline.settings import Settings
 
@@ -67,7 +68,7 @@ def measure_purity(settings: Settings, images: int = IMAGES) -> Purity:
 
 def _chosen(settings: Settings, images: int) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
     """Catalog rows, with the patches cut from them."""
-    paths = sorted((settings.processed / "hair_patches").glob("*.parquet"))
+    paths = shard_files(settings.processed / "hair_patches", read_shards(settings.catalog_path))
     for path in _spread(paths, images):
         table = pq.read_table(path, columns=["image_id"])
         ids = sorted(set(table.column("image_id").to_pylist()))

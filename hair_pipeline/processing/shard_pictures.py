@@ -5,6 +5,7 @@ Belongs here: what is shown. Does not belong here: layout and encoding (`preview
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import cv2
@@ -17,6 +18,8 @@ from hair_pipeline.processing.previews import TILE, contact_sheet, thumbnail
 from hair_pipeline.processing.work import Picture
 from hair_pipeline.profile import ProcessingConfig
 
+log = logging.getLogger(__name__)
+
 IMAGES = 12
 """Images on a contact sheet."""
 STEP_SIDE = 200
@@ -28,15 +31,15 @@ _ZONE_COLORS = dict(zip(ZONES, ((250, 210, 40), (80, 220, 120), (80, 170, 250)),
 def draw(
     asset: str,
     pictures: Sequence[Picture],
-    products: Sequence[np.ndarray | None],
+    product: Callable[[str], np.ndarray | None],
     shown: int,
     config: ProcessingConfig,
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """A contact sheet, and the steps of one image left to right.
+    """A contact sheet, and the steps of one image left to right. An image that cannot be drawn any more is left out.
 
     Args:
-        asset: whose. pictures: some of its images. shown: which of them shows the steps.
-        products: what was made of each: its image (H, W, 3 or 4) uint8, or one of its patches; None without any.
+        asset: whose. pictures: some of its images. shown: from which on the first that can be drawn shows the steps.
+        product: image id -> what was made of it: its image (H, W, 3 or 4) uint8, or a patch; None without any.
         config: how they were made.
 
     Returns:
@@ -44,14 +47,23 @@ def draw(
     """
     tiles: list[np.ndarray] = []
     steps: list[np.ndarray] = []
-    for number, (picture, product) in enumerate(zip(pictures, products, strict=True)):
+    for number, picture in enumerate(pictures):
         loaded = Picture(picture.row, picture.roots, picture.size)  # dropped again: raw photos are large
-        if product is not None:
-            before = [thumbnail(loaded.sample.image)] if asset == "bald_images" else []
-            tiles += [*before, thumbnail(product, _PATCH_TILE if asset == "hair_patches" else TILE)]
-        if number == shown:
-            steps = [_step(image) for image in _STEPS[asset](loaded, config)]
+        try:
+            tiles += _tiles(asset, loaded, product(picture.row.image_id))
+            if number >= shown and not steps:
+                steps = [_step(image) for image in _STEPS[asset](loaded, config)]
+        except Exception as error:  # a picture to look at is no reason to fail a shard, whatever became of its files
+            log.warning("%s is not shown: %s", picture.row.image_id, error)
     return contact_sheet(tiles), contact_sheet(steps, columns=len(steps))
+
+
+def _tiles(asset: str, picture: Picture, product: np.ndarray | None) -> list[np.ndarray]:
+    """What the contact sheet shows of one image."""
+    if product is None:
+        return []
+    before = [thumbnail(picture.sample.image)] if asset == "bald_images" else []
+    return [*before, thumbnail(product, _PATCH_TILE if asset == "hair_patches" else TILE)]
 
 
 def _bald_steps(picture: Picture, config: ProcessingConfig) -> list[np.ndarray]:

@@ -27,6 +27,7 @@ from hair_pipeline.files import (
     hash_file,
     make_folder,
     read_image,
+    remove,
     sync_files,
     write_bytes,
 )
@@ -34,6 +35,7 @@ from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.samples import InputRoots
 from hair_pipeline.inputs.workers import map_in_processes
 from hair_pipeline.processing import identity, journal, shard_pictures
+from hair_pipeline.processing.own_files import images_in, leftovers_in
 from hair_pipeline.processing.patch_rows import PATCH_SCHEMA, as_table, unpack
 from hair_pipeline.processing.previews import encode_preview
 from hair_pipeline.processing.report import ShardReport, reusable, save
@@ -168,7 +170,7 @@ def _make(jobs: Sequence[_Job], profile: Profile) -> None:
         for asset, made in outcome.made.items():
             job = by_asset[asset]
             if not job.made:
-                job.manifest.unlink(missing_ok=True)  # from here on the folder is half old, half new
+                remove(job.manifest)  # from here on the folder is half old, half new
             job.made[outcome.image_id] = made
         for asset, why in outcome.failed.items():
             by_asset[asset].failed[outcome.image_id] = why
@@ -269,8 +271,7 @@ def _reuse(job: _Job) -> ShardReport | None:
 
 def _measure(job: _Job) -> tuple[int, int]:
     """Number and bytes of the output files on disk."""
-    folder = job.folder / job.shard
-    files = list(folder.iterdir()) if folder.is_dir() else [job.table] if job.table.exists() else []
+    files = images_in(job.images) if job.images is not None else [job.table] if job.table.exists() else []
     return len(files), sum(path.stat().st_size for path in files)
 
 
@@ -349,13 +350,18 @@ def _sums(ordered: Sequence[Made]) -> dict[str, float]:
 
 def _remove_others(folder: Path, keep: set[str]) -> None:
     """Delete files of images that left the shard, and temporary files of a killed run."""
-    for path in folder.iterdir():
+    for path in (*images_in(folder), *leftovers_in(folder)):
         if path.name not in keep:
-            path.unlink()
+            remove(path)
 
 
 def _draw(job: _Job, profile: Profile, shown: dict[str, Picture], product: Callable[[str], np.ndarray | None]) -> None:
-    """Write the contact sheet, and the steps of one image; `shown` keeps what was decoded for the next asset's."""
+    """Write the contact sheet, and the steps of one image; a picture that cannot be drawn is left out.
+
+    Args:
+        shown: image id -> picture; the same ones are shown of the next asset.
+        product: image id -> what was made of it.
+    """
     roots = InputRoots(job.settings.k_hairstyle_root, job.settings.training_face_root)
     ids = job.rows.image_id.tolist()
     usable = [place for place, image_id in enumerate(ids) if image_id in job.made]
@@ -366,10 +372,11 @@ def _draw(job: _Job, profile: Profile, shown: dict[str, Picture], product: Calla
             shown[ids[place]] = Picture(namespace(columns, place), roots, profile.processing.size)
     pictures = [shown[ids[place]] for place in chosen]
     with_face = next((number for number, place in enumerate(chosen) if bool(columns["stage2"][place])), 0)
-    products = [product(ids[place]) for place in chosen]
-    sheet, steps = shard_pictures.draw(job.asset, pictures, products, with_face, profile.processing)
+    sheet, steps = shard_pictures.draw(job.asset, pictures, product, with_face, profile.processing)
     for path, picture in ((_preview_path(job), sheet), (_steps_path(job), steps)):
-        if picture is not None:
+        if picture is None:
+            remove(path)
+        else:
             write_bytes(path, encode_preview(picture))
 
 
@@ -384,8 +391,9 @@ def _steps_path(job: _Job) -> Path:
 def _finish(
     job: _Job, written: int, version: str, left_out: dict[str, list[str]], numbers: dict[str, float]
 ) -> ShardReport:
-    for leftover in job.folder.glob(f".{job.shard}.*.tmp*"):  # of a killed run
-        leftover.unlink()
+    for leftover in leftovers_in(job.folder):
+        if leftover.name.startswith(f".{job.shard}."):
+            remove(leftover)
     files, size = _measure(job)
     seconds = time.perf_counter() - job.started
     common = {"files": float(files), "bytes": float(size), "failed": float(len(job.failed))}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from hair_pipeline.inputs.members import Members
 from hair_pipeline.profile import StageConfig
 from hair_pipeline.training.latent_store import LatentStore, unpack_mask
 from hair_pipeline.training.sampler import Draw, generator
@@ -65,14 +66,14 @@ class VectorTable:
         return self.vectors[rows[int(torch.randint(len(rows), (), generator=draw))]]
 
 
-def read_style_vectors(folder: Path) -> VectorTable:
-    """The table of `processed/style_vectors`."""
-    return _read_vectors(folder, "vector", reliable_only=False)
+def read_style_vectors(folder: Path, members: Members) -> VectorTable:
+    """The table of `processed/style_vectors`, of the catalog's images."""
+    return _read_vectors(folder, members, "vector", reliable_only=False)
 
 
-def read_reliable_identities(folder: Path) -> VectorTable:
-    """The table of `processed/identity_embeddings`, only those marked reliable."""
-    return _read_vectors(folder, "embedding", reliable_only=True)
+def read_reliable_identities(folder: Path, members: Members) -> VectorTable:
+    """The table of `processed/identity_embeddings`, of the catalog's images, only those marked reliable."""
+    return _read_vectors(folder, members, "embedding", reliable_only=True)
 
 
 def face_lock(sample: Batch) -> Tensor:
@@ -80,20 +81,20 @@ def face_lock(sample: Batch) -> Tensor:
     return (sample["face"] >= 1) & (sample["mask"] < 0.5)
 
 
-def _read_vectors(folder: Path, column: str, *, reliable_only: bool) -> VectorTable:
+def _read_vectors(folder: Path, members: Members, column: str, *, reliable_only: bool) -> VectorTable:
     ids: list[str] = []
     people: list[str] = []
     blocks: list[np.ndarray] = []
-    for path in sorted(folder.glob("*.parquet")):
-        names = ["image_id", "person", column] + (["reliable"] if reliable_only else [])
-        table = pq.read_table(path, columns=names)
+    for path in members.tables(folder):
+        table = pq.read_table(path, columns=["image_id", column] + (["reliable"] if reliable_only else []))
         if reliable_only:
             table = table.filter(table["reliable"])
-        if table.num_rows == 0:
+        rows = members.among(table.to_pandas(), path.stem)
+        if rows.empty:
             continue
-        ids += table["image_id"].to_pylist()
-        people += table["person"].to_pylist()
-        blocks.append(np.stack(table[column].to_numpy(zero_copy_only=False)).astype(np.float32))
+        ids += rows.image_id.tolist()
+        people += rows.person.tolist()
+        blocks.append(np.stack(rows[column].to_list()).astype(np.float32))
     return VectorTable(ids, people, np.concatenate(blocks) if blocks else np.zeros((0, 0), np.float32))
 
 

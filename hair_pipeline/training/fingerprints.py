@@ -12,6 +12,7 @@ from pathlib import Path
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import hash_bytes, hash_file
 from hair_pipeline.inputs.catalog import read_catalog
+from hair_pipeline.inputs.members import read_shards, shard_files
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 
@@ -20,12 +21,14 @@ def asset_versions(settings: Settings, asset: str, shards: Sequence[str] | None 
     """The content version of a processed asset: a hash over its shards' data versions (from their manifests).
 
     Args:
-        shards: only these; None takes all that have been made. A shard without manifest counts as absent.
+        shards: these, of which one without manifest counts as absent; None takes those of the catalog's that have
+            been made, which is what trainings read (`inputs.members`).
     """
     folder = settings.processed / asset
-    names = sorted(path.stem for path in folder.glob("*.json")) if shards is None else list(shards)
+    if shards is None:
+        shards = [path.stem for path in shard_files(folder, read_shards(settings.catalog_path), ".json")]
     versions = []
-    for name in names:
+    for name in shards:
         try:
             versions.append(f"{name}={json.loads((folder / f'{name}.json').read_text())['data_version']}")
         except FileNotFoundError:

@@ -5,8 +5,6 @@ Belongs here: resizing, backgrounds and ranges. Does not belong here: masks at l
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import torch
@@ -41,12 +39,3 @@ def on_background(rgba: np.ndarray) -> np.ndarray:
     alpha = rgba[..., 3:].astype(np.float32) / 255
     mixed = rgba[..., :3] * alpha + BACKGROUND * (1 - alpha)
     return np.asarray(mixed.round(), np.uint8)
-
-
-def find_image(folder: Path, image_id: str) -> Path | None:
-    """The processed image of an id, whatever its format."""
-    for extension in (".jpg", ".webp", ".png"):
-        path = folder / f"{image_id}{extension}"
-        if path.exists():
-            return path
-    return None

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.inputs.members import Members
 
 KINDS = ("photo", "hair_only", "patch")
 PRELOAD_BYTES = 1 << 30
@@ -30,17 +31,18 @@ class LatentStore:
 
     Args:
         folder: `processed/latents`.
+        members: the catalog's images; latents of others are left out.
 
     Raises:
         PipelineError: there are no latents, or an index is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
-        paths = sorted(folder.glob("*.parquet"))
+    def __init__(self, folder: Path, members: Members) -> None:
+        paths = members.tables(folder)
         tables = []
         for path in paths:
             try:
-                tables.append(pd.read_parquet(path).assign(shard=path.stem))
+                tables.append(members.among(pd.read_parquet(path), path.stem).assign(shard=path.stem))
             except (OSError, ValueError) as error:
                 raise PipelineError(
                     f"damaged index of latents ({error})", file=path, remedy="materialise the asset latents again"

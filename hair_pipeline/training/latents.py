@@ -32,6 +32,7 @@ from hair_pipeline.files import (
     UnreadableImage,
     atomic_path,
     decode_image,
+    find_image,
     hash_bytes,
     hash_file,
     read_image,
@@ -45,7 +46,7 @@ from hair_pipeline.processing.report import ShardReport, reusable, save
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.fingerprints import asset_versions, base_version
-from hair_pipeline.training.images import BACKGROUND, find_image, on_background, shrink, to_image, to_tensor
+from hair_pipeline.training.images import BACKGROUND, on_background, shrink, to_image, to_tensor
 from hair_pipeline.training.pictures import picture_grid, write_picture
 
 log = logging.getLogger(__name__)

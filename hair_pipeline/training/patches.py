@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import decode_image
+from hair_pipeline.inputs.members import Members
 from hair_pipeline.models.patch_encoder import PatchEncoder
 from hair_pipeline.training.images import shrink
 from hair_pipeline.training.photos import augment
@@ -36,26 +37,28 @@ class PatchStore:
     """All patches of a training root: their table in memory, their pictures in memory when they fit.
 
     Attributes:
-        table: one row per patch: image_id, person, curl (class number or -1), person_number, image_number, size.
+        table: one row per patch: image_id, person, split, curl (class number or -1), person_number, image_number,
+            size.
 
     Args:
         folder: `processed/hair_patches`.
+        members: the catalog's images; patches of others are left out.
 
     Raises:
         PipelineError: no shard's patches have been made. (A store without any patch is fine: hair may be too short.)
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._paths = sorted(folder.glob("*.parquet"))
+    def __init__(self, folder: Path, members: Members) -> None:
+        self._paths = members.tables(folder)
         tables = []
         for number, path in enumerate(self._paths):
             file = pq.ParquetFile(path)
-            table = file.read(columns=["image_id", "person", "curl_class", "size"]).to_pandas()
+            table = file.read(columns=["image_id", "curl_class", "size"]).to_pandas()
             groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
             table["file"] = number
             table["group"] = np.repeat(np.arange(len(groups)), groups)
             table["place"] = np.concatenate([np.arange(n) for n in groups]) if groups else []
-            tables.append(table)
+            tables.append(members.among(table, path.stem))
         if not tables:
             raise PipelineError(
                 "the hair patches have not been cut", file=folder, remedy="materialise the asset hair_patches"

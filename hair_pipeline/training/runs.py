@@ -269,6 +269,20 @@ class RunPlan:
             log.warning("%s: goes on with other packages than it began with:\n%s", self.name, _as_lines(changes))
 
 
+def trainers_at_work(settings: Settings) -> list[str]:
+    """The trainers of which a process holds a run (`RunPlan.held`), whoever started it."""
+    return sorted({path.parent.name for path in settings.runs.glob("*/*.lock") if _is_held(path)})
+
+
+def _is_held(path: Path) -> bool:
+    with path.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def run_id(name: str, config: Any, data_version: str) -> str:
     """12 hex digits over the trainer's name, its configuration (plain values) and its data's version."""
     return hash_bytes(name, json.dumps(config, sort_keys=True), data_version)[:12]

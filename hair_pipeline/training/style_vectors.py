@@ -20,7 +20,15 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.files import UnreadableImage, atomic_path, decode_image, hash_bytes, hash_file, read_image
+from hair_pipeline.files import (
+    UnreadableImage,
+    atomic_path,
+    decode_image,
+    find_image,
+    hash_bytes,
+    hash_file,
+    read_image,
+)
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.models.patch_encoder import PATCH_ENCODER_FILE, PatchEncoder, pool_style
 from hair_pipeline.models.style_classifier import StyleClassifier
@@ -30,7 +38,7 @@ from hair_pipeline.processing.report import ShardReport, reusable, save
 from hair_pipeline.profile import PatchConfig, Profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.fingerprints import asset_versions, weights_version
-from hair_pipeline.training.images import find_image, on_background, shrink, to_tensor
+from hair_pipeline.training.images import on_background, shrink, to_tensor
 from hair_pipeline.training.patches import encode_patches
 from hair_pipeline.training.runs import current
 

@@ -22,6 +22,7 @@ from hair_pipeline.evaluation.report_tables import worst_cases
 from hair_pipeline.evaluation.schema import MetricEntry, MetricsFile, VerdictFile
 from hair_pipeline.files import read_image
 from hair_pipeline.inputs.catalog import read_catalog
+from hair_pipeline.inputs.members import Members
 from hair_pipeline.models.recogniser import SmallFaceNet, export_onnx
 from hair_pipeline.training.data import read_style_vectors
 from hair_pipeline_tests.evaluation.tiny_world import World, cases_of, make_world, write_stage2
@@ -283,7 +284,9 @@ def test_photos_that_vanished_are_left_out_and_without_any_there_is_no_report(tm
     evaluation = world.profile.evaluation.model_copy(update={"batch_size": 1})
     profile = world.profile.model_copy(update={"evaluation": evaluation})
     catalog = read_catalog(world.settings.catalog_path)
-    held_out = plan_validation(catalog, read_style_vectors(world.settings.processed / "style_vectors"), None).rows
+    members = Members.read(world.settings.catalog_path)
+    styles = read_style_vectors(world.settings.processed / "style_vectors", members)
+    held_out = plan_validation(catalog, styles, None).rows
     first, *others = [world.settings.k_hairstyle_root / path for path in held_out["image_path"]]
     first.unlink()
     result = evaluate(world.settings, profile)

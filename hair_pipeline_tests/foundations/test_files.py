@@ -21,8 +21,10 @@ from hair_pipeline.files import (
     confined,
     decode_image,
     encode_image,
+    find_image,
     hash_bytes,
     refuse_if_full,
+    remove,
     write_bytes,
     write_json,
 )
@@ -136,3 +138,36 @@ def test_json_has_no_nan(tmp_path: Path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"value": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_is_found_by_its_whole_name(tmp_path: Path) -> None:
+    for name in ("[a] 1.png", "b.jpg.png", "c.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert find_image(tmp_path, "[a] 1") == tmp_path / "[a] 1.png"
+    assert find_image(tmp_path, "b") is None
+    assert find_image(tmp_path, "b.jpg") == tmp_path / "b.jpg.png"
+    assert find_image(tmp_path, "c") is None
+
+
+def test_what_is_removed_may_be_a_file_a_folder_a_link_or_gone(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    (kept / "below").mkdir(parents=True)
+    folder, link = tmp_path / "folder", tmp_path / "link"
+    (folder / "below").mkdir(parents=True)
+    link.symlink_to(kept)
+    for path in (folder, link, tmp_path / "nothing"):
+        remove(path)
+    assert list(tmp_path.iterdir()) == [kept]
+    assert (kept / "below").is_dir()
+
+
+@pytest.mark.parametrize("function", ["unlink", "rmtree"])
+def test_what_cannot_be_removed_is_explained(function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    path = tmp_path / "it"
+    path.mkdir() if function == "rmtree" else path.touch()
+    monkeypatch.setattr(*((Path, "unlink") if function == "unlink" else (files.shutil, "rmtree")), refuse)
+    with pytest.raises(PipelineError, match="cannot be written to"):
+        remove(path)

@@ -1,12 +1,14 @@
-"""The processed assets, executed over several shards in one run: versions, partial failure, and new people."""
+"""The processed assets, executed over several shards in one run: versions, partial failure, people who come and go."""
 
 import errno
 import json
+from pathlib import Path
 
 import dagster as dg
 import pytest
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
+from hair_pipeline.inputs import reader
 from hair_pipeline.orchestration import resources
 from hair_pipeline.orchestration.build import build_defs
 from hair_pipeline.orchestration.partitions import LEFT_OUT_TAG, SHARDS
@@ -14,6 +16,7 @@ from hair_pipeline.orchestration.rounds import Lineage, range_tags
 from hair_pipeline.processing import shards as processing
 from hair_pipeline.processing.report import ShardReport
 from hair_pipeline.settings import load_settings
+from hair_pipeline.training.runs import RunPlan
 from hair_pipeline_tests.inputs.tiny_inputs import TinyInputs, write_tiny_inputs
 
 PARTS = ("identity_embeddings", "bald_images", "hair_only_images", "hair_patches")
@@ -136,3 +139,77 @@ def test_a_shard_that_is_left_out_fails_nothing_and_is_made_later(inputs, instan
     break_shards(monkeypatch, {})
     assert run(instance, "bald_images", shards=[shards[1]]).success
     assert "bald_images" not in out_of_date(instance)
+
+
+@pytest.fixture
+def left(inputs, instance) -> str:
+    """The shard of somebody who has left the inputs; the parts of all three shards are made."""
+    assert run(instance, "catalog").success
+    shards = instance.get_dynamic_partitions(SHARDS.name)
+    assert run(instance, *PARTS, shards=shards).success
+    move(inputs.k_hairstyle, inputs.root / "away", inputs.sources[2])
+    return shards[2]
+
+
+def move(start: Path, goal: Path, person: str) -> None:
+    for folder in list(start.rglob(f"*.{person}")):
+        new = goal / folder.relative_to(start)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(new)
+
+
+def removed_and_kept(instance) -> tuple[int, int]:
+    """What a new catalog says of the shards that are gone."""
+    assert run(instance, "catalog").success
+    made = instance.get_latest_materialization_event(dg.AssetKey("catalog")).asset_materialization
+    return made.metadata["gone_shards_removed"].value, made.metadata["gone_shards_kept"].value
+
+
+def outputs_of(shard: str) -> list[Path]:
+    return [path for asset in PARTS for path in (load_settings().processed / asset).rglob(f"*{shard}*")]
+
+
+def test_outputs_of_people_who_left_are_removed_and_made_again_when_they_come_back(inputs, instance, left):
+    before = outputs_of("shard_0000")
+    assert removed_and_kept(instance) == (1, 0)
+    assert outputs_of(left) == []
+    assert outputs_of("shard_0000") == before
+    assert out_of_date(instance) == {}
+    assert removed_and_kept(instance) == (0, 0)
+    move(inputs.root / "away", inputs.k_hairstyle, inputs.sources[2])
+    assert run(instance, "catalog").success
+    assert out_of_date(instance) == dict.fromkeys(PARTS, (left,))
+    assert run(instance, *PARTS, shards=[left]).success
+    assert out_of_date(instance) == {}
+
+
+def test_nothing_is_removed_while_somebody_may_read_or_write_it(instance, left):
+    root = load_settings().training_root
+    with RunPlan("stage2", "tiny", {}, {}, "", "a", root, root / "runs" / "stage2").held():
+        assert removed_and_kept(instance) == (0, 1)
+    other = instance.add_run(dg.DagsterRun("other", status=dg.DagsterRunStatus.STARTED))
+    assert removed_and_kept(instance) == (0, 1)
+    assert outputs_of(left)
+    instance.report_run_failed(other)
+    assert removed_and_kept(instance) == (1, 0)
+
+
+def test_nothing_is_removed_while_input_files_cannot_be_read(inputs, instance, left, monkeypatch):
+    photo = next(inputs.k_hairstyle.rglob(f"{inputs.sources[0]}-001.jpg"))
+    photo.touch()  # so that it is read again
+    read = reader._read
+
+    def failing(root: Path, name: str, limit: int) -> bytes:
+        if name.endswith(photo.name):
+            raise OSError(errno.EIO, "the share", f"{root}/{name}")
+        return read(root, name, limit)
+
+    monkeypatch.setattr(reader, "_read", failing)
+    assert removed_and_kept(instance) == (0, 1)
+
+
+def test_nothing_is_removed_when_most_of_it_is_gone(inputs, instance, left):
+    manifest = load_settings().processed / "bald_images" / "shard_0000.json"
+    for number in range(100, 102):
+        manifest.with_name(f"shard_0{number}.json").write_bytes(b"{}")
+    assert removed_and_kept(instance) == (0, 3)

@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hair_pipeline.files import encode_image, write_bytes
 from hair_pipeline.inputs.columns import SCHEMA
-from hair_pipeline.processing.leakage import Leakage, bald_features, choose_rows, mask_features, probe
+from hair_pipeline.processing.leakage import Leakage, _stored, bald_features, choose_rows, mask_features, probe
 from hair_pipeline.settings import Settings
 
 PEOPLE, VIEWS = 24, 4
@@ -88,3 +90,11 @@ def test_images_are_chosen_from_all_people(tmp_path: Path) -> None:
     assert chosen.source.str[:2].value_counts().between(8, 22).all()
     assert chosen.source.nunique() == len(set(chosen.source) & set(choose_rows(settings, images=80).source))
     assert len(choose_rows(settings, images=450)) == 400
+
+
+def test_a_name_with_brackets_finds_its_bald_image(tmp_path: Path) -> None:
+    settings = Settings(training_root=tmp_path)
+    folder = settings.processed / "bald_images" / "shard_0000"
+    write_bytes(folder / "A [1].png", encode_image(np.full((8, 8, 3), 7, np.uint8), ".png"))
+    row = SimpleNamespace(shard="shard_0000", image_id="A [1]")
+    assert (_stored(row, settings) == 7).all()

@@ -1,5 +1,6 @@
 """The shard functions: right files, no bad image stops them, idempotent, no stale or half files."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -8,11 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import decode_image, read_image
 from hair_pipeline.inputs.catalog import build_catalog, read_catalog
 from hair_pipeline.inputs.samples import load_photo, load_sample
-from hair_pipeline.processing import work
+from hair_pipeline.processing import journal, shard_pictures, work
 from hair_pipeline.processing.report import ShardReport
 from hair_pipeline.processing.shards import (
     cut_hair_patches,
@@ -179,6 +181,82 @@ def test_stale_files_are_removed(settings: Settings) -> None:
     leftover.write_bytes(b"half")
     cut_hair_patches(SHARD, settings, PROFILE)
     assert not leftover.exists()
+
+
+@pytest.mark.parametrize("function", FUNCTIONS[1:])
+def test_what_others_left_in_the_folders_is_neither_counted_nor_removed(function: object, settings: Settings) -> None:
+    first: ShardReport = function(SHARD, settings, PROFILE)  # type: ignore[operator]
+    folder = settings.processed / first.asset
+    places = [folder, folder / SHARD] if (folder / SHARD).is_dir() else [folder]
+    for place in places:
+        for name in (".DS_Store", "._picture.jpg", "Thumbs.db"):
+            (place / name).write_bytes(b"a desktop's")
+        for name in (".ipynb_checkpoints", "@eaDir"):
+            (place / name).mkdir()
+    before = snapshot(folder)
+    assert function(SHARD, settings, PROFILE).reused  # type: ignore[operator]
+    assert snapshot(folder) == before
+    (folder / f"{SHARD}.json").unlink()
+    again: ShardReport = function(SHARD, settings, PROFILE)  # type: ignore[operator]
+    assert (again.data_version, again.numbers["files"]) == (first.data_version, first.numbers["files"])
+    for place in places:
+        assert {".DS_Store", "Thumbs.db", ".ipynb_checkpoints", "@eaDir"} <= {path.name for path in place.iterdir()}
+
+
+def test_foreign_files_in_a_journal_are_no_records(tmp_path: Path) -> None:
+    journal.append(tmp_path, {"image_id": "a"})
+    (tmp_path / ".DS_Store").write_bytes(b"a desktop's")
+    (tmp_path / "@eaDir").mkdir()
+    assert [record.facts["image_id"] for record in journal.read(tmp_path)] == ["a"]
+
+
+def test_a_picture_that_can_no_longer_be_shown_fails_no_shard(settings: Settings) -> None:
+    rows = read_catalog(settings.catalog_path)
+    first, last = (settings.k_hairstyle_root / rows.image_path[place] for place in (0, 8))
+    photo = last.read_bytes()
+    last.write_bytes(b"broken")
+    for function in FUNCTIONS[1:]:
+        assert list(function(SHARD, settings, PROFILE).failed) == [rows.image_id[8]]
+    last.write_bytes(photo)
+    first.unlink()  # its parts are made
+    for function in FUNCTIONS[1:]:
+        report = function(SHARD, settings, PROFILE)
+        assert report.failed == {}
+        assert report.preview is not None
+        assert report.steps is not None  # of another image
+
+
+def test_without_anything_to_show_there_are_no_pictures(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "the drive")
+
+    for function in FUNCTIONS[1:]:
+        function(SHARD, settings, PROFILE)
+    monkeypatch.setattr(shard_pictures, "thumbnail", refuse)
+    other = PROFILE.model_copy(update={"processing": PROFILE.processing.model_copy(update={"size": 96})})
+    for function in FUNCTIONS[1:]:
+        report = function(SHARD, settings, other)
+        assert (report.failed, report.preview, report.steps) == ({}, None, None)
+        assert not list((settings.processed / report.asset).glob("*.jpg"))
+
+
+def test_a_journal_that_cannot_be_made_or_removed_is_explained(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    mkdir = Path.mkdir
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Path, "mkdir", lambda path, *a, **k: (refuse if path.suffix == ".journal" else mkdir)(path, *a, **k)
+        )
+        with pytest.raises(PipelineError, match="cannot be written to"):
+            make_bald_images(SHARD, settings, PROFILE)
+    (settings.processed / "bald_images" / f".{SHARD}.other.journal").mkdir()
+    monkeypatch.setattr(files.shutil, "rmtree", refuse)
+    with pytest.raises(PipelineError, match="cannot be written to"):
+        make_bald_images(SHARD, settings, PROFILE)
 
 
 def test_other_settings_are_done_again(settings: Settings) -> None:

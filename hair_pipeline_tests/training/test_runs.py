@@ -20,7 +20,7 @@ from hair_pipeline.training import loop
 from hair_pipeline.training.context import Context
 from hair_pipeline.training.entry import train
 from hair_pipeline.training.loop import LoopResult
-from hair_pipeline.training.runs import RunPlan, differences
+from hair_pipeline.training.runs import RunPlan, differences, trainers_at_work
 from hair_pipeline.training.stages import StageTask
 from hair_pipeline.training.task import LoopConfig, Task
 from hair_pipeline.training.trainers import patch_encoder
@@ -37,7 +37,8 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
     with plan("a").held(), plan("b").held(), taken, plan("a").held():
         pass
     with plan("a").held():
-        pass
+        assert trainers_at_work(Settings(training_root=tmp_path)) == [NAME]
+    assert trainers_at_work(Settings(training_root=tmp_path)) == []
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import default_collate
 
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.inputs.members import Members
 from hair_pipeline.training import loop
 from hair_pipeline.training.data import face_lock
 from hair_pipeline.training.latent_store import LatentStore
@@ -241,8 +242,8 @@ def test_two_people_with_one_view_and_a_batch_larger_than_the_data(tmp_path: Pat
 
 def test_no_held_out_image_gives_no_number(tmp_path: Path) -> None:
     write_processed(tmp_path / "data")
-    index = tmp_path / "data" / "latents" / "shard_0000.parquet"
-    pd.read_parquet(index).assign(split="train").to_parquet(index)
+    catalog = tmp_path / "data" / "catalog.parquet"
+    pd.read_parquet(catalog).assign(split="train").to_parquet(catalog)
     config = stage_config(max_steps=1)
     task = tiny_stage(tmp_path / "data", config)
     result = loop.run(task, LoopConfig.of_stage(config, len(task.data)), tmp_path / "run")
@@ -260,9 +261,10 @@ def test_no_photo_for_stage2_is_one_clear_message(tmp_path: Path) -> None:
 
 
 def test_latents_are_read_alike_from_memory_and_from_disk(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    a = LatentStore(data / "latents")
+    members = Members.read(data / "catalog.parquet")
+    a = LatentStore(data / "latents", members)
     monkeypatch.setattr("hair_pipeline.training.latent_store.PRELOAD_BYTES", 0)
-    b = LatentStore(data / "latents")
+    b = LatentStore(data / "latents", members)
     for name in ("photo.latents", "photo.bald", "photo.hair", "photo.box"):
         assert torch.equal(a.read("shard_0000", name, 2), b.read("shard_0000", name, 2))
     assert torch.equal(a.constant("shard_0000", "patch.empty"), b.constant("shard_0000", "patch.empty"))

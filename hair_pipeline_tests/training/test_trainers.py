@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.inputs.members import Members
 from hair_pipeline.models.base import base_reference, load_base
 from hair_pipeline.models.inpainter import HairInpainter
 from hair_pipeline.models.patch_encoder import PatchEncoder
@@ -19,7 +20,6 @@ from hair_pipeline.training.context import Context
 from hair_pipeline.training.data import read_style_vectors
 from hair_pipeline.training.entry import current, train
 from hair_pipeline.training.latents import encode_shard
-from hair_pipeline.training.patches import PatchStore
 from hair_pipeline.training.style_vectors import embed_shard
 from hair_pipeline.training.task import LoopConfig
 from hair_pipeline.training.trainers import patch_encoder, stage1, style_classifier
@@ -76,7 +76,8 @@ def test_stage2_starts_from_stage1(trained: Trained) -> None:
 
 
 def test_style_vectors_are_unit_and_unchanged_shards_are_reused(trained: Trained) -> None:
-    table = read_style_vectors(trained.settings.processed / "style_vectors")
+    members = Members.read(trained.settings.catalog_path)
+    table = read_style_vectors(trained.settings.processed / "style_vectors", members)
     assert len(table.ids) > 0
     assert table.vectors.norm(dim=1) == pytest.approx(torch.ones(len(table.ids)), abs=1e-4)
     assert encode_shard(trained.shards[0], trained.settings, trained.profile).reused
@@ -122,10 +123,15 @@ def test_two_blurred_people_with_one_view_train_everything_but_the_recogniser(tm
 def test_an_encoder_with_a_single_person_to_train_on_says_that_it_was_not_trained(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = PatchStore(trained.settings.processed / "hair_patches").table
-    people = pd.DataFrame({"source": sorted(table.person.unique())})
-    catalog = people.assign(split=["train", *["validation"] * (len(people) - 1)])
-    monkeypatch.setattr(patch_encoder, "read_catalog", lambda *_, **__: catalog)
+    members = Members.read(trained.settings.catalog_path).by_shard
+    first = min(person for own in members.values() for person in own.person)
+    held_out = Members(
+        {
+            shard: own.assign(split=np.where(own.person == first, "train", "validation"))
+            for shard, own in members.items()
+        }
+    )
+    monkeypatch.setattr(patch_encoder.Members, "read", lambda _: held_out)
     done = patch_encoder.run(Context(trained.settings, trained.profile, tmp_path))
     assert "not trained" in done.notes["encoder"]
     assert {"person_term", "curl_term", "person_probe"} <= done.notes.keys()

@@ -13,6 +13,7 @@ import torch
 from lpips import LPIPS
 from safetensors.torch import save_file
 
+from hair_pipeline.inputs.members import Members
 from hair_pipeline.models.base import Base, tiny_base
 from hair_pipeline.models.inpainter import HairInpainter
 from hair_pipeline.models.perceptual import PerceptualNet
@@ -76,6 +77,7 @@ def write_processed(folder: Path, *, people: int = 3, views: int = 2, reliable: 
         for k in range(2)
     ]
     (folder / "latents").mkdir(parents=True)
+    write_catalog(folder, pd.DataFrame(ids, columns=["image_id", "source", "split"]).assign(shard="shard_0000"))
     save_file(tensors, folder / "latents" / "shard_0000.safetensors")
     pd.DataFrame(rows).to_parquet(folder / "latents" / "shard_0000.parquet")
     for asset, column, width in (("style_vectors", "vector", STYLE_DIM), ("identity_embeddings", "embedding", 512)):
@@ -91,6 +93,11 @@ def write_processed(folder: Path, *, people: int = 3, views: int = 2, reliable: 
         )
         (folder / asset).mkdir()
         pq.write_table(table, folder / asset / "shard_0000.parquet")
+
+
+def write_catalog(folder: Path, rows: pd.DataFrame) -> None:
+    """The columns of a catalog that say which images count."""
+    rows.assign(accepted=True).to_parquet(folder / "catalog.parquet", index=False)
 
 
 def only(*names: str, **changes: object) -> LossesConfig:
@@ -140,10 +147,11 @@ def tiny_stage(folder: Path, config: StageConfig, name: str = "stage2", judges: 
     models = ModelsConfig(lora_rank=4, style_tokens=2)
     model = HairInpainter.build(base, models, STYLE_DIM, config.finetune_blocks)
     labels = {f"p{p}-{v}": (p % 3, v % 2) for p in range(9) for v in range(9)}
+    members = Members.read(folder / "catalog.parquet")
     sources = StageSources(
-        LatentStore(folder / "latents"),
-        read_style_vectors(folder / "style_vectors"),
-        read_reliable_identities(folder / "identity_embeddings"),
+        LatentStore(folder / "latents", members),
+        read_style_vectors(folder / "style_vectors", members),
+        read_reliable_identities(folder / "identity_embeddings", members),
         labels,
     )
     kinds = ("photo",) if name == "stage2" else ("hair_only", "patch")

@@ -6,6 +6,7 @@ Heavy modules are imported inside the functions, here and in the other groups: l
 import dagster as dg
 
 from hair_pipeline.orchestration.compute_tags import CPU
+from hair_pipeline.orchestration.leftovers import remove_gone_shards
 from hair_pipeline.orchestration.metadata import counts_table, shares_table
 from hair_pipeline.orchestration.partitions import SHARDS, observe_shards, register_shards
 from hair_pipeline.orchestration.resources import PipelineResource, explained
@@ -49,7 +50,8 @@ def training_face_outputs(pipeline: PipelineResource) -> dg.DataVersion:
     group_name=GROUP,
     deps=[k_hairstyle_images, training_face_outputs],
     description="One Parquet row per image and per rejected file: paths, person, attributes, mask origin, identity "
-    "reliability, shard, split, and the reason for what is left out. Registers the shards.",
+    "reliability, shard, split, and the reason for what is left out. Registers the shards, and removes the outputs of "
+    "those that are gone.",
     code_version="2",
     kinds={"parquet", "pandas"},
     **CPU,
@@ -66,6 +68,7 @@ def catalog(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg
     summary = result.summary
     new = register_shards(context.instance, list(shards))
     changed = observe_shards(context, catalog_shards.key, shards)
+    tidied = remove_gone_shards(context, pipeline.settings, shards, summary["files"].get("unread", 0))
     return dg.MaterializeResult(
         data_version=dg.DataVersion(result.data_version),
         metadata={
@@ -77,6 +80,7 @@ def catalog(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg
             "shards": len(shards),
             "new_shards": len(new),
             "new_or_changed_shards": len(changed),
+            **tidied,
             "stage2_images": summary["stage2"].get("eligible", 0),
             "reliable_identities": summary["identity"].get("reliable", 0),
             "unchanged": result.unchanged,

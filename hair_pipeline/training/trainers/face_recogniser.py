@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.catalog import read_catalog
+from hair_pipeline.inputs.members import Members
 from hair_pipeline.models.recogniser import CROP, SmallFaceNet, align, export_onnx
 from hair_pipeline.models.weights import STAND_IN_RECOGNISER
 from hair_pipeline.training.context import Context, Finished, base_training, network_loop, seed_everything
@@ -45,9 +46,10 @@ def run(context: Context) -> Finished:
     config = base_training(context)
     settings = context.settings
     folder = settings.processed / "identity_embeddings"
-    if not any(folder.glob("*.parquet")):
+    members = Members.read(settings.catalog_path)
+    if not members.tables(folder):
         raise PipelineError("there are no identity embeddings", file=folder, remedy="materialise identity_embeddings")
-    identities = read_reliable_identities(folder)
+    identities = read_reliable_identities(folder, members)
     catalog = read_catalog(settings.catalog_path)
     known = catalog[catalog.image_id.isin(identities.ids)]
     train_rows, held_out_rows = split_rows(known, "train"), split_rows(known, "validation")

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.inputs.catalog import read_catalog
+from hair_pipeline.inputs.members import Members
 from hair_pipeline.models.patch_encoder import PATCH_ENCODER_FILE, PatchEncoder, pool_style
 from hair_pipeline.models.weights import STAND_IN_PATCH_ENCODER, find_weight
 from hair_pipeline.profile import PatchEncoderConfig
@@ -42,13 +42,11 @@ _NEIGHBOURS = 9
 def run(context: Context) -> Finished:
     """Train the patch encoder on the texture bank."""
     config = context.profile.patch_encoder
-    store = PatchStore(context.settings.processed / "hair_patches")
-    catalog = read_catalog(context.settings.catalog_path, columns=["source", "split"])
-    held_out_people = set(catalog[catalog.split == "validation"].source)
-    held_out = store.table.person.isin(held_out_people).to_numpy()
-    train_rows, held_out_rows = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    settings = context.settings
+    store = PatchStore(settings.processed / "hair_patches", Members.read(settings.catalog_path))
+    train_rows, held_out_rows = (np.flatnonzero(store.table.split == split) for split in ("train", "validation"))
     seed_everything(config.seed)
-    encoder = initial_encoder(config, context.settings)
+    encoder = initial_encoder(config, settings)
 
     def save(folder: Path) -> None:
         encoder.save(folder / PATCH_ENCODER_FILE)

@@ -13,6 +13,7 @@ import torch
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.catalog import read_catalog
+from hair_pipeline.inputs.members import Members
 from hair_pipeline.models import adapters
 from hair_pipeline.models.base import Base, base_reference, load_base, refuse_uneven_sides
 from hair_pipeline.models.inpainter import HairInpainter
@@ -104,10 +105,11 @@ def run_stage(
 def open_sources(context: Context) -> StageSources:
     """The tables a stage's samples are joined from."""
     settings = context.settings
+    members = Members.read(settings.catalog_path)
     return StageSources(
-        LatentStore(settings.processed / "latents"),
-        read_style_vectors(settings.processed / "style_vectors"),
-        read_reliable_identities(settings.processed / "identity_embeddings"),
+        LatentStore(settings.processed / "latents", members),
+        read_style_vectors(settings.processed / "style_vectors", members),
+        read_reliable_identities(settings.processed / "identity_embeddings", members),
         read_labels(read_catalog(settings.catalog_path, columns=list(LABEL_COLUMNS))),
     )
 

@@ -6,6 +6,7 @@ Belongs here: what is particular to Stage 1. Does not belong here: what both sta
 from __future__ import annotations
 
 from hair_pipeline.inputs.catalog import read_catalog
+from hair_pipeline.inputs.members import Members
 from hair_pipeline.models.attribute_tokens import ATTRIBUTES
 from hair_pipeline.models.base import base_reference
 from hair_pipeline.models.inpainter import HairInpainter
@@ -20,7 +21,7 @@ def run(context: Context) -> Finished:
     settings = context.settings
 
     def learn_prompts(model: HairInpainter) -> dict[str, float]:
-        styles = read_style_vectors(settings.processed / "style_vectors")
+        styles = read_style_vectors(settings.processed / "style_vectors", Members.read(settings.catalog_path))
         base = base_reference(settings, context.profile)
         columns = ["accepted", "image_id", "split", "has_face", *ATTRIBUTES]
         catalog = read_catalog(settings.catalog_path, columns=columns)
