@@ -37,12 +37,23 @@ class Base:
         noise_scheduler: the schedule the base was trained with; `config.prediction_type` says what it predicts.
         null_tokens: (1, L, cross_attention_dim), the encoded empty prompt, or one zero token where the base has
             no text encoder.
+        widened: the UNet's inputs for mask and masked image are new, and have no effect before they are trained.
     """
 
     vae: AutoencoderKL
     unet: UNet2DConditionModel
     noise_scheduler: DDPMScheduler
     null_tokens: Tensor
+    widened: bool = False
+
+    @classmethod
+    def assemble(
+        cls, vae: AutoencoderKL, unet: UNet2DConditionModel, noise_scheduler: DDPMScheduler, null_tokens: Tensor
+    ) -> Base:
+        """A base of networks as they are published: a text-to-image UNet is widened, see `widen`."""
+        channels = int(vae.config.latent_channels)
+        widened = unet.config.in_channels == channels
+        return cls(vae.eval(), widen(unet, channels), noise_scheduler, null_tokens, widened)
 
 
 def base_reference(settings: Settings, profile: Profile) -> str | Path:
@@ -79,7 +90,7 @@ def load_base(reference: str | Path, models_dir: Path | None = None) -> Base:
         null_tokens = _null_tokens(source, local, unet.config.cross_attention_dim)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise _cannot_be_loaded(source, error) from error
-    return Base(vae.eval(), widen(unet, vae.config.latent_channels), scheduler, null_tokens)
+    return Base.assemble(vae, unet, scheduler, null_tokens)
 
 
 def base_source(reference: str, models_dir: Path | None) -> tuple[str, bool]:
@@ -142,7 +153,8 @@ def _null_tokens(source: str, local: bool, dim: int) -> Tensor:
 def widen(unet: UNet2DConditionModel, latent_channels: int) -> UNet2DConditionModel:
     """Give a text-to-image UNet the mask and masked-image inputs: old weights copied, new ones zero.
 
-    So widened, it predicts exactly what it predicted before, whatever stands in the new channels.
+    So widened, it predicts exactly what it predicted before, whatever stands in the new channels: it does not see them
+    until its `conv_in` is trained.
 
     Raises:
         PipelineError: the UNet has neither C nor 2C + 1 input channels.

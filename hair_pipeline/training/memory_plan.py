@@ -347,14 +347,14 @@ class _Step:
         profile, config = self.profile, self.config
         with torch.device("meta"), _quiet():
             base = self.architecture.build()
-            if config.precision != "fp32":
-                base.unet.to(_DTYPES[config.precision])
             if config.precision == "bf16":
                 base.vae.to(torch.bfloat16)
             base.vae.requires_grad_(False)
             model = HairInpainter.build(
                 base, profile.models, profile.patch_encoder.embedding_dim, config.finetune_blocks
             )
+            if config.precision != "fp32":
+                model.cast_frozen(_DTYPES[config.precision])
             if self.stage == "stage1":
                 for parameter in adapters.ip_adapter_parameters(model.unet):
                     parameter.requires_grad_(False)
