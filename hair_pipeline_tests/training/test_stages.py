@@ -19,7 +19,7 @@ from hair_pipeline.training.pixel_losses import Judges
 from hair_pipeline.training.sampler import Draw
 from hair_pipeline.training.stages import StageTask
 from hair_pipeline.training.task import Batch, LoopConfig
-from hair_pipeline.training.validation import fixed_batches, hair_l2
+from hair_pipeline.training.validation import compare, fixed_batches, hair_l2
 from hair_pipeline_tests.training.tiny_stage import (
     TERMS,
     only,
@@ -221,6 +221,16 @@ def test_validation_is_the_same_every_time(data: Path) -> None:
     times = torch.cat([batch["t"] for batch in fixed_batches(task.held_out, 4)])
     assert len(times) == 8
     assert float(times.float().std()) > 150
+
+
+@torch.no_grad()
+def test_images_compared_one_by_one_have_the_distances_of_a_batch(judges: Judges) -> None:
+    assert judges.perceptual is not None
+    images, masks = torch.rand(2, 3, 3, 64, 64) * 2 - 1, torch.ones(3, 1, 64, 64)
+    masks[1] = 0  # too little to compare
+    found = torch.cat(compare(judges.perceptual, *images, masks))
+    assert torch.allclose(found, judges.perceptual.distance(*images, masks), atol=1e-6, equal_nan=True)
+    assert found.isnan().tolist() == [False, True, False]
 
 
 def test_stage1_sees_no_face_and_mixes_patches_in(data: Path) -> None:
