@@ -23,8 +23,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.models.attribute_tokens import AttributeTokens
 from hair_pipeline.models.base import tiny_base
-from hair_pipeline.models.weights import STAND_IN_BASE
+from hair_pipeline.models.weights import ATTRIBUTE_TOKENS, STAND_IN_BASE
 from hair_pipeline.profile import Profile, load_profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.entry import train
@@ -33,10 +34,13 @@ _STAGES = ("stage1", "stage2")
 
 
 def ignorant_base(shipped: Path, folder: Path, seed: int) -> Path:
-    """The shipped base with another UNet of random weights, in diffusers layout; without the tokens it was taught."""
+    """The shipped base with another UNet and attribute tokens, both of random weights, in diffusers layout."""
     for part in ("vae", "scheduler"):
         shutil.copytree(shipped / part, folder / part)
-    tiny_base(seed).unet.save_pretrained(folder / "unet")
+    unet = tiny_base(seed).unet
+    unet.save_pretrained(folder / "unet")
+    torch.manual_seed(seed)
+    AttributeTokens(unet.config.cross_attention_dim).save_pretrained(folder / ATTRIBUTE_TOKENS)
     return folder
 
 

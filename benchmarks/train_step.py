@@ -122,6 +122,7 @@ def random_batch(base: Base, size: int, resolution: int, seed: int) -> Batch:
         "bangs": torch.arange(size) % 2,
         "noise": torch.randn(shape, generator=chance),
         "t": torch.randint(0, 1000, (size,), generator=chance),
+        "turn": torch.zeros(size, dtype=torch.long),
         "photo": torch.rand(size, 3, resolution, resolution, generator=chance) * 2 - 1,
         "bald": torch.rand(size, 3, resolution, resolution, generator=chance) * 2 - 1,
     }
@@ -156,7 +157,7 @@ class Ours:
         """One optimizer step over the micro-batches."""
         for batch in batches:
             with torch.autocast(self.device.type, torch.bfloat16):
-                total = self.task.losses(batch, self.steps).total()
+                total = self.task.losses(batch | {"turn": [self.steps]}, self.steps).total()
             assert total is not None
             (total / len(batches)).backward()
         nn.utils.clip_grad_norm_([p for p in self.task.model.parameters() if p.requires_grad], 1.0)

@@ -156,7 +156,7 @@ def _weights(settings: Settings, profile: Profile) -> Iterator[Finding]:
 
 
 def _base(settings: Settings, profile: Profile) -> Finding:
-    from hair_pipeline.models.base import base_reference
+    from hair_pipeline.models.base import PARTS, base_reference, missing_text_parts
 
     try:
         reference = base_reference(settings, profile)
@@ -166,13 +166,15 @@ def _base(settings: Settings, profile: Profile) -> Finding:
         return Finding(
             "note",
             f"weights for base: {reference} will be downloaded from the hub, if its cache does not have it: "
-            f"{settings.models_dir} has no such folder with vae/, unet/ and scheduler/",
+            f"{settings.models_dir} has no such folder with {PARTS}",
         )
-    for wanted in ("vae/config.json", "unet/config.json", "scheduler/scheduler_config.json", *_BASE_WEIGHTS):
-        if next(reference.glob(wanted), None) is None:
-            return Finding(
-                "error", f"weights for base: {reference} has no {wanted}", "copy or download the folder again, in full"
-            )
+    files = ("vae/config.json", "unet/config.json", "scheduler/scheduler_config.json", *_BASE_WEIGHTS)
+    missing = [wanted for wanted in files if next(reference.glob(wanted), None) is None]
+    missing += missing_text_parts(reference)
+    if missing:
+        return Finding(
+            "error", f"weights for base: {reference} has no {missing[0]}", "copy or download the folder again, in full"
+        )
     return _whole("base", reference, is_stand_in=profile.models.base == "stand_in")
 
 

@@ -196,7 +196,7 @@ class LossesConfig(Values):
     )
     min_snr_gamma: float | None = Field(None, gt=0, description="per-sample min-SNR weighting of mask_l2")
     pixel_max_t: float = Field(0.35, gt=0, le=1, description="pixel losses only where t < pixel_max_t * T")
-    pixel_every: int = Field(4, ge=1, description="pixel losses every so many optimizer steps")
+    pixel_every: int = Field(4, ge=1, description="pixel losses at every so many optimizer steps of each kind of batch")
     pixel_batch: int = Field(1, ge=1, description="at most this many samples of a micro-batch are decoded")
     pixel_crop: float = Field(
         0.625,

@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.models.base import Base, base_source, widen
+from hair_pipeline.models.base import Base, base_source
 from hair_pipeline.models.weights import STAND_IN_BASE
 
 _STABLE_DIFFUSION_UNET = {
@@ -66,7 +66,7 @@ class Architecture:
         unet = UNet2DConditionModel.from_config(self.unet)
         null_tokens = torch.zeros(1, self.prompt_length, unet.config.cross_attention_dim)
         noise = DDPMScheduler.from_config(self.noise)
-        return Base(vae.eval(), widen(unet, vae.config.latent_channels), noise, null_tokens)
+        return Base.assemble(vae, unet, noise, null_tokens)
 
 
 SD15_INPAINTING = Architecture(_STABLE_DIFFUSION_VAE, _STABLE_DIFFUSION_UNET)

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.models.weights import STAND_IN_BASE, find_weight
+from hair_pipeline.models.weights import ATTRIBUTE_TOKENS, STAND_IN_BASE, find_weight
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 
@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 
 INPAINTING_CHANNELS_PER_LATENT = 2
 """A 9-channel UNet takes 2 x 4 latent channels and 1 mask channel."""
+
+TEXT_PARTS = ("text_encoder", "tokenizer")
+"""Folders of a base that encode the prompt, of which only the empty one is used."""
+PARTS = "vae/, unet/, scheduler/, text_encoder/ and tokenizer/"
 
 
 @dataclass
@@ -35,14 +39,25 @@ class Base:
         vae: maps images (B, 3, H, W) in [-1, 1] to latents (B, C, H/f, W/f); f is `latent_factor(vae)`.
         unet: takes (B, 2C + 1, h, w): noisy latents, mask (1 = repaint), latents of the masked image.
         noise_scheduler: the schedule the base was trained with; `config.prediction_type` says what it predicts.
-        null_tokens: (1, L, cross_attention_dim), the encoded empty prompt, or one zero token where the base has
-            no text encoder.
+        null_tokens: (1, L, cross_attention_dim), the encoded empty prompt; one zero token where the base has attribute
+            tokens instead of a text encoder, as the small base of the sample profile.
+        widened: the UNet's inputs for mask and masked image are new, and have no effect before they are trained.
     """
 
     vae: AutoencoderKL
     unet: UNet2DConditionModel
     noise_scheduler: DDPMScheduler
     null_tokens: Tensor
+    widened: bool = False
+
+    @classmethod
+    def assemble(
+        cls, vae: AutoencoderKL, unet: UNet2DConditionModel, noise_scheduler: DDPMScheduler, null_tokens: Tensor
+    ) -> Base:
+        """A base of networks as they are published: a text-to-image UNet is widened, see `widen`."""
+        channels = int(vae.config.latent_channels)
+        widened = unet.config.in_channels == channels
+        return cls(vae.eval(), widen(unet, channels), noise_scheduler, null_tokens, widened)
 
 
 def base_reference(settings: Settings, profile: Profile) -> str | Path:
@@ -71,6 +86,12 @@ def load_base(reference: str | Path, models_dir: Path | None = None) -> Base:
         PipelineError: not found, incomplete, or the UNet fits neither text-to-image nor inpainting.
     """
     source, local = base_source(str(reference), models_dir)
+    if local and (missing := missing_text_parts(Path(source))):
+        raise PipelineError(
+            f"the base has no {' and no '.join(missing)}: nothing tells its empty prompt, where an absent style begins",
+            file=source,
+            remedy="copy or download them into the folder, from where its unet/ came",
+        )
     options: dict[str, Any] = {"local_files_only": local, "use_safetensors": True}
     try:
         vae = AutoencoderKL.from_pretrained(source, subfolder="vae", **options)
@@ -79,7 +100,7 @@ def load_base(reference: str | Path, models_dir: Path | None = None) -> Base:
         null_tokens = _null_tokens(source, local, unet.config.cross_attention_dim)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise _cannot_be_loaded(source, error) from error
-    return Base(vae.eval(), widen(unet, vae.config.latent_channels), scheduler, null_tokens)
+    return Base.assemble(vae, unet, scheduler, null_tokens)
 
 
 def base_source(reference: str, models_dir: Path | None) -> tuple[str, bool]:
@@ -96,7 +117,7 @@ def base_source(reference: str, models_dir: Path | None) -> tuple[str, bool]:
             return str(folder), True
     if Path(reference).is_absolute() or reference.count("/") != 1:
         raise PipelineError(
-            "no such base model (a folder with vae/, unet/ and scheduler/)",
+            f"no such base model (a folder with {PARTS})",
             file=reference,
             remedy="correct models.base in the profile, or restore data/sample_models",
         )
@@ -121,14 +142,21 @@ def _cannot_be_loaded(source: str, error: Exception) -> PipelineError:
     return PipelineError(
         f"the base model cannot be loaded: {reason}",
         file=source,
-        remedy="give models.base a diffusers folder with vae/, unet/ and scheduler/ (safetensors), put one named "
+        remedy=f"give models.base a diffusers folder with {PARTS} (safetensors), put one named "
         f"{Path(source).name} into HAIR_PIPELINE_MODELS_DIR, or allow access to the hub",
     )
 
 
+def missing_text_parts(folder: Path) -> list[str]:
+    """What a base lacks to encode the empty prompt; nothing where it has attribute tokens in place of prompts."""
+    if (folder / ATTRIBUTE_TOKENS).is_dir():
+        return []
+    return [f"{part}/" for part in TEXT_PARTS if not (folder / part).is_dir()]
+
+
 def _null_tokens(source: str, local: bool, dim: int) -> Tensor:
-    """The encoded empty prompt (1, L, dim), or zeros (1, 1, dim) where the folder has no text encoder."""
-    if local and not ((Path(source) / "tokenizer").is_dir() and (Path(source) / "text_encoder").is_dir()):
+    """The encoded empty prompt (1, L, dim), or zeros (1, 1, dim) where the base knows no prompts."""
+    if local and (Path(source) / ATTRIBUTE_TOKENS).is_dir():
         return torch.zeros(1, 1, dim)
     from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -142,7 +170,8 @@ def _null_tokens(source: str, local: bool, dim: int) -> Tensor:
 def widen(unet: UNet2DConditionModel, latent_channels: int) -> UNet2DConditionModel:
     """Give a text-to-image UNet the mask and masked-image inputs: old weights copied, new ones zero.
 
-    So widened, it predicts exactly what it predicted before, whatever stands in the new channels.
+    So widened, it predicts exactly what it predicted before, whatever stands in the new channels: it does not see them
+    until its `conv_in` is trained.
 
     Raises:
         PipelineError: the UNet has neither C nor 2C + 1 input channels.

@@ -6,6 +6,7 @@ Does not belong here: sampling (`pipeline`), losses (`losses`), file formats of 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,12 @@ from hair_pipeline.models.masks import for_every_level
 from hair_pipeline.models.style_projection import StyleProjection
 from hair_pipeline.profile import ModelsConfig
 
+log = logging.getLogger(__name__)
+
 ADAPTERS_FILE = "adapters.json"
 FINETUNED_FILE = "unet_finetuned.safetensors"
 STYLE_FOLDER = "style_projection"
+_INPUT_BLOCK = "conv_in"
 
 
 def predict(
@@ -63,8 +67,9 @@ def predict(
 class HairInpainter(nn.Module):
     """A UNet of the base with its adapters. Make one with `build` (new adapters) or `from_adapters` (saved ones).
 
-    Trained: LoRA, IP-Adapter, style projection and the UNet parameters named by `finetune_blocks`, all in fp32.
-    Everything else is frozen and keeps the base's dtype.
+    Trained: LoRA, IP-Adapter, style projection and the UNet parameters named by `finetune_blocks`, all in fp32; on a
+    widened base also `conv_in`, without which it would never see mask and bald image. Everything else is frozen and
+    keeps the base's dtype.
     """
 
     def __init__(
@@ -75,7 +80,9 @@ class HairInpainter(nn.Module):
         self.empty_prompt = base.null_tokens  # not a buffer: it belongs to the base, and is not saved
         self.style_projection = style_projection
         self.finetune_blocks = finetune_blocks
-        self._changed_blocks = finetune_blocks  # also those of loaded adapters: they must be saved on
+        self.changed_blocks = finetune_blocks  # also those of loaded adapters: they must be saved on
+        if base.widened and not f"{_INPUT_BLOCK}.".startswith(finetune_blocks):
+            self.changed_blocks = (*finetune_blocks, _INPUT_BLOCK)
         self.lora_rank = rank
         self._select_trainable()
 
@@ -91,6 +98,8 @@ class HairInpainter(nn.Module):
         """
         if adapters.has_ip_adapter(base.unet):
             raise ValueError("this UNet already carries adapters; load a fresh base")
+        if base.widened:
+            log.info("a text-to-image base: conv_in is trained too, since its inputs for mask and bald image are new")
         projection = StyleProjection(
             style_dim,
             base.unet.config.cross_attention_dim,
@@ -141,7 +150,7 @@ class HairInpainter(nn.Module):
             "IP-Adapter": adapters.ip_adapter_parameters(self.unet),
             "style projection": list(self.style_projection.parameters()),
         }
-        for prefix in self.finetune_blocks:
+        for prefix in self.changed_blocks:
             parts[f"finetune_blocks {prefix!r}"] = [
                 parameter for name, parameter in self._base_parameters() if name.startswith(prefix)
             ]
@@ -151,6 +160,12 @@ class HairInpainter(nn.Module):
             for parameter in parameters:
                 parameter.requires_grad_(True)
                 parameter.data = parameter.data.float()
+
+    def cast_frozen(self, dtype: torch.dtype) -> None:
+        """Give what is not trained another dtype; casting the base beforehand would round what is trained as well."""
+        for parameter in self.unet.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
 
     def _base_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """(stock name, parameter) of the UNet's own parameters."""
@@ -211,7 +226,9 @@ class HairInpainter(nn.Module):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def parameter_groups(self, lr: float, lr_deep: float) -> list[dict[str, Any]]:
-        """Optimizer groups: `new` (LoRA, IP-Adapter, style projection) at `lr`, `deep` (UNet blocks) at `lr_deep`."""
+        """Optimizer groups: `new` (LoRA, IP-Adapter, style projection, a widened base's `conv_in`) at `lr`, `deep`
+        (`finetune_blocks`) at `lr_deep`.
+        """
         deep = {id(p) for name, p in self._base_parameters() if name.startswith(self.finetune_blocks or ("\0",))}
         trained = list(self.named_trainable().values())
         groups = [
@@ -229,12 +246,12 @@ class HairInpainter(nn.Module):
         adapters.save_lora(self.unet, folder)
         adapters.save_ip_adapter(self.unet, folder)
         self.style_projection.save_pretrained(folder / STYLE_FOLDER)
-        if self._changed_blocks:
+        if self.changed_blocks:
             with atomic_path(folder / FINETUNED_FILE) as path:
                 save_file(self._finetuned(), path)
         card = {
             "lora_rank": self.lora_rank,
-            "finetune_blocks": list(self._changed_blocks),
+            "finetune_blocks": list(self.changed_blocks),
             "style_dim": self.style_projection.config.style_dim,
             "style_tokens": self.style_projection.config.tokens,
             "style_mode": self.style_projection.config.mode,
@@ -246,7 +263,7 @@ class HairInpainter(nn.Module):
         return {
             name: parameter.detach().cpu().contiguous().clone()
             for name, parameter in self._base_parameters()
-            if name.startswith(self._changed_blocks)
+            if name.startswith(self.changed_blocks)
         }
 
     @torch.no_grad()
@@ -277,7 +294,7 @@ class HairInpainter(nn.Module):
                     remedy="use the base model it was trained on",
                 )
         adapters.set_ip_adapter_state(self.unet, state)
-        self._changed_blocks = tuple(dict.fromkeys((*self._changed_blocks, *card["finetune_blocks"])))
+        self.changed_blocks = tuple(dict.fromkeys((*self.changed_blocks, *card["finetune_blocks"])))
         if card["finetune_blocks"]:
             own = dict(self._base_parameters())
             for name, value in load_file(adapters.existing(folder / FINETUNED_FILE)).items():

@@ -59,13 +59,12 @@ class TrainingState:
 
 
 def capture_rng() -> dict[str, Tensor]:
-    """The states of Python's, numpy's, torch's and the current CUDA device's generator, as integer tensors."""
+    """The states of Python's, numpy's, torch's and the current CUDA device's generator, as tensors."""
     version, internal, gauss = random.getstate()
-    if gauss is not None:
-        raise RuntimeError("random.gauss() keeps half a state; use another generator in training")
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     states = {
         "python": torch.tensor([version, *internal], dtype=torch.int64),
+        "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
         "numpy": torch.tensor([*map(int, keys), position, has_gauss], dtype=torch.int64),
         "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
         "torch": torch.get_rng_state(),
@@ -91,7 +90,8 @@ def restore_rng(states: Mapping[str, Tensor], rank: int = 0) -> None:
         log.info("process %d was not there when the checkpoint was saved: its generators start anew", rank)
         return
     version, *internal = own["python"].tolist()
-    random.setstate((version, tuple(internal), None))
+    gauss = own["python_gauss"].tolist() if "python_gauss" in own else []
+    random.setstate((version, tuple(internal), gauss[0] if gauss else None))
     *keys, position, has_gauss = own["numpy"].tolist()
     np.random.set_state(("MT19937", np.array(keys, np.uint32), position, has_gauss, float(own["numpy_gauss"].item())))
     torch.set_rng_state(own["torch"])

@@ -132,8 +132,9 @@ class StageDataset(Dataset[Batch]):
         mask (1, h, w) 1 = repaint; hair (1, h, w) share of hair; face (1, h, w) share of face;
         hair_pixels (1, H, W); box (4,) face box in pixels, zero when there is none;
         style (S,), style_present; identity (512,), identity_present; reliable: the identity loss may be used;
-        curl, bangs: the wanted classes for the style loss, -1 where unknown or where there is no style;
-        noise (C, h, w), t: the diffusion step's random numbers.
+        curl, bangs: the wanted classes for the style loss, -1 where unknown, where there is no style, and for patches;
+        noise (C, h, w), t: the diffusion step's random numbers;
+        turn: the draw's, which says when there are pixel losses.
 
     Args:
         sources: the tables.
@@ -177,8 +178,10 @@ class StageDataset(Dataset[Batch]):
         style = self._style(image_id, person, chance)
         identity = self.sources.identities.get(image_id) if kind == "photo" else None
         keep_style, keep_identity = self._dropout(chance)
-        styled = keep_style and style is not None  # null tokens must not be drawn to labels
-        curl, bangs = self.sources.labels.get(image_id, (UNKNOWN, UNKNOWN)) if styled else (UNKNOWN, UNKNOWN)
+        styled = keep_style and style is not None
+        # null tokens must not be drawn to labels; and the classifier, which knows whole heads, guesses on patches
+        judged = styled and kind != "patch"
+        curl, bangs = self.sources.labels.get(image_id, (UNKNOWN, UNKNOWN)) if judged else (UNKNOWN, UNKNOWN)
         sample |= {
             "style": torch.zeros(self.style_dim) if style is None else style,
             "style_present": torch.tensor(styled),
@@ -189,6 +192,7 @@ class StageDataset(Dataset[Batch]):
             "t": self._timestep(draw.position, chance),
             "curl": torch.tensor(curl),
             "bangs": torch.tensor(bangs),
+            "turn": torch.tensor(draw.turn),
         }
         return sample
 

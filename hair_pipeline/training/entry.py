@@ -132,8 +132,8 @@ _TRAINERS: dict[str, Trainer] = {
     "perceptual-trunk": Trainer("perceptual_trunk", (*_BASE, "base_training.perceptual"), _catalog),
     "patch-encoder": Trainer("patch_encoder", ("patch_encoder",), _patches),
     "style-classifier": Trainer("style_classifier", ("classifier",), _classifier, revision="7"),
-    "stage1": Trainer("stage1", ("stage1", "models"), _stage1, revision="7"),
-    "stage2": Trainer("stage2", ("stage2", "models"), _stage2, revision="8"),
+    "stage1": Trainer("stage1", ("stage1", "models"), _stage1, revision="8"),
+    "stage2": Trainer("stage2", ("stage2", "models"), _stage2, revision="9"),
 }
 TRAINERS = tuple(_TRAINERS)
 

@@ -16,6 +16,13 @@ from hair_pipeline.inputs.members import read_shards, shard_files
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 
+_TRAINED_ON = (
+    *("image_id", "source", "split", "content_hash"),
+    *("curl_class", "has_bangs", "length", "color", "has_face", "mask_origin", "stage2"),
+)
+"""Of the catalog: which photos, and what is read from it about each. The latter also follows profile values, such as
+`inputs.min_face_confidence`, with the same files."""
+
 
 def asset_versions(settings: Settings, asset: str, shards: Sequence[str] | None = None) -> str:
     """The content version of a processed asset: a hash over its shards' data versions (from their manifests).
@@ -41,8 +48,8 @@ def asset_versions(settings: Settings, asset: str, shards: Sequence[str] | None 
 
 
 def catalog_version(settings: Settings) -> str:
-    """The content version of the accepted images: their ids, files, people and split."""
-    columns = ["image_id", "source", "split", "content_hash"]
+    """The content version of the accepted images: their ids, files, people and split, labels and masks."""
+    columns = list(_TRAINED_ON)
     catalog = read_catalog(settings.catalog_path, columns=["accepted", *columns])
     return hash_bytes(catalog[catalog.accepted].sort_values("image_id")[columns].to_csv(index=False))[:16]
 

@@ -88,6 +88,7 @@ class Engine:
     trainable: list[torch.nn.Parameter]
     buffers: list[Tensor]
     prepared: Any
+    kept: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def build(cls, task: Task, config: LoopConfig) -> Engine:
@@ -109,24 +110,33 @@ class Engine:
         buffers, prepared = list(task.network.buffers()), accelerator.prepare_optimizer(optimizer)
         return cls(accelerator, optimizer, scheduler, ema, trainable, buffers, prepared)
 
-    def step(self, config: LoopConfig, *, apply: bool) -> Tensor | None:
-        """End a window: sum the gradients over the processes, clip, step and average, or (`apply`) leave the weights.
+    def begin(self) -> None:
+        """Begin a window: keep the buffers, which forward passes change, for the case that it is not applied."""
+        self.kept = [buffer.clone() for buffer in self.buffers]
 
-        The buffers become the last process's either way.
+    def step(self, config: LoopConfig, *, apply: bool) -> Tensor | None:
+        """End a window: sum the gradients over the processes, clip, step and average, or (`apply`) leave the network.
+
+        After a step the buffers are the last process's. Without one they are what they were when the window began: a
+        batch that is not finite would stay in BatchNorm's running statistics for good.
 
         Returns:
             The gradients' norm before clipping, None when nothing was to be applied. With a norm that is not finite the
-            weights stay as they are.
+            network stays as it is.
         """
-        norm = None
-        processes.copy_from_last(self.buffers)
+        norm, stepped = None, False
         if apply:
             processes.sum_gradients(self.trainable)
             norm = self.accelerator.clip_grad_norm_(self.trainable, config.max_grad_norm)
             if self.accelerator.scaler is not None or bool(torch.isfinite(norm)):
                 self.prepared.step()  # a loss scaler looks for overflow itself, and scales less after one
-                if not self.prepared.step_was_skipped:
-                    self.ema.update()
+                stepped = not self.prepared.step_was_skipped
+        processes.copy_from_last(self.buffers)
+        if stepped:
+            self.ema.update()
+        else:
+            for buffer, kept in zip(self.buffers, self.kept, strict=True):
+                buffer.copy_(kept)
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -250,6 +260,7 @@ def run(task: Task, config: LoopConfig, folder: Path, *, resume: bool = True) ->
         last: dict[str, float] = {}
         for step in range(first, config.steps):
             tally = Tally()
+            engine.begin()
             for _ in own:
                 with clock.measure("data"):
                     batch = _to_device(next(loader), device)

@@ -30,7 +30,7 @@ from hair_pipeline.profile import Profile, StageConfig
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.memory_trace import GIB, AllocationTracker, cuda_rules, fake_gpu, materialise
 from hair_pipeline.training.pixel_losses import Judges
-from hair_pipeline.training.validation import IMAGES_AT_ONCE
+from hair_pipeline.training.validation import IMAGES_AT_ONCE, SAMPLED_AT_ONCE, compare
 from hair_pipeline.training.windows import largest_side
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,8 @@ class Trace:
         retained: alive after the UNet's forward pass, all of the above included.
         pixel_peak: the most while pixel losses are decoded and differentiated; `retained` without them.
         unet_peak: the most in the UNet's forward and backward passes.
-        validation_peak: the most in a batch of validation, whose size is its own.
+        validation_peak: the most in validation, whose batches have a size of their own: predicting, and decoding and
+            comparing what was sampled; the trained weights, in whose place the average is, are kept meanwhile.
     """
 
     weights: int
@@ -309,8 +310,10 @@ class _Step:
         if checkpointed:
             model.unet.enable_gradient_checkpointing()
             base.vae.enable_gradient_checkpointing()
+        base.vae.enable_slicing()
         dtype = _DTYPES[self.config.precision]
-        with fake_gpu() as tracker, cuda_rules(dtype):
+        with fake_gpu() as tracker, contextlib.ExitStack() as autocast:
+            autocast.enter_context(cuda_rules(dtype))
             weights = _grown(tracker, materialise, model)
             frozen = _grown(tracker, materialise, nn.ModuleList([base.vae, *judges.modules()]))
             trained = [p for p in model.parameters() if p.requires_grad]
@@ -337,8 +340,12 @@ class _Step:
                 gradients = sum(p.grad.untyped_storage().nbytes() for p in trained if p.grad is not None)
                 unet_peak = max(unet_peak, tracker.now)
             tracker.reset_peak()
+            kept += (torch.empty(p.shape) for p in trained)
             with torch.no_grad():
                 self._predict(base, model, IMAGES_AT_ONCE)
+                autocast.close()
+                with cuda_rules(torch.float32):
+                    self._compare(base, judges)
             validation_peak = tracker.peak
         return Trace(weights, frozen, average, gradients, state, retained, pixel_peak, unet_peak, validation_peak)
 
@@ -347,14 +354,14 @@ class _Step:
         profile, config = self.profile, self.config
         with torch.device("meta"), _quiet():
             base = self.architecture.build()
-            if config.precision != "fp32":
-                base.unet.to(_DTYPES[config.precision])
             if config.precision == "bf16":
                 base.vae.to(torch.bfloat16)
             base.vae.requires_grad_(False)
             model = HairInpainter.build(
                 base, profile.models, profile.patch_encoder.embedding_dim, config.finetune_blocks
             )
+            if config.precision != "fp32":
+                model.cast_frozen(_DTYPES[config.precision])
             if self.stage == "stage1":
                 for parameter in adapters.ip_adapter_parameters(model.unet):
                     parameter.requires_grad_(False)
@@ -366,9 +373,8 @@ class _Step:
         if losses.identity.weight > 0 and self.stage == "stage2":
             network = SmallFaceNet() if profile.models.recogniser == "stand_in" else IResNet50()
             judges.recogniser = FaceRecogniser(network, adapters.IDENTITY_DIM, "planned")
-        if losses.lpips.weight > 0 or losses.gram.weight > 0:
-            trunk: Literal["vgg", "alex"] = "vgg" if profile.models.perceptual == "vgg" else "alex"
-            judges.perceptual = PerceptualNet(untrained_lpips(trunk), trunk, True)
+        trunk: Literal["vgg", "alex"] = "vgg" if profile.models.perceptual == "vgg" else "alex"
+        judges.perceptual = PerceptualNet(untrained_lpips(trunk), trunk, True)  # validation uses it in any case
         if losses.style.weight > 0:
             classifier = StyleClassifier("loss", profile.classifier.width, profile.classifier.resolution)
             judges.classifier = classifier.eval().requires_grad_(False)
@@ -398,6 +404,14 @@ class _Step:
         )
         return prediction
 
+    def _compare(self, base: Base, judges: Judges) -> None:
+        """Decode sampled images and their originals, and compare them, as `validation.sample_held_out` does."""
+        assert judges.perceptual is not None
+        images = min(SAMPLED_AT_ONCE, self.config.validation_images)
+        cells, channels = self._cells(base), int(base.vae.config.latent_channels)
+        result, original = (decode(base.vae, torch.empty(images, channels, cells, cells)).float() for _ in range(2))
+        compare(judges.perceptual, result, original, torch.empty(images, 1, *result.shape[-2:]))
+
     def _pixel_losses(self, base: Base, judges: Judges, prediction: Tensor, images: int) -> None:
         """What `pixel_losses` decodes and looks at, windows as large as they get, and its way back.
 
@@ -406,18 +420,20 @@ class _Step:
         terms, vae = self.config.losses, base.vae
         cells, factor = self._cells(base), latent_factor(base.vae)
         looked_at: list[Tensor] = []
+        compared = terms.lpips.weight > 0 or terms.gram.weight > 0
         for image in range(images):
             estimate = prediction[image : image + 1] * 2
             if judges.recogniser is not None:
                 side = min(cells, -(-int(cells * FACE_SHARE + 2) // 4) * 4)
                 face = estimate[..., :side, :side]
                 looked_at.append(judges.recogniser.embed(decode(vae, face).float(), torch.empty(1, 4)).sum())
-            if judges.perceptual is None and judges.classifier is None:
+            if not compared and judges.classifier is None:
                 continue
             side = largest_side(cells, terms.pixel_crop)
             window = estimate[..., :side, :side]
             output = decode(vae, window).float()
-            if judges.perceptual is not None:
+            if compared:
+                assert judges.perceptual is not None
                 mask, original = torch.empty(1, 1, side * factor, side * factor), torch.empty_like(output)
                 with torch.no_grad():
                     known = judges.perceptual.masked_features(original, mask)

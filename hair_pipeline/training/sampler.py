@@ -17,10 +17,17 @@ from torch.utils.data import Sampler
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One sample to load: which one, and its position in the endless stream (the seed of its random numbers)."""
+    """One sample to load.
+
+    Attributes:
+        index: which one.
+        position: its position in the endless stream, the seed of its random numbers.
+        turn: how many optimizer steps its kind of micro-batch has had before, see `MixedBatches`.
+    """
 
     index: int
     position: int
+    turn: int = 0
 
 
 def generator(seed: int, *numbers: int) -> torch.Generator:
@@ -90,19 +97,26 @@ class MixedBatches(Batches):
     Indices of the second kind are offset by `first_size`. The n-th batch is of the second kind when
     floor((n + 1) f) > floor(n f), which spreads them evenly. An empty kind leaves all batches to the other.
 
+    What is done at every k-th step is done at every k-th turn of a kind: of as many batches of its own as a step has.
+    Steps counted over both kinds would keep time with the mixture, and one kind might never have its turn.
+
     Args:
         first_size, second_size: number of samples of each kind; at least one must be positive.
         fraction: share f of batches of the second kind, in [0, 1].
         batch_size, seed: as in `StreamBatches`.
+        accumulation: micro-batches per optimizer step.
     """
 
-    def __init__(self, first_size: int, second_size: int, fraction: float, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, first_size: int, second_size: int, fraction: float, batch_size: int, seed: int, accumulation: int = 1
+    ) -> None:
         self.fraction = second_share(first_size, second_size, fraction)
         self.streams = [
             EpochStream(size, seed + kind) if size else None for kind, size in enumerate((first_size, second_size))
         ]
         self.offset = first_size
         self.batch_size = batch_size
+        self.per_turn = [max(1, int(accumulation * share)) for share in (1 - self.fraction, self.fraction)]
 
     def __getitem__(self, number: int) -> list[Draw]:
         second_before = int(number * self.fraction)
@@ -110,10 +124,12 @@ class MixedBatches(Batches):
         own_number = second_before if second else number - second_before
         stream = self.streams[second]
         assert stream is not None
-        return [
-            Draw(stream[own_number * self.batch_size + i] + second * self.offset, number * self.batch_size + i)
-            for i in range(self.batch_size)
-        ]
+        first, own_first, turn = (
+            number * self.batch_size,
+            own_number * self.batch_size,
+            own_number // self.per_turn[second],
+        )
+        return [Draw(stream[own_first + i] + second * self.offset, first + i, turn) for i in range(self.batch_size)]
 
 
 def share(accumulation: int, rank: int, world: int) -> range:

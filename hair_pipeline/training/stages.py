@@ -82,8 +82,13 @@ class StageTask(Task):
         return {} if self.first_lesson is None else self.first_lesson(self.model)
 
     def batches(self, config: LoopConfig) -> Batches:
-        patches = len(self.data) - self.images
-        return MixedBatches(self.images, patches, self.config.patch_fraction, config.batch_size, config.seed)
+        patches, share = len(self.data) - self.images, self.config.patch_fraction
+        return MixedBatches(self.images, patches, share, config.batch_size, config.seed, config.accumulation)
+
+    def collate(self, samples: list[Batch]) -> Batch:
+        """Samples to a batch; `turn` becomes a list, which stays on the host: reading it waits for no device."""
+        batch = super().collate(samples)
+        return batch | {"turn": batch["turn"].tolist()}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return self.model.parameter_groups(self.config.learning_rate, self.config.learning_rate_deep)
@@ -120,7 +125,7 @@ class StageTask(Task):
 
         raw = self._latent_losses(prediction, noisy, batch)
         numbers: dict[str, float] = {}
-        if step % terms.pixel_every == 0:
+        if int(batch["turn"][0]) % terms.pixel_every == 0:
             gates = self.pixel_losses.gates(batch["t"], weights)
             rows = self.pixel_losses.chosen(gates)
             numbers["pixel_samples"] = float(len(rows))

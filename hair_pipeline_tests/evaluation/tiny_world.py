@@ -33,6 +33,7 @@ from hair_pipeline.settings import Settings
 from hair_pipeline.training.fingerprints import weights_version
 from hair_pipeline.training.runs import TrainResult
 from hair_pipeline_tests.inputs.tiny_inputs import TinyInputs, write_tiny_inputs
+from hair_pipeline_tests.models.inputs import save_base
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,7 @@ def tiny_profile() -> Profile:
 def _write_base(settings: Settings) -> None:
     torch.manual_seed(0)
     base = tiny_base(0, vae_channels=(8, 16), latent_size=32)
-    folder = settings.sample_models_dir / "inpainting"
-    base.vae.save_pretrained(folder / "vae")
-    base.unet.save_pretrained(folder / "unet")
-    base.noise_scheduler.save_pretrained(folder / "scheduler")
+    save_base(base, settings.sample_models_dir / "inpainting")
     recogniser = SmallFaceNet()
     recogniser(torch.randn(16, 3, 112, 112))  # so that the running statistics are not trivial
     export_onnx(recogniser, settings.sample_models_dir / STAND_IN_RECOGNISER)

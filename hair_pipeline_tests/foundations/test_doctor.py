@@ -55,6 +55,9 @@ def test_a_base_without_its_networks_is_not_ok(tmp_path: Path) -> None:
     scheduler = unet.with_name("scheduler") / "scheduler_config.json"
     scheduler.parent.mkdir()
     scheduler.write_text("{}")
+    for part in ("text_encoder", "tokenizer"):
+        assert f"has no {part}/" in findings(tmp_path)["base"].what
+        unet.with_name(part).mkdir()
     assert findings(tmp_path)["base"].level == "ok"
 
 

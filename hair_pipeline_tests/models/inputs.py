@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hair_pipeline.models.attribute_tokens import AttributeTokens
 from hair_pipeline.models.base import Base
 from hair_pipeline.models.base import tiny_base as sample_base
 from hair_pipeline.models.inpainter import HairInpainter
+from hair_pipeline.models.weights import ATTRIBUTE_TOKENS
 from hair_pipeline.profile import ModelsConfig
 
 STYLE_DIM = 24
@@ -20,6 +23,16 @@ SIDE = 8
 def tiny_base(seed: int = 0, vae_channels: tuple[int, ...] = (8, 8, 8, 8)) -> Base:
     """The sample profile's base, a good deal smaller still."""
     return sample_base(seed, vae_channels, (16, 16, 32), SIDE)
+
+
+def save_base(base: Base, folder: Path) -> Path:
+    """Write a base as the sample profile's is: with attribute tokens in the place of a text encoder."""
+    base.vae.save_pretrained(folder / "vae")
+    base.unet.save_pretrained(folder / "unet")
+    base.noise_scheduler.save_pretrained(folder / "scheduler")
+    with torch.random.fork_rng(devices=[]):
+        AttributeTokens(base.unet.config.cross_attention_dim).save_pretrained(folder / ATTRIBUTE_TOKENS)
+    return folder
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.models.base import decode, encode, latent_factor, load_base, widen
-from hair_pipeline_tests.models.inputs import tiny_base
-
-
-def save(base, folder: Path) -> Path:
-    base.vae.save_pretrained(folder / "vae")
-    base.unet.save_pretrained(folder / "unet")
-    base.noise_scheduler.save_pretrained(folder / "scheduler")
-    return folder
+from hair_pipeline.models.weights import ATTRIBUTE_TOKENS
+from hair_pipeline_tests.models.inputs import save_base, tiny_base
 
 
 def narrow_unet(width: int = 64) -> UNet2DConditionModel:
@@ -37,7 +32,7 @@ def narrow_unet(width: int = 64) -> UNet2DConditionModel:
 
 def test_folder_round_trip(tmp_path: Path) -> None:
     base = tiny_base()
-    loaded = load_base(save(base, tmp_path / "some--base"), None)
+    loaded = load_base(save_base(base, tmp_path / "some--base"), None)
     by_name = load_base("some--base", tmp_path)
     x = torch.randn(1, 9, 8, 8)
     for other in (loaded, by_name):
@@ -68,7 +63,7 @@ def test_widened_unet_predicts_as_before_whatever_the_mask_says() -> None:
 def test_widened_base_is_saved_with_nine_channels(tmp_path: Path) -> None:
     base = tiny_base()
     base.unet = narrow_unet(width=40)  # another cross-attention width needs no code change
-    loaded = load_base(save(base, tmp_path), None)
+    loaded = load_base(save_base(base, tmp_path), None)
     assert loaded.unet.config.in_channels == 9
     assert loaded.null_tokens.shape == (1, 1, 40)
     loaded.unet.save_pretrained(tmp_path / "again")
@@ -93,7 +88,7 @@ def test_missing_base_is_named(reference: str, text: str, tmp_path: Path) -> Non
 
 
 def test_incomplete_base_is_named(tmp_path: Path) -> None:
-    folder = save(tiny_base(), tmp_path)
+    folder = save_base(tiny_base(), tmp_path)
     for file in (folder / "vae").glob("*.safetensors"):
         file.unlink()
     with pytest.raises(PipelineError, match="cannot be loaded"):
@@ -120,8 +115,21 @@ def test_decode_is_differentiable() -> None:
     assert latents.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("there", [(), ("tokenizer",), ("text_encoder",)])
+def test_a_base_that_cannot_encode_the_empty_prompt_is_refused(there: tuple[str, ...], tmp_path: Path) -> None:
+    folder = save_base(tiny_base(), tmp_path / "base")
+    shutil.rmtree(folder / ATTRIBUTE_TOKENS)
+    for part in there:
+        (folder / part).mkdir()
+    missing = " and no ".join(f"{part}/" for part in ("text_encoder", "tokenizer") if part not in there)
+    with pytest.raises(PipelineError, match=f"the base has no {missing}: nothing tells its empty prompt") as error:
+        load_base("base", tmp_path)
+    assert error.value.file == str(folder)
+
+
 def test_text_encoder_gives_the_null_tokens(tmp_path: Path) -> None:
-    folder = save(tiny_base(), tmp_path)
+    folder = save_base(tiny_base(), tmp_path)
+    shutil.rmtree(folder / ATTRIBUTE_TOKENS)
     tokenizer = folder / "tokenizer"
     tokenizer.mkdir()
     (tokenizer / "vocab.json").write_text(json.dumps({"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "a": 3}))

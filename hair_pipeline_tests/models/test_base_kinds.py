@@ -16,6 +16,7 @@ from hair_pipeline.models.base import Base, load_base
 from hair_pipeline.models.inpainter import HairInpainter
 from hair_pipeline.models.pipeline import HairInpaintPipeline
 from hair_pipeline.profile import ModelsConfig
+from hair_pipeline_tests.models.inputs import save_base
 
 UNET: dict[str, Any] = {
     "sample_size": 8,
@@ -60,10 +61,9 @@ KINDS = {
 def saved(architecture: Architecture, folder: Path) -> Path:
     """The base's folder as a publisher would ship it: the UNet not widened."""
     torch.manual_seed(0)
-    AutoencoderKL.from_config(architecture.vae).save_pretrained(folder / "vae")
-    UNet2DConditionModel.from_config(architecture.unet).save_pretrained(folder / "unet")
-    DDPMScheduler.from_config(architecture.noise).save_pretrained(folder / "scheduler")
-    return folder
+    unet = UNet2DConditionModel.from_config(architecture.unet)
+    scheduler = DDPMScheduler.from_config(architecture.noise)
+    return save_base(Base(AutoencoderKL.from_config(architecture.vae), unet, scheduler, torch.zeros(0)), folder)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -267,6 +267,15 @@ def test_half_precision_base_keeps_its_dtype_and_adapters_are_fp32() -> None:
     assert all(torch.isfinite(p.grad).all() for p in model.named_trainable().values() if p.grad is not None)
 
 
+def test_what_is_trained_keeps_its_weights_where_the_rest_is_halved() -> None:
+    model = make_model(finetune_blocks=("conv_in", "mid_block"))
+    before = {name: parameter.clone() for name, parameter in model.named_trainable().items()}
+    model.cast_frozen(torch.bfloat16)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_trainable().items())
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
 def _copy(base):  # type: ignore[no-untyped-def]
     fresh = tiny_base()
     fresh.null_tokens = base.null_tokens

@@ -51,14 +51,19 @@ def test_a_round_trip_is_exact(tmp_path: Path) -> None:
         assert torch.equal(value, after["state"][0][key])
 
 
-def test_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
+@pytest.mark.parametrize("normal_numbers_before", [0, 1])
+def test_random_numbers_go_on_where_they_were(tmp_path: Path, normal_numbers_before: int) -> None:
+    """Normal numbers come in pairs, of which generators keep the second one."""
+    random.seed(0)
+    for _ in range(normal_numbers_before):
+        random.gauss(), np.random.randn()
     checkpoint.save(tmp_path, state(1), keep=1)
-    expected = random.random(), np.random.rand(), torch.rand(3)
+    expected = random.gauss(), random.random(), np.random.randn(), torch.rand(3)
     loaded = checkpoint.load_newest(tmp_path)
     assert loaded is not None
     checkpoint.restore_rng(loaded.rng)
-    assert (random.random(), np.random.rand()) == expected[:2]
-    assert torch.equal(torch.rand(3), expected[2])
+    assert (random.gauss(), random.random(), np.random.randn()) == expected[:3]
+    assert torch.equal(torch.rand(3), expected[3])
 
 
 def test_old_ones_are_pruned(tmp_path: Path) -> None:

@@ -5,35 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 
 import huggingface_hub.constants
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.inputs.catalog import build_catalog
 from hair_pipeline.models.base import load_base
-from hair_pipeline.profile import ModelsConfig, Profile
+from hair_pipeline.profile import ModelsConfig, Profile, load_profile
 from hair_pipeline.settings import Settings
-from hair_pipeline.training.fingerprints import base_version, weights_version
-from hair_pipeline_tests.models.inputs import tiny_base
+from hair_pipeline.training.fingerprints import base_version, catalog_version, weights_version
+from hair_pipeline_tests.inputs.tiny_inputs import write_tiny_inputs
+from hair_pipeline_tests.models.inputs import save_base, tiny_base
 
 HUB_ID = "someone/inpainting"
 PROFILE = Profile(name="real", models=ModelsConfig(base=HUB_ID))
-
-
-def save_base(folder: Path, seed: int = 0) -> None:
-    base = tiny_base(seed)
-    for part in ("vae", "unet"):
-        getattr(base, part).save_pretrained(folder / part)
-    base.noise_scheduler.save_pretrained(folder / "scheduler")
 
 
 @pytest.mark.parametrize("place", ["inpainting", HUB_ID])
 def test_a_base_in_the_models_folder_counts_by_its_content(tmp_path: Path, place: str) -> None:
     """It is loaded from there instead of from the hub, so its identity is what lies there."""
     settings = Settings(models_dir=tmp_path)
-    save_base(tmp_path / place)
+    save_base(tiny_base(), tmp_path / place)
     load_base(HUB_ID, tmp_path)
     before = base_version(settings, PROFILE), base_version(settings, PROFILE, "vae")
     assert before == (weights_version(tmp_path / place), weights_version(tmp_path / place / "vae"))
-    save_base(tmp_path / place, seed=1)
+    save_base(tiny_base(seed=1), tmp_path / place)
     after = base_version(settings, PROFILE), base_version(settings, PROFILE, "vae")
     assert before[0] != after[0]
     assert before[1] != after[1]
@@ -48,10 +45,23 @@ def test_a_base_on_the_hub_counts_by_its_commit(tmp_path: Path, monkeypatch: pyt
         base_version(settings, PROFILE)
     cached = tmp_path / "cache" / "models--someone--inpainting"
     for commit in ("a" * 40, "b" * 40):
-        save_base(cached / "snapshots" / commit)
+        save_base(tiny_base(), cached / "snapshots" / commit)
         (cached / "refs").mkdir(exist_ok=True)
         (cached / "refs" / "main").write_text(commit)
         assert base_version(settings, PROFILE) == commit
+
+
+@pytest.mark.parametrize("column", ["has_face", "has_bangs", "curl_class", "length", "color", "mask_origin", "stage2"])
+def test_a_label_that_a_training_reads_makes_another_catalog(tmp_path: Path, column: str) -> None:
+    """Profile values change labels of the same files: a face may no longer be sure enough to be one."""
+    settings = write_tiny_inputs(tmp_path, people=2, views=2).settings()
+    build_catalog(settings, load_profile("sample"))
+    before, table = catalog_version(settings), pq.read_table(settings.catalog_path)
+    place, field = table.schema.get_field_index(column), table.schema.field(column)
+    value = "other" if pa.types.is_string(field.type) else not table[column][0].as_py()
+    changed = pa.array([value, *table[column].to_pylist()[1:]], field.type)
+    pq.write_table(table.set_column(place, field, changed), settings.catalog_path)
+    assert catalog_version(settings) != before
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import math
 import os
 import signal
 import sys
@@ -67,6 +68,16 @@ def test_a_bad_batch_is_skipped_and_counted(tmp_path: Path) -> None:
     result = loop.run(Line(bad=(3, 8)), CONFIG, tmp_path)
     assert result.bad_steps == 2
     assert all(torch.isfinite(tensor).all() for tensor in everything(tmp_path)["weights"].values())
+
+
+def test_a_bad_batch_leaves_no_trace_in_running_statistics(tmp_path: Path) -> None:
+    result = loop.run(Line(bad=(3,), batch_norm=True), CONFIG, tmp_path)
+    assert result.bad_steps == 1
+    assert math.isfinite(result.end["l2"])
+    saved = everything(tmp_path)
+    for tensors in (saved["weights"], saved["ema"]):
+        assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    assert int(saved["weights"]["1.num_batches_tracked"]) == 2 * (CONFIG.steps - 1)
 
 
 def test_many_bad_batches_stop_and_keep_the_last_checkpoint(tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ from typer.testing import CliRunner
 from hair_pipeline.cli import app
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.models.architectures import SD15_INPAINTING
+from hair_pipeline.models.perceptual import PerceptualNet, untrained_lpips
 from hair_pipeline.profile import LossesConfig, LossTerm, Profile, StageConfig, load_profile
 from hair_pipeline.training import memory_plan
 from hair_pipeline.training.memory_plan import plan_stage, refuse_what_cannot_fit, stages_to_plan, switches
-from hair_pipeline.training.memory_trace import GIB, fake_gpu
+from hair_pipeline.training.memory_trace import GIB, fake_gpu, materialise
+from hair_pipeline.training.validation import compare
 
 OFF = LossTerm(weight=0.0)
 NO_PIXELS = LossesConfig(identity=OFF, lpips=OFF, gram=OFF, style=OFF)
@@ -99,6 +101,37 @@ def test_the_advice_is_for_the_whole_step_with_and_without_checkpointing() -> No
     assert f"without it the peak is {plain.peak_gib:.1f} GiB" in checkpointed.advice[1]
     assert checkpointed.advice[0] == plain.advice[0]
     assert "24 images, of all processes together" in plain.advice[0]
+
+
+def test_validation_compares_one_image_at_a_time() -> None:
+    """Eight take the memory of one."""
+    with torch.device("meta"):
+        perceptual = PerceptualNet(untrained_lpips("alex"), "random", True)
+    peaks = []
+    with fake_gpu() as tracker:
+        materialise(perceptual)
+        for size in (1, 8):
+            images, mask = torch.empty(2, size, 3, 128, 128), torch.empty(size, 1, 128, 128)
+            tracker.reset_peak()
+            start = tracker.now
+            assert len(compare(perceptual, *images, mask)) == size
+            peaks.append(tracker.peak - start)
+    assert peaks[1] < 1.1 * peaks[0]
+
+
+def test_validation_is_planned_with_its_comparison_and_the_weights_it_puts_aside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    profile = small()
+    step = memory_plan._Step(profile, "stage2", profile.stage2, memory_plan._architecture(profile, None))
+
+    def compare_much(perceptual: PerceptualNet, results: torch.Tensor, *others: torch.Tensor) -> None:
+        assert results.shape == (8, 3, 128, 128)
+        torch.empty(1 << 30)
+
+    usual = step.trace(8, checkpointed=False)
+    monkeypatch.setattr(memory_plan, "compare", compare_much)
+    assert step.trace(8, checkpointed=False).validation_peak > usual.resident + usual.average + 4 * GIB
 
 
 def test_small_card_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

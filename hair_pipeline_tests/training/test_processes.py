@@ -96,7 +96,7 @@ def train_with_batch_norm(folder: Path, config: LoopConfig) -> None:
 
 
 def test_the_statistics_of_the_process_with_work_are_saved_by_the_one_without(tmp_path: Path) -> None:
-    """Also those of a skipped step, as in a single process."""
+    """None of the skipped step, as in a single process."""
     config = dataclasses.replace(CONFIG, steps=3, accumulation=1)
     train_with_batch_norm(tmp_path / "alone", config)
     assert children.together(2, train_with_batch_norm, tmp_path / "team", config) == [0, 0]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hair_pipeline.profile import PROFILE_NAMES, load_profile
 from hair_pipeline.training.sampler import (
     Batches,
     Draw,
@@ -71,6 +73,38 @@ def test_mixed_batches_hold_one_kind_each(first: int, second: int, fraction: flo
         assert abs(sum(seconds) - 20 * fraction) <= 1
     assert all(0 <= draw.index < first + second for batch in batches for draw in batch)
     assert [draw.position for batch in batches for draw in batch] == list(range(80))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("name", PROFILE_NAMES)
+def test_pixel_losses_are_shared_between_patches_and_images_as_batches_are(name: str, world: int) -> None:
+    """In every profile, whoever takes the micro-batch, and after resuming: `turn` comes from its number alone."""
+    config, images = load_profile(name).stage1, 1000
+    assert 0 < config.patch_fraction < 1
+    accumulation, steps = config.gradient_accumulation_steps, 400
+
+    def batches(start: int, rank: int = 0) -> Iterator[list[Draw]]:
+        mixed = MixedBatches(images, 1000, config.patch_fraction, config.batch_size, 0, accumulation)
+        sampler = WindowSampler(mixed, accumulation, start=start, rank=rank, world=world)
+        return islice(sampler, (steps - start) * len(sampler.own))
+
+    everyone = [draws for rank in range(world) for draws in batches(0, rank)]
+    resumed = [draws for rank in range(world) for draws in batches(steps // 2, rank)]
+    assert [
+        draws for draws in everyone if draws[0].position >= steps // 2 * accumulation * config.batch_size
+    ] == resumed
+    decoded = [draws for draws in everyone if draws[0].turn % config.losses.pixel_every == 0]
+    assert len(decoded) == len(everyone) / config.losses.pixel_every
+    of_patches = [sum(draws[0].index >= images for draws in some) / len(some) for some in (everyone, decoded)]
+    assert of_patches == [config.patch_fraction] * 2
+
+
+def test_where_each_step_has_both_kinds_a_turn_is_a_step() -> None:
+    """So that the processes of a step wait for pixel losses together."""
+    batches = MixedBatches(10, 10, 0.5, 2, 0, accumulation=4)
+    assert [draw.turn for number in range(40) for draw in batches[number]] == [n // 8 for n in range(80)]
+    alone = MixedBatches(10, 0, 0.5, 2, 0, accumulation=4)
+    assert [draw.turn for number in range(40) for draw in alone[number]] == [n // 8 for n in range(80)]
 
 
 def test_seeds_and_epochs_give_different_orders() -> None:

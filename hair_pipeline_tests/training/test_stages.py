@@ -20,7 +20,7 @@ from hair_pipeline.training.pixel_losses import Judges
 from hair_pipeline.training.sampler import Draw
 from hair_pipeline.training.stages import StageTask
 from hair_pipeline.training.task import Batch, LoopConfig
-from hair_pipeline.training.validation import fixed_batches, hair_l2
+from hair_pipeline.training.validation import compare, fixed_batches, hair_l2
 from hair_pipeline_tests.training.tiny_stage import (
     TERMS,
     only,
@@ -170,7 +170,10 @@ def test_pixel_losses_are_gated(data: Path, judges: Judges) -> None:
     batch = first_batch(task)
     batch["t"] = torch.tensor([100, 200, 500, 900])
     assert task.losses(batch, 0).numbers["pixel_samples"] == 1
-    assert "lpips" not in task.losses(batch, 1).raw
+    batch["turn"] = [1] * 4
+    assert "lpips" not in task.losses(batch, 0).raw
+    batch["turn"] = [2] * 4
+    assert "lpips" in task.losses(batch, 1).raw
     batch["t"][:] = 900
     assert "lpips" not in task.losses(batch, 0).raw
 
@@ -221,12 +224,33 @@ def test_validation_is_the_same_every_time(data: Path) -> None:
     assert float(times.float().std()) > 150
 
 
+@torch.no_grad()
+def test_images_compared_one_by_one_have_the_distances_of_a_batch(judges: Judges) -> None:
+    assert judges.perceptual is not None
+    images, masks = torch.rand(2, 3, 3, 64, 64) * 2 - 1, torch.ones(3, 1, 64, 64)
+    masks[1] = 0  # too little to compare
+    found = torch.cat(compare(judges.perceptual, *images, masks))
+    assert torch.allclose(found, judges.perceptual.distance(*images, masks), atol=1e-6, equal_nan=True)
+    assert found.isnan().tolist() == [False, True, False]
+
+
 def test_stage1_sees_no_face_and_mixes_patches_in(data: Path) -> None:
     task = tiny_stage(data, stage_config(), "stage1")
     sequence = task.batches(LoopConfig.of_stage(stage_config(), 12))
-    batches = [default_collate([task.data[draw] for draw in sequence[number]]) for number in range(4)]
+    batches = [task.collate([task.data[draw] for draw in sequence[number]]) for number in range(4)]
     assert all(not batch["identity_present"].any() and not batch["face"].any() for batch in batches)
-    assert {bool((batch["mask"] == 1).all()) for batch in batches} == {True, False}
+    assert [bool((batch["mask"] == 1).all()) for batch in batches] == [False, True, False, True]
+    assert [batch["turn"] for batch in batches] == [[0, 0], [0, 0], [1, 1], [1, 1]]
+
+
+def test_the_style_of_a_patch_is_not_judged(data: Path) -> None:
+    """The classifier has seen whole heads only; on patches it is at chance."""
+    task = tiny_stage(data, stage_config(drop_style=0, drop_both=0), "stage1")
+    samples = [task.data[Draw(index, index)] for index in range(len(task.data))]
+    assert all(bool(sample["style_present"]) for sample in samples)
+    labels = [(int(sample["curl"]), int(sample["bangs"])) for sample in samples]
+    assert all(min(label) >= 0 for label in labels[: task.images])
+    assert labels[task.images :] == [(-1, -1)] * (len(labels) - task.images)
 
 
 @pytest.mark.parametrize("name", ["stage1", "stage2"])

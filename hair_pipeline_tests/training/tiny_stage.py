@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from diffusers import UNet2DConditionModel
 from lpips import LPIPS
 from safetensors.torch import save_file
 
@@ -140,12 +141,32 @@ def random_judges() -> Judges:
     return Judges(FaceRecogniser(SmallFaceNet(), 512, "random"), PerceptualNet(trunk, "random", True), classifier)
 
 
-def tiny_stage(folder: Path, config: StageConfig, name: str = "stage2", judges: Judges | None = None) -> StageTask:
-    """The real task of a stage on `write_processed`'s data."""
+def stage_base(*, widened: bool = False) -> Base:
+    """The base of `tiny_stage`; `widened`: with a UNet that was made for text-to-image."""
+    base = tiny_base(0, (8, 8, 16, 16), latent_size=CELLS)
+    if not widened:
+        return base
+    torch.manual_seed(0)
+    narrow = UNet2DConditionModel.from_config(base.unet.config | {"in_channels": 4})
+    return Base.assemble(base.vae, narrow, base.noise_scheduler, base.null_tokens)
+
+
+def tiny_stage(
+    folder: Path,
+    config: StageConfig,
+    name: str = "stage2",
+    judges: Judges | None = None,
+    *,
+    base: Base | None = None,
+    before: Path | None = None,
+) -> StageTask:
+    """The real task of a stage on `write_processed`'s data; `before`: the adapters of the stage before."""
     seed_everything(config.seed)
-    base: Base = tiny_base(0, (8, 8, 16, 16), latent_size=CELLS)
+    base = base or stage_base()
     models = ModelsConfig(lora_rank=4, style_tokens=2)
     model = HairInpainter.build(base, models, STYLE_DIM, config.finetune_blocks)
+    if before is not None:
+        model.load_adapters(before)
     labels = {f"p{p}-{v}": (p % 3, v % 2) for p in range(9) for v in range(9)}
     members = Members.read(folder / "catalog.parquet")
     sources = StageSources(

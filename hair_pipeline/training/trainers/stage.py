@@ -66,9 +66,9 @@ def run_stage(
     base = load_base(base_reference(settings, profile), settings.models_dir)
     refuse_uneven_sides(base.vae, sides_of_latents(profile))
     style_dim = sources.styles.dim or profile.patch_encoder.embedding_dim
-    if config.precision != "fp32" and torch.cuda.is_available():
-        base.unet.to(torch.bfloat16 if config.precision == "bf16" else torch.float16)
     model = HairInpainter.build(base, profile.models, style_dim, config.finetune_blocks)
+    if config.precision != "fp32" and torch.cuda.is_available():
+        model.cast_frozen(torch.bfloat16 if config.precision == "bf16" else torch.float16)
     prepare(model)
     notes: dict[str, str] = {}
     judges = open_judges(context, config, notes, identities=len(sources.identities.ids) if "photo" in kinds else 0)
@@ -128,8 +128,14 @@ def stage_task(
     """The stage's task over the given tables.
 
     Raises:
-        PipelineError: there is no training sample.
+        PipelineError: there is no training sample, or the anchor loss would anchor to what are not the base's weights.
     """
+    if config.losses.anchor.weight > 0 and model.changed_blocks:
+        raise PipelineError(
+            f"{name}.losses.anchor needs the base's own weights, but this stage or the one before trains "
+            f"{', '.join(model.changed_blocks)}",
+            remedy=f"set {name}.losses.anchor.weight to 0 and use {name}.losses.context instead",
+        )
     timesteps = int(base.noise_scheduler.config.num_train_timesteps)
     groups = [sources.latents.rows(kind, "train") for kind in kinds]
     rows = pd.concat(groups, ignore_index=True)
