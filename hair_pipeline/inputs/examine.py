@@ -48,7 +48,7 @@ from hair_pipeline.inputs.training_face import (
 from hair_pipeline.profile import InputsConfig
 from hair_pipeline.vocabulary import ATTRIBUTES
 
-REVISION = 3
+REVISION = 4
 """Raised when the same files would be examined to another result: remembered rows are then made again."""
 _HEAD_BYTES = 2**17
 _SETS = ("mqset", "hqset", "rawset")
