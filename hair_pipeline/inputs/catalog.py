@@ -34,7 +34,7 @@ from hair_pipeline.inputs.remembered import PART_ROWS, ExaminedRows, NameOrFault
 from hair_pipeline.inputs.shards import Assignments, assign_shards
 from hair_pipeline.inputs.split import assign_splits
 from hair_pipeline.inputs.summary import Summary, summarise, with_notes
-from hair_pipeline.inputs.training_face import FaceFiles, count_unused, scan_faces
+from hair_pipeline.inputs.training_face import FaceFiles, FaceScan, count_unused, scan_faces
 from hair_pipeline.inputs.workers import map_chunks, map_in_processes
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
@@ -81,8 +81,9 @@ def build_catalog(settings: Settings, profile: Profile) -> CatalogResult:
     if (done := _unchanged(settings, cache, state)) is not None:
         return done
     found = _pair(settings, inventory, cache)
-    tasks = _tasks(found.pairing, inventory, faces)
+    tasks = _tasks(found.pairing, inventory, faces.files)
     unused = count_unused(faces, {image_id_of(task.candidates[0].image) for task in tasks})
+    unreadable = faces.unreadable
     del faces
     for names in (inventory.stamps, inventory.images, inventory.labels, found.pairing.pairs, found.pairing.images):
         names.clear()  # the tasks hold them now
@@ -95,8 +96,8 @@ def build_catalog(settings: Settings, profile: Profile) -> CatalogResult:
     del fresh
     images, usefulness = _people(rows, signatures, profile.inputs.same_person, settings)
     assignments = _assign(images, usefulness, settings, profile)
-    rejected = _rejected(inventory, found)
-    unread = found.unread + rows.unsettled
+    rejected = _rejected(inventory, found, unreadable)
+    unread = found.unread + rows.unsettled + inventory.unreadable + len(unreadable)
     notes = {"archives_read": inventory.archives, "faces_without_image": unused, "unread": unread}
     schema = with_notes(SCHEMA, notes)
     with (
@@ -172,7 +173,7 @@ def _no_input(what: str, root: Path, variable: str, meant: str) -> PipelineError
     return PipelineError(what, file=root, remedy=f"set HAIR_PIPELINE_{variable} to your {meant}")
 
 
-def _list_inputs(settings: Settings, cache: Path) -> tuple[Inventory, dict[str, FaceFiles]]:
+def _list_inputs(settings: Settings, cache: Path) -> tuple[Inventory, FaceScan]:
     """The files of both inputs: this process walks K-Hairstyle while worker processes walk training_face."""
     with ThreadPoolExecutor(max_workers=1) as beside:
         faces = beside.submit(scan_faces, settings.training_face_root)
@@ -180,13 +181,15 @@ def _list_inputs(settings: Settings, cache: Path) -> tuple[Inventory, dict[str, 
         return inventory, faces.result()
 
 
-def _check_found(settings: Settings, inventory: Inventory, faces: dict[str, FaceFiles]) -> None:
+def _check_found(settings: Settings, inventory: Inventory, faces: FaceScan) -> None:
     if not inventory.images and not inventory.labels:
         what = "holds no image and no label" + _found_instead(inventory.rejected)
         raise _no_input(what, settings.k_hairstyle_root, "K_HAIRSTYLE_ROOT", "K-Hairstyle copy")
-    if not faces:
+    if all(files.paths[0] in faces.unreadable for files in faces.files.values()):
         remedy = "training_face output folder (<stem>/face_01/*.json)"
-        raise _no_input("holds no training_face output", settings.training_face_root, "TRAINING_FACE_ROOT", remedy)
+        rejected = [(folder, Reason.UNREADABLE_FOLDER, why) for folder, why in sorted(faces.unreadable.items())]
+        what = "holds no training_face output" + _found_instead(rejected)
+        raise _no_input(what, settings.training_face_root, "TRAINING_FACE_ROOT", remedy)
 
 
 def _found_instead(rejected: list[tuple[str, Reason, str]]) -> str:
@@ -197,13 +200,13 @@ def _found_instead(rejected: list[tuple[str, Reason, str]]) -> str:
     return f", only {', '.join(named)}" if named else ""
 
 
-def _state(profile: Profile, inventory: Inventory, faces: dict[str, FaceFiles]) -> str:
+def _state(profile: Profile, inventory: Inventory, faces: FaceScan) -> str:
     """A hash of everything the catalog depends on, apart from earlier assignments."""
     rejected = ((path, short_hash(reason)) for path, reason, _ in inventory.rejected)
     parts = (
         digest(inventory.stamps.items()),
         digest(sorted(rejected)),
-        digest((stem, faces[stem].stamp) for stem in sorted(faces)),
+        digest((stem, faces.files[stem].stamp) for stem in sorted(faces.files)),
         _examiner_key(profile),
         profile.inputs.model_dump_json(),
         ",".join(SCHEMA.names),
@@ -378,8 +381,9 @@ def _assigned(
         yield table.cast(SCHEMA)
 
 
-def _rejected(inventory: Inventory, found: _Found) -> Iterator[pa.Table]:
-    """Rows of the files that were never examined: labels without an image, bad labels, and what is neither."""
+def _rejected(inventory: Inventory, found: _Found, unreadable_faces: dict[str, str]) -> Iterator[pa.Table]:
+    """Rows of what was never examined: labels without an image, bad labels, what is neither, and folders of
+    training_face that could not be listed."""
     fates: list[tuple[str | None, str | None, Reason, str]]
     fates = [(None, label.path, reason, detail) for label, reason, detail in found.pairing.labels]
     fates += [(None, path, reason, detail) for path, reason, detail in found.bad_labels]
@@ -389,9 +393,17 @@ def _rejected(inventory: Inventory, found: _Found) -> Iterator[pa.Table]:
         part = fates[start : start + PART_ROWS]
         rows = [_rejected_row(*fate) for fate in part]
         yield pa.Table.from_pylist(rows, schema=SCHEMA)
+    rows = [_unreadable_row(folder, why) for folder, why in sorted(unreadable_faces.items())]
+    yield pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def _rejected_row(image: str | None, label: str | None, reason: Reason, detail: str) -> dict[str, Any]:
     path = image or label or ""
     known = {"image_id": image_id_of(path), "source": source_of(path), "image_path": image, "label_path": label}
     return NO_FLAGS | known | {"reason": reason.value, "detail": detail or None}
+
+
+def _unreadable_row(folder: str, why: str) -> dict[str, Any]:
+    path = printable(folder.rstrip("/"))
+    known = {"image_id": image_id_of(path), "face_path": path, "reason": Reason.UNREADABLE_FOLDER.value}
+    return NO_FLAGS | known | {"detail": why}

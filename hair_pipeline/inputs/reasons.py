@@ -45,14 +45,16 @@ class Reason(Described):
     SUSPICIOUS_ARCHIVE = "suspicious_archive", "a zip entry that unpacks to far too much, or is nested too deep"
     DUPLICATE_ENTRY = "duplicate_entry", "the zip holds this name more than once; the first entry counts"
     BAD_FILE_NAME = "bad_file_name", "the name is not UTF-8 or is too long to name outputs after"
+    UNREADABLE_FOLDER = "unreadable_folder", "the folder cannot be listed: what is in it, nobody knows"
     UNFORESEEN = "unforeseen", "examining it failed in a way that the program does not know; the detail says how"
-    UNKNOWN_FILE = "unknown_file", "neither an image nor a label by its extension"
+    UNKNOWN_FILE = "unknown_file", "neither an image nor a label by its extension, or no regular file"
 
 
 class FaceReason(Described):
     """Why an image has no usable training_face face, or no usable masks from it."""
 
     NO_OUTPUT = "no_output", "training_face wrote nothing for this image (most back views)"
+    UNREADABLE_FOLDER = "unreadable_folder", "the folder of its output cannot be listed"
     BAD_JSON = "bad_json", "the face's JSON cannot be read or lacks a bounding box"
     BAD_BOX = "bad_box", "the bounding box is empty or outside the photo"
     LOW_CONFIDENCE = "low_confidence", "every face found is below the confidence limit"

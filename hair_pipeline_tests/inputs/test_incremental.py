@@ -5,7 +5,7 @@ import os
 import shutil
 import zipfile
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -233,17 +233,23 @@ def test_a_fingerprint_does_not_remember_what_it_could_not_read(
 ) -> None:
     kept = tmp_path / "kept.parquet"
     whole = fingerprint_folder(inputs.root)
-    unreadable, opened = next(inputs.k_hairstyle.rglob("*.json")), Path.open
+    unreadable, opened = next(inputs.k_hairstyle.rglob("*.json")), reader.open_regular
 
-    def failing(path: Path, mode: str) -> IO[bytes]:
-        if path == unreadable:
+    def failing(path: str) -> BinaryIO:
+        if path == str(unreadable):
             raise OSError(errno.EIO, "Input/output error")
-        return opened(path, mode)
+        return opened(path)
 
     with monkeypatch.context() as broken:
-        broken.setattr(Path, "open", failing)
+        broken.setattr(fingerprint, "open_regular", failing)
         assert fingerprint_folder(inputs.root, kept) != whole
     assert fingerprint_folder(inputs.root, kept) == whole
+
+
+def test_a_fingerprint_does_not_open_a_pipe(inputs: TinyInputs) -> None:
+    whole = fingerprint_folder(inputs.root)
+    os.mkfifo(inputs.training_face / inputs.image_ids[0] / "face_01" / "pipe.json")
+    assert fingerprint_folder(inputs.root) != whole
 
 
 def test_a_fingerprint_opens_only_what_changed(
