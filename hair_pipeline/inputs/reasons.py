@@ -29,7 +29,7 @@ class Reason(Described):
     NOT_AN_IMAGE = "not_an_image", "named like an image, but its first bytes are of no known image format"
     TRUNCATED_IMAGE = "truncated_image", "the image ends early: its last part is missing"
     UNREADABLE_IMAGE = "unreadable_image", "the image cannot be read, or has too many pixels"
-    IMAGE_WITHOUT_LABEL = "image_without_label", "no label names this image"
+    IMAGE_WITHOUT_LABEL = "image_without_label", "no label names this image, or another file has it"
     LABEL_WITHOUT_IMAGE = "label_without_image", "the image this label names was not found"
     UNREADABLE_LABEL = "unreadable_label", "the label is not UTF-8 JSON"
     NOT_A_LABEL = "not_a_label", "JSON, but not a K-Hairstyle label"

@@ -150,11 +150,11 @@ def test_hidden_files_are_no_faces_and_a_face_without_json_is_a_bad_one(tmp_path
     assert index_faces(tmp_path)["a-1"] == [path.relative_to(tmp_path).as_posix()]
     path.unlink()
     assert index_faces(tmp_path) == {}
-    (folder,) = scan_faces(tmp_path)["a-1"].paths
+    (folder,) = scan_faces(tmp_path).files["a-1"].paths
     with pytest.raises(BadFace, match="bad_json: a-1/face_01/: no JSON"):
         choose_face(tmp_path, [folder], 32, 32, CONFIG)
     dated = write_face(tmp_path / "a-1_20250101", draw_person(0, size=32), embedding(0))
-    assert scan_faces(tmp_path)["a-1"].paths == (dated.relative_to(tmp_path).as_posix(),)
+    assert scan_faces(tmp_path).files["a-1"].paths == (dated.relative_to(tmp_path).as_posix(),)
 
 
 def test_outputs_of_no_image_are_counted(tmp_path: Path) -> None:
