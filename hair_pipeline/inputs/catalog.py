@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hair_pipeline.errors import PipelineError
@@ -28,6 +27,7 @@ from hair_pipeline.inputs.examine import REVISION, Candidate, Examiner, Task
 from hair_pipeline.inputs.inventory import Inventory, digest, list_files, printable, short_hash
 from hair_pipeline.inputs.k_hairstyle import LabelName, Pairing, image_id_of, pair, source_of
 from hair_pipeline.inputs.labels import BadLabel, parse_names
+from hair_pipeline.inputs.people import key_of, names_of, renamed
 from hair_pipeline.inputs.reader import passing_faults, read_bytes
 from hair_pipeline.inputs.reasons import Reason
 from hair_pipeline.inputs.remembered import PART_ROWS, ExaminedRows, NameOrFault, RememberedNames
@@ -94,8 +94,9 @@ def build_catalog(settings: Settings, profile: Profile) -> CatalogResult:
     examine = Examiner(settings.k_hairstyle_root, settings.training_face_root, profile.inputs, profile.processing.size)
     rows.add(map_chunks(examine, fresh, description="catalog", chunk=128))
     del fresh
-    images, usefulness = _people(rows, signatures, profile.inputs.same_person, settings)
-    assignments = _assign(images, usefulness, settings, profile)
+    earlier = _earlier(settings, profile)
+    people = _people(rows, signatures, profile.inputs.same_person, earlier, settings)
+    assignments = _assign(people, earlier, profile)
     rejected = _rejected(inventory, found, unreadable)
     unread = found.unread + rows.unsettled + inventory.unreadable + len(unreadable)
     notes = {"archives_read": inventory.archives, "faces_without_image": unused, "unread": unread}
@@ -104,7 +105,7 @@ def build_catalog(settings: Settings, profile: Profile) -> CatalogResult:
         atomic_path(settings.catalog_path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
     ):
-        for table in _assigned(rows, signatures, assignments, profile.inputs.same_person):
+        for table in _assigned(rows, signatures, assignments, people.names):
             writer.write_table(table)
         for table in rejected:
             writer.write_table(table)
@@ -307,37 +308,51 @@ def _tasks(pairing: Pairing, inventory: Inventory, faces: dict[str, FaceFiles]) 
 _DECISIVE = ("source", "accepted", "reason", "stage2", "identity_reliable")
 
 
+@dataclass(frozen=True)
+class _People:
+    """People with accepted images.
+
+    Attributes:
+        images: name -> how many.
+        usefulness: name -> 2: a reliable identity, 1: Stage 2, 0: neither.
+        names: as `people.names_of` gives them.
+    """
+
+    images: dict[str, int]
+    usefulness: dict[str, int]
+    names: dict[str, str]
+
+
 def _people(
-    rows: ExaminedRows, signatures: np.ndarray, same_person: dict[str, str], settings: Settings
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Per person with accepted images: how many, and how useful (2: a reliable identity, 1: Stage 2, 0: neither)."""
-    images: Counter[str] = Counter()
-    usefulness: dict[str, int] = {}
+    rows: ExaminedRows, signatures: np.ndarray, same_person: dict[str, str], earlier: Assignments, settings: Settings
+) -> _People:
+    found: Counter[str] = Counter()
+    ranks: dict[str, int] = {}
     reasons: Counter[str] = Counter()
     for block in _blocks(signatures):
         table = rows.rows(block, _DECISIVE)
         reasons.update(table.column("reason").drop_null().to_pylist())
         accepted = table.filter(table.column("accepted"))
-        sources = _sources(accepted.column("source"), same_person).to_pylist()
+        sources = accepted.column("source").to_pylist()
         stage2 = accepted.column("stage2").to_numpy(zero_copy_only=False).astype(int)
         reliable = accepted.column("identity_reliable").to_numpy(zero_copy_only=False).astype(int)
-        images.update(sources)
+        found.update(sources)
         for source, rank in zip(sources, (stage2 + stage2 * reliable).tolist(), strict=True):
-            usefulness[source] = max(usefulness.get(source, 0), rank)
+            ranks[source] = max(ranks.get(source, 0), rank)
+    names = names_of(found, earlier.shards, same_person)
+    images: Counter[str] = Counter()
+    usefulness: dict[str, int] = {}
+    for source, count in found.items():
+        name = names[key_of(source)]
+        images[name] += count
+        usefulness[name] = max(usefulness.get(name, 0), ranks[source])
     _check_people(len(images), reasons, settings)
-    return dict(images), usefulness
+    return _People(dict(images), usefulness, names)
 
 
 def _blocks(signatures: np.ndarray) -> Iterator[np.ndarray]:
     for start in range(0, len(signatures), PART_ROWS):
         yield signatures[start : start + PART_ROWS]
-
-
-def _sources(column: pa.ChunkedArray, same_person: dict[str, str]) -> pa.ChunkedArray:
-    """Sources with the names of people who stand under two replaced."""
-    for alias, source in same_person.items():
-        column = pc.if_else(pc.fill_null(pc.equal(column, alias), False), source, column)
-    return column
 
 
 def _check_people(people: int, reasons: Counter[str], settings: Settings) -> None:
@@ -353,26 +368,32 @@ def _assignments_path(settings: Settings) -> Path:
     return settings.processed / "assignments.json"
 
 
-def _assign(images: dict[str, int], usefulness: dict[str, int], settings: Settings, profile: Profile) -> Assignments:
-    """Shard and split of every person, those of earlier runs kept; where their file is gone, the last catalog's."""
-    config = profile.inputs
+def _earlier(settings: Settings, profile: Profile) -> Assignments:
+    """The assignments of earlier runs; where their file is gone, the last catalog's."""
     earlier = Assignments.read(_assignments_path(settings))
     if not earlier.shards and settings.catalog_path.exists():
-        earlier = Assignments.of_catalog(settings.catalog_path, config.validation_fraction, config.split_seed)
+        config = profile.inputs
+        return Assignments.of_catalog(settings.catalog_path, config.validation_fraction, config.split_seed)
+    return earlier
+
+
+def _assign(people: _People, earlier: Assignments, profile: Profile) -> Assignments:
+    """Shard and split of every person, those of earlier runs kept."""
+    config = profile.inputs
     same_split = (earlier.fraction, earlier.seed) == (config.validation_fraction, config.split_seed)
     known = earlier.splits if same_split else {}
-    shards = assign_shards(images, config.shard_size, earlier.shards)
-    splits = assign_splits(usefulness, config.validation_fraction, config.split_seed, known)
+    shards = assign_shards(people.images, config.shard_size, earlier.shards)
+    splits = assign_splits(people.usefulness, config.validation_fraction, config.split_seed, known)
     return Assignments(earlier.shards | shards, known | splits, config.validation_fraction, config.split_seed)
 
 
 def _assigned(
-    rows: ExaminedRows, signatures: np.ndarray, assignments: Assignments, same_person: dict[str, str]
+    rows: ExaminedRows, signatures: np.ndarray, assignments: Assignments, names: dict[str, str]
 ) -> Iterator[pa.Table]:
-    """The examined rows with shard and split."""
+    """The examined rows with each person's one name, shard and split."""
     for block in _blocks(signatures):
         table = rows.rows(block)
-        sources = _sources(table.column("source"), same_person)
+        sources = renamed(table.column("source"), names)
         table = table.set_column(table.schema.get_field_index("source"), "source", sources)
         places = list(zip(sources.to_pylist(), table.column("accepted").to_pylist(), strict=True))
         for name, of in (("shard", assignments.shards), ("split", assignments.splits)):
