@@ -27,7 +27,7 @@ class Reason(Described):
 
     JSON_AS_IMAGE = "json_as_image", "named like an image, but it is a JSON label"
     NOT_AN_IMAGE = "not_an_image", "named like an image, but its first bytes are of no known image format"
-    TRUNCATED_IMAGE = "truncated_image", "the image ends early: its last part is missing"
+    TRUNCATED_IMAGE = "truncated_image", "the image ends early, or data in it are gone"
     UNREADABLE_IMAGE = "unreadable_image", "the image cannot be read, or has too many pixels"
     IMAGE_WITHOUT_LABEL = "image_without_label", "no label names this image, or another file has it"
     LABEL_WITHOUT_IMAGE = "label_without_image", "the image this label names was not found"
