@@ -168,6 +168,14 @@ def _check_roots(settings: Settings) -> None:
                 file=root,
                 remedy="set HAIR_PIPELINE_TRAINING_ROOT to a folder outside it",
             )
+    photos, faces = (root.resolve() for root, _, _ in roots)
+    if photos.is_relative_to(faces) or faces.is_relative_to(photos):
+        raise PipelineError(
+            f"the training_face outputs in {settings.training_face_root} and these photos lie in one another: pictures "
+            "of one would be taken for the other's",
+            file=settings.k_hairstyle_root,
+            remedy="set HAIR_PIPELINE_K_HAIRSTYLE_ROOT and HAIR_PIPELINE_TRAINING_FACE_ROOT to folders side by side",
+        )
 
 
 def _no_input(what: str, root: Path, variable: str, meant: str) -> PipelineError:

@@ -28,6 +28,7 @@ from hair_pipeline.inputs.workers import map_in_processes
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png")
 LABEL_SUFFIXES = (".json",)
 OTHER_ARCHIVE_SUFFIXES = (".tar", ".gz", ".tgz", ".7z", ".rar", ".egg", ".alz")
+_ARCHIVE_PART = re.compile(r"\.(zip|7z|rar|tar|gz|tgz|egg|alz)\.(part)?\d+$|\.z\d\d+$", re.IGNORECASE)
 MAX_STEM_BYTES = 200
 SYSTEM_FOLDERS = frozenset({"lost+found", "$recycle.bin", "system volume information", ".snapshot", "@eadir"})
 """What drives and network stores keep in folders of their own (in small letters): never looked into."""
@@ -210,6 +211,8 @@ def _sort_in(found: Inventory, path: str, mark: int, problem: Reason | tuple[Rea
     elif suffix in LABEL_SUFFIXES:
         found.labels.append(path)
         found.stamps[path] = mark
+    elif _ARCHIVE_PART.search(name):
+        found.rejected.append((path, Reason.ARCHIVE, "join the parts first"))
     else:
         other = suffix in OTHER_ARCHIVE_SUFFIXES
         found.rejected.append((path, Reason.ARCHIVE if other else Reason.UNKNOWN_FILE, ""))

@@ -251,11 +251,14 @@ def _newest(paths: Sequence[str]) -> tuple[str, ...]:
 
 
 def _age(path: str) -> int:
-    """The smaller the newer: a name without a date is the newest, a folder without JSON is older than any."""
+    """The smaller the newer: a path without a date is the newest, a folder without JSON is older than any.
+
+    Of the dates that end the file's name and those of the folders it lies in, the newest counts.
+    """
     if path.endswith("/"):
         return 1
-    parts = path.rpartition(".")[0].rsplit("/", 3)
-    return min((-int(found[1]) for part in (parts[-1], parts[-3]) if (found := _DATE.search(part))), default=-99999999)
+    parts = path.rpartition(".")[0].split("/")
+    return min((-int(found[1]) for part in parts if (found := _DATE.search(part))), default=-99999999)
 
 
 def read_face_json(root: Path, path: str) -> Face:

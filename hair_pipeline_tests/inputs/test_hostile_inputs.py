@@ -466,6 +466,26 @@ def test_the_training_root_may_not_lie_in_an_input(inputs: TinyInputs) -> None:
         build_catalog(inputs.settings(training_root=inputs.k_hairstyle / "out"), PROFILE)
 
 
+@pytest.mark.parametrize("place", [".", "training_face", ".."])
+def test_the_inputs_may_not_lie_in_one_another(inputs: TinyInputs, place: str) -> None:
+    root = inputs.k_hairstyle / place
+    root.mkdir(exist_ok=True)
+    with pytest.raises(PipelineError, match="in one another") as caught:
+        build_catalog(inputs.settings(training_face_root=root, training_root=inputs.root.parent / "out"), PROFILE)
+    assert all(str(path) in caught.value.message for path in (root, inputs.k_hairstyle))
+
+
+def test_parts_of_archives_are_to_be_joined(inputs: TinyInputs) -> None:
+    names = ("a.zip.part0", "a.zip.part1073741824", "b.z01", "b.ZIP.001", "c.7z.002")
+    for name in names:
+        (inputs.k_hairstyle / name).write_bytes(b"PK")
+    frame = build_catalog(inputs.settings(), PROFILE).frame
+    rejected = frame[~frame.accepted]
+    assert sorted(rejected.image_path) == sorted(names)
+    assert set(rejected.reason) == {Reason.ARCHIVE}
+    assert set(rejected.detail) == {"join the parts first"}
+
+
 def test_inputs_are_only_read(inputs: TinyInputs) -> None:
     before = {path: (inputs.root / path).read_bytes() for path in files(inputs.root)}
     build_catalog(inputs.settings(), PROFILE)

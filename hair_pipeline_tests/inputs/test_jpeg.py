@@ -35,8 +35,7 @@ def lost(data: bytes) -> str:
     try:
         decode_small(data)
     except Rejected as error:
-        assert error.reason == Reason.TRUNCATED_IMAGE
-        return error.detail
+        return error.detail if error.reason == Reason.TRUNCATED_IMAGE else str(error)
     return ""
 
 
