@@ -33,7 +33,7 @@ class ArchiveError(OSError):
     """An archive or an entry that cannot be read; an `OSError`, so that readers of files need not tell them apart.
 
     Attributes:
-        reason: UNREADABLE_ARCHIVE, EMPTY_ARCHIVE, SUSPICIOUS_ARCHIVE or PATH_OUTSIDE_ROOT.
+        reason: UNREADABLE_ARCHIVE, EMPTY_ARCHIVE, SUSPICIOUS_ARCHIVE, PATH_OUTSIDE_ROOT or BAD_FILE_NAME.
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:
@@ -115,8 +115,10 @@ def _list(archive: _Archive, prefix: str, depth: int) -> Iterator[Entry]:
 
 def _problem(name: str, info: zipfile.ZipInfo) -> tuple[Reason, str] | None:
     pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or name[1:2] == ":" or SEPARATOR in name:
+    if pure.is_absolute() or ".." in pure.parts or name[1:2] == ":":
         return Reason.PATH_OUTSIDE_ROOT, "the entry's name climbs out of the archive"
+    if SEPARATOR in name:
+        return Reason.BAD_FILE_NAME, "a folder's name ends in !, which stands for an archive's entries here"
     if info.file_size > MAX_ENTRY_BYTES:
         return Reason.SUSPICIOUS_ARCHIVE, f"{info.file_size} bytes unpacked"
     if info.file_size > RATIO_FROM_BYTES and info.file_size > MAX_RATIO * max(1, info.compress_size):

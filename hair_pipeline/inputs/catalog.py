@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hair_pipeline.errors import PipelineError
@@ -28,13 +27,14 @@ from hair_pipeline.inputs.examine import REVISION, Candidate, Examiner, Task
 from hair_pipeline.inputs.inventory import Inventory, digest, list_files, printable, short_hash
 from hair_pipeline.inputs.k_hairstyle import LabelName, Pairing, image_id_of, pair, source_of
 from hair_pipeline.inputs.labels import BadLabel, parse_names
+from hair_pipeline.inputs.people import key_of, names_of, renamed
 from hair_pipeline.inputs.reader import passing_faults, read_bytes
 from hair_pipeline.inputs.reasons import Reason
 from hair_pipeline.inputs.remembered import PART_ROWS, ExaminedRows, NameOrFault, RememberedNames
 from hair_pipeline.inputs.shards import Assignments, assign_shards
 from hair_pipeline.inputs.split import assign_splits
 from hair_pipeline.inputs.summary import Summary, summarise, with_notes
-from hair_pipeline.inputs.training_face import FaceFiles, count_unused, scan_faces
+from hair_pipeline.inputs.training_face import FaceFiles, FaceScan, count_unused, scan_faces
 from hair_pipeline.inputs.workers import map_chunks, map_in_processes
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
@@ -81,8 +81,9 @@ def build_catalog(settings: Settings, profile: Profile) -> CatalogResult:
     if (done := _unchanged(settings, cache, state)) is not None:
         return done
     found = _pair(settings, inventory, cache)
-    tasks = _tasks(found.pairing, inventory, faces)
+    tasks = _tasks(found.pairing, inventory, faces.files)
     unused = count_unused(faces, {image_id_of(task.candidates[0].image) for task in tasks})
+    unreadable = faces.unreadable
     del faces
     for names in (inventory.stamps, inventory.images, inventory.labels, found.pairing.pairs, found.pairing.images):
         names.clear()  # the tasks hold them now
@@ -93,17 +94,18 @@ def build_catalog(settings: Settings, profile: Profile) -> CatalogResult:
     examine = Examiner(settings.k_hairstyle_root, settings.training_face_root, profile.inputs, profile.processing.size)
     rows.add(map_chunks(examine, fresh, description="catalog", chunk=128))
     del fresh
-    images, usefulness = _people(rows, signatures, profile.inputs.same_person, settings)
-    assignments = _assign(images, usefulness, settings, profile)
-    rejected = _rejected(inventory, found)
-    unread = found.unread + rows.unsettled
+    earlier = _earlier(settings, profile)
+    people = _people(rows, signatures, profile.inputs.same_person, earlier, settings)
+    assignments = _assign(people, earlier, profile)
+    rejected = _rejected(inventory, found, unreadable)
+    unread = found.unread + rows.unsettled + inventory.unreadable + len(unreadable)
     notes = {"archives_read": inventory.archives, "faces_without_image": unused, "unread": unread}
     schema = with_notes(SCHEMA, notes)
     with (
         atomic_path(settings.catalog_path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
     ):
-        for table in _assigned(rows, signatures, assignments, profile.inputs.same_person):
+        for table in _assigned(rows, signatures, assignments, people.names):
             writer.write_table(table)
         for table in rejected:
             writer.write_table(table)
@@ -166,13 +168,21 @@ def _check_roots(settings: Settings) -> None:
                 file=root,
                 remedy="set HAIR_PIPELINE_TRAINING_ROOT to a folder outside it",
             )
+    photos, faces = (root.resolve() for root, _, _ in roots)
+    if photos.is_relative_to(faces) or faces.is_relative_to(photos):
+        raise PipelineError(
+            f"the training_face outputs in {settings.training_face_root} and these photos lie in one another: pictures "
+            "of one would be taken for the other's",
+            file=settings.k_hairstyle_root,
+            remedy="set HAIR_PIPELINE_K_HAIRSTYLE_ROOT and HAIR_PIPELINE_TRAINING_FACE_ROOT to folders side by side",
+        )
 
 
 def _no_input(what: str, root: Path, variable: str, meant: str) -> PipelineError:
     return PipelineError(what, file=root, remedy=f"set HAIR_PIPELINE_{variable} to your {meant}")
 
 
-def _list_inputs(settings: Settings, cache: Path) -> tuple[Inventory, dict[str, FaceFiles]]:
+def _list_inputs(settings: Settings, cache: Path) -> tuple[Inventory, FaceScan]:
     """The files of both inputs: this process walks K-Hairstyle while worker processes walk training_face."""
     with ThreadPoolExecutor(max_workers=1) as beside:
         faces = beside.submit(scan_faces, settings.training_face_root)
@@ -180,13 +190,15 @@ def _list_inputs(settings: Settings, cache: Path) -> tuple[Inventory, dict[str, 
         return inventory, faces.result()
 
 
-def _check_found(settings: Settings, inventory: Inventory, faces: dict[str, FaceFiles]) -> None:
+def _check_found(settings: Settings, inventory: Inventory, faces: FaceScan) -> None:
     if not inventory.images and not inventory.labels:
         what = "holds no image and no label" + _found_instead(inventory.rejected)
         raise _no_input(what, settings.k_hairstyle_root, "K_HAIRSTYLE_ROOT", "K-Hairstyle copy")
-    if not faces:
+    if all(files.paths[0] in faces.unreadable for files in faces.files.values()):
         remedy = "training_face output folder (<stem>/face_01/*.json)"
-        raise _no_input("holds no training_face output", settings.training_face_root, "TRAINING_FACE_ROOT", remedy)
+        rejected = [(folder, Reason.UNREADABLE_FOLDER, why) for folder, why in sorted(faces.unreadable.items())]
+        what = "holds no training_face output" + _found_instead(rejected)
+        raise _no_input(what, settings.training_face_root, "TRAINING_FACE_ROOT", remedy)
 
 
 def _found_instead(rejected: list[tuple[str, Reason, str]]) -> str:
@@ -197,13 +209,13 @@ def _found_instead(rejected: list[tuple[str, Reason, str]]) -> str:
     return f", only {', '.join(named)}" if named else ""
 
 
-def _state(profile: Profile, inventory: Inventory, faces: dict[str, FaceFiles]) -> str:
+def _state(profile: Profile, inventory: Inventory, faces: FaceScan) -> str:
     """A hash of everything the catalog depends on, apart from earlier assignments."""
     rejected = ((path, short_hash(reason)) for path, reason, _ in inventory.rejected)
     parts = (
         digest(inventory.stamps.items()),
         digest(sorted(rejected)),
-        digest((stem, faces[stem].stamp) for stem in sorted(faces)),
+        digest((stem, faces.files[stem].stamp) for stem in sorted(faces.files)),
         _examiner_key(profile),
         profile.inputs.model_dump_json(),
         ",".join(SCHEMA.names),
@@ -304,37 +316,51 @@ def _tasks(pairing: Pairing, inventory: Inventory, faces: dict[str, FaceFiles]) 
 _DECISIVE = ("source", "accepted", "reason", "stage2", "identity_reliable")
 
 
+@dataclass(frozen=True)
+class _People:
+    """People with accepted images.
+
+    Attributes:
+        images: name -> how many.
+        usefulness: name -> 2: a reliable identity, 1: Stage 2, 0: neither.
+        names: as `people.names_of` gives them.
+    """
+
+    images: dict[str, int]
+    usefulness: dict[str, int]
+    names: dict[str, str]
+
+
 def _people(
-    rows: ExaminedRows, signatures: np.ndarray, same_person: dict[str, str], settings: Settings
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Per person with accepted images: how many, and how useful (2: a reliable identity, 1: Stage 2, 0: neither)."""
-    images: Counter[str] = Counter()
-    usefulness: dict[str, int] = {}
+    rows: ExaminedRows, signatures: np.ndarray, same_person: dict[str, str], earlier: Assignments, settings: Settings
+) -> _People:
+    found: Counter[str] = Counter()
+    ranks: dict[str, int] = {}
     reasons: Counter[str] = Counter()
     for block in _blocks(signatures):
         table = rows.rows(block, _DECISIVE)
         reasons.update(table.column("reason").drop_null().to_pylist())
         accepted = table.filter(table.column("accepted"))
-        sources = _sources(accepted.column("source"), same_person).to_pylist()
+        sources = accepted.column("source").to_pylist()
         stage2 = accepted.column("stage2").to_numpy(zero_copy_only=False).astype(int)
         reliable = accepted.column("identity_reliable").to_numpy(zero_copy_only=False).astype(int)
-        images.update(sources)
+        found.update(sources)
         for source, rank in zip(sources, (stage2 + stage2 * reliable).tolist(), strict=True):
-            usefulness[source] = max(usefulness.get(source, 0), rank)
+            ranks[source] = max(ranks.get(source, 0), rank)
+    names = names_of(found, earlier.shards, same_person)
+    images: Counter[str] = Counter()
+    usefulness: dict[str, int] = {}
+    for source, count in found.items():
+        name = names[key_of(source)]
+        images[name] += count
+        usefulness[name] = max(usefulness.get(name, 0), ranks[source])
     _check_people(len(images), reasons, settings)
-    return dict(images), usefulness
+    return _People(dict(images), usefulness, names)
 
 
 def _blocks(signatures: np.ndarray) -> Iterator[np.ndarray]:
     for start in range(0, len(signatures), PART_ROWS):
         yield signatures[start : start + PART_ROWS]
-
-
-def _sources(column: pa.ChunkedArray, same_person: dict[str, str]) -> pa.ChunkedArray:
-    """Sources with the names of people who stand under two replaced."""
-    for alias, source in same_person.items():
-        column = pc.if_else(pc.fill_null(pc.equal(column, alias), False), source, column)
-    return column
 
 
 def _check_people(people: int, reasons: Counter[str], settings: Settings) -> None:
@@ -350,26 +376,32 @@ def _assignments_path(settings: Settings) -> Path:
     return settings.processed / "assignments.json"
 
 
-def _assign(images: dict[str, int], usefulness: dict[str, int], settings: Settings, profile: Profile) -> Assignments:
-    """Shard and split of every person, those of earlier runs kept; where their file is gone, the last catalog's."""
-    config = profile.inputs
+def _earlier(settings: Settings, profile: Profile) -> Assignments:
+    """The assignments of earlier runs; where their file is gone, the last catalog's."""
     earlier = Assignments.read(_assignments_path(settings))
     if not earlier.shards and settings.catalog_path.exists():
-        earlier = Assignments.of_catalog(settings.catalog_path, config.validation_fraction, config.split_seed)
+        config = profile.inputs
+        return Assignments.of_catalog(settings.catalog_path, config.validation_fraction, config.split_seed)
+    return earlier
+
+
+def _assign(people: _People, earlier: Assignments, profile: Profile) -> Assignments:
+    """Shard and split of every person, those of earlier runs kept."""
+    config = profile.inputs
     same_split = (earlier.fraction, earlier.seed) == (config.validation_fraction, config.split_seed)
     known = earlier.splits if same_split else {}
-    shards = assign_shards(images, config.shard_size, earlier.shards)
-    splits = assign_splits(usefulness, config.validation_fraction, config.split_seed, known)
+    shards = assign_shards(people.images, config.shard_size, earlier.shards)
+    splits = assign_splits(people.usefulness, config.validation_fraction, config.split_seed, known)
     return Assignments(earlier.shards | shards, known | splits, config.validation_fraction, config.split_seed)
 
 
 def _assigned(
-    rows: ExaminedRows, signatures: np.ndarray, assignments: Assignments, same_person: dict[str, str]
+    rows: ExaminedRows, signatures: np.ndarray, assignments: Assignments, names: dict[str, str]
 ) -> Iterator[pa.Table]:
-    """The examined rows with shard and split."""
+    """The examined rows with each person's one name, shard and split."""
     for block in _blocks(signatures):
         table = rows.rows(block)
-        sources = _sources(table.column("source"), same_person)
+        sources = renamed(table.column("source"), names)
         table = table.set_column(table.schema.get_field_index("source"), "source", sources)
         places = list(zip(sources.to_pylist(), table.column("accepted").to_pylist(), strict=True))
         for name, of in (("shard", assignments.shards), ("split", assignments.splits)):
@@ -378,8 +410,9 @@ def _assigned(
         yield table.cast(SCHEMA)
 
 
-def _rejected(inventory: Inventory, found: _Found) -> Iterator[pa.Table]:
-    """Rows of the files that were never examined: labels without an image, bad labels, and what is neither."""
+def _rejected(inventory: Inventory, found: _Found, unreadable_faces: dict[str, str]) -> Iterator[pa.Table]:
+    """Rows of what was never examined: labels without an image, bad labels, what is neither, and folders of
+    training_face that could not be listed."""
     fates: list[tuple[str | None, str | None, Reason, str]]
     fates = [(None, label.path, reason, detail) for label, reason, detail in found.pairing.labels]
     fates += [(None, path, reason, detail) for path, reason, detail in found.bad_labels]
@@ -389,9 +422,17 @@ def _rejected(inventory: Inventory, found: _Found) -> Iterator[pa.Table]:
         part = fates[start : start + PART_ROWS]
         rows = [_rejected_row(*fate) for fate in part]
         yield pa.Table.from_pylist(rows, schema=SCHEMA)
+    rows = [_unreadable_row(folder, why) for folder, why in sorted(unreadable_faces.items())]
+    yield pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def _rejected_row(image: str | None, label: str | None, reason: Reason, detail: str) -> dict[str, Any]:
     path = image or label or ""
     known = {"image_id": image_id_of(path), "source": source_of(path), "image_path": image, "label_path": label}
     return NO_FLAGS | known | {"reason": reason.value, "detail": detail or None}
+
+
+def _unreadable_row(folder: str, why: str) -> dict[str, Any]:
+    path = printable(folder.rstrip("/"))
+    known = {"image_id": image_id_of(path), "face_path": path, "reason": Reason.UNREADABLE_FOLDER.value}
+    return NO_FLAGS | known | {"detail": why}

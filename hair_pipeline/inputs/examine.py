@@ -28,7 +28,7 @@ from hair_pipeline.inputs.k_hairstyle import (
     same_name,
     source_of,
 )
-from hair_pipeline.inputs.labels import BadLabel, Label, base_style_of_folder, parse_label
+from hair_pipeline.inputs.labels import BadLabel, Label, base_style_of_folder, parse_label, parse_outlines
 from hair_pipeline.inputs.perceptual_hash import perceptual_hash
 from hair_pipeline.inputs.polygons import draw_polygon, polygon_scale
 from hair_pipeline.inputs.reader import passing_faults, read_bytes, read_if_there, read_tail
@@ -51,6 +51,7 @@ from hair_pipeline.vocabulary import ATTRIBUTES
 REVISION = 4
 """Raised when the same files would be examined to another result: remembered rows are then made again."""
 _HEAD_BYTES = 2**17
+_IMAGE_FAULTS = (Reason.JSON_AS_IMAGE, Reason.NOT_AN_IMAGE, Reason.TRUNCATED_IMAGE, Reason.UNREADABLE_IMAGE)
 _SETS = ("mqset", "hqset", "rawset")
 """From the smallest to the largest."""
 
@@ -110,7 +111,6 @@ class Examiner:
     def examine(self, task: Task) -> list[dict[str, Any]]:
         """One row per candidate: the first that can be used is accepted, the others are rejected with a reason."""
         rows: list[dict[str, Any]] = []
-        spares: list[dict[str, Any]] = []
         accepted: dict[str, Any] | None = None
         for candidate in self._in_order(task):
             if accepted is None or candidate.label is None:
@@ -119,6 +119,8 @@ class Examiner:
                 rows.append(self._spare(candidate, accepted))
             if rows[-1]["accepted"]:
                 accepted = rows[-1]
+        if accepted is None:
+            accepted = self._lend_labels(rows, task.faces)
         if accepted is not None:
             spares = [row for row in rows if row is not accepted]
             self._settle_unlabelled(accepted, spares)
@@ -181,6 +183,42 @@ class Examiner:
             row |= {"reason": error.reason.value, "detail": error.detail or None}
         return row
 
+    def _lend_labels(self, rows: list[dict[str, Any]], faces: tuple[str, ...]) -> dict[str, Any] | None:
+        """Try the labels that went to broken copies of an image on its files that have none.
+
+        Returns:
+            The row accepted then, if any. A file tried in vain says why, one not tried where its label went.
+        """
+        broken = [row for row in rows if row["label_path"] is not None and row["reason"] in _IMAGE_FAULTS]
+        for place, row in enumerate(rows):
+            if not broken or row["reason"] != Reason.IMAGE_WITHOUT_LABEL:
+                continue
+            owner = next((owner for owner in broken if self._may_borrow(row, owner)), None)
+            if owner is None:
+                row["detail"] = f"{broken[0]['label_path']} went to {broken[0]['image_path']}, which is broken"
+                continue
+            rows[place] = tried = self._row(Candidate(row["image_path"], owner["label_path"]), faces)
+            if tried["accepted"]:
+                detail = "; ".join(filter(None, (owner["detail"], f"kept {tried['image_path']}")))
+                owner |= {"label_path": None, "detail": detail}
+                return tried
+            tried["label_path"] = None
+        return None
+
+    def _may_borrow(self, row: dict[str, Any], owner: dict[str, Any]) -> bool:
+        """May a file take the label of a broken one? It must be of the same person, and of the same set, or else of the
+        framing that the label names."""
+        if None not in (row["source"], owner["source"]) and not same_name(row["source"], owner["source"]):
+            return False
+        if image_set_of(row["image_path"]) == image_set_of(owner["image_path"]):
+            return True
+        try:
+            label = parse_outlines(_read(self.k_hairstyle_root, owner["label_path"], Reason.UNREADABLE_LABEL))
+        except (Rejected, BadLabel):
+            return False
+        named = label.width is not None and label.height is not None
+        return named and same_framing(row["width"], row["height"], label.width or 0, label.height or 0)
+
     def _settle_unlabelled(self, accepted: dict[str, Any], spares: list[dict[str, Any]]) -> None:
         """An image of another set needs no label of its own."""
         for row in spares:
@@ -197,7 +235,7 @@ class Examiner:
             for row in spares
             if row["reason"] == Reason.OTHER_SET
             and row["width"] * row["height"] > area
-            and row["source"] in (None, accepted["source"])
+            and (row["source"] is None or same_name(row["source"], accepted["source"]))
         ]
         for row in sorted(larger, key=lambda row: (-row["width"] * row["height"], row["image_path"])):
             label = self._usable_label(row, accepted)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from hair_pipeline.files import atomic_path
 from hair_pipeline.inputs.inventory import short_hash, walk
+from hair_pipeline.inputs.reader import open_regular
 from hair_pipeline.inputs.workers import map_in_processes
 
 SMALL_FILE = 16_384
@@ -34,13 +35,14 @@ def fingerprint_folder(root: Path, remembered: Path | None = None) -> str:
             is not opened again.
 
     Raises:
-        PipelineError: the folder is missing or may not be read.
+        PipelineError: the folder is missing or may not be read. (What is below a folder in it that may not be read
+            does not count.)
     """
     names: list[str] = []
     marks: list[int] = []
-    for prefix, files in walk(root):
-        names += [prefix + name for name, _ in files]
-        marks += [mark for _, mark in files]
+    for prefix, files, others, _ in walk(root):
+        names += [prefix + name for name, _ in files] + [prefix + name for name in others]
+        marks += [mark for _, mark in files] + [0] * len(others)
     keys = np.fromiter((short_hash(f"{name}\0{mark}") for name, mark in zip(names, marks, strict=True)), np.uint64)
     known_keys, known = _read(remembered)
     at = np.minimum(np.searchsorted(known_keys, keys), max(0, len(known_keys) - 1))
@@ -72,7 +74,7 @@ class _ContentReader:
     def __call__(self, path: str) -> tuple[bytes, bool]:
         readable = True
         try:
-            with (self.root / path).open("rb") as file:
+            with open_regular(f"{self.root}/{path}") as file:
                 size = os.fstat(file.fileno()).st_size
                 if size <= SMALL_FILE:
                     sampled = file.read()

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.inputs.inventory import is_system_folder
 from hair_pipeline.settings import Settings
 
 MAX_FOLDERS = 20_000
@@ -64,6 +65,6 @@ def folder_state(root: Path) -> str:
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        return entry.is_dir()
+        return entry.is_dir() and not is_system_folder(entry.name)
     except OSError:  # a link that leads to itself
         return False

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +28,10 @@ from hair_pipeline.inputs.workers import map_in_processes
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png")
 LABEL_SUFFIXES = (".json",)
 OTHER_ARCHIVE_SUFFIXES = (".tar", ".gz", ".tgz", ".7z", ".rar", ".egg", ".alz")
+_ARCHIVE_PART = re.compile(r"\.(zip|7z|rar|tar|gz|tgz|egg|alz)\.(part)?\d+$|\.z\d\d+$", re.IGNORECASE)
 MAX_STEM_BYTES = 200
+SYSTEM_FOLDERS = frozenset({"lost+found", "$recycle.bin", "system volume information", ".snapshot", "@eadir"})
+"""What drives and network stores keep in folders of their own (in small letters): never looked into."""
 _WORD = 2**64 - 1
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -41,18 +46,30 @@ def short_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
 
 
-Folder = tuple[str, list[tuple[str, int]]]
-"""A folder's path, "" or ending in "/", and its files: name and stamp."""
+class Folder(NamedTuple):
+    """A folder as `walk` finds it.
+
+    Attributes:
+        prefix: its path, "" or ending in "/".
+        files: name and stamp, sorted.
+        others: names of what is neither file nor folder (pipes, sockets, devices), sorted: opening one may never end.
+        fault: why it cannot be listed; empty when it can.
+    """
+
+    prefix: str
+    files: list[tuple[str, int]]
+    others: list[str]
+    fault: str = ""
 
 
 def walk(root: Path, below: Sequence[str] | None = None) -> Iterator[Folder]:
-    """Each folder under `root` once, linked ones too.
+    """Each folder under `root` once, linked ones too, but for `SYSTEM_FOLDERS`.
 
     Args:
         below: only these folders of the root, without the root itself.
 
     Raises:
-        PipelineError: `root` is missing, or a folder may not be read.
+        PipelineError: `root` is missing or may not be read.
     """
     base = os.fspath(root)
     seen: set[tuple[int, int]] = set()
@@ -67,18 +84,20 @@ def walk(root: Path, below: Sequence[str] | None = None) -> Iterator[Folder]:
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            files, folders = _scan(f"{base}/{prefix}")
+            files, others, folders = _scan(f"{base}/{prefix}")
         except OSError as error:
-            raise _unreadable(error) from error
-        files.sort()
+            if not prefix:
+                raise _unreadable(error) from error
+            yield Folder(prefix, [], [], str(error.strerror))
+            continue
         waiting.extend(f"{prefix}{name}/" for name in sorted(folders, reverse=True))
-        yield prefix, files
+        yield Folder(prefix, sorted(files), sorted(others))
 
 
 def folders_of(root: Path) -> list[str]:
     """Names of the folders in `root`, sorted. Raises as `walk`."""
     try:
-        return sorted(_scan(os.fspath(root))[1])
+        return sorted(_scan(os.fspath(root))[2])
     except OSError as error:
         raise _unreadable(error) from error
 
@@ -88,20 +107,31 @@ def _unreadable(error: OSError) -> PipelineError:
     return PipelineError(f"the folder cannot be read ({error.strerror})", file=error.filename, remedy=remedy)
 
 
-def _scan(folder: str) -> tuple[list[tuple[str, int]], list[str]]:
+def is_system_folder(name: str) -> bool:
+    """Is it one of `SYSTEM_FOLDERS`, in any case?"""
+    return name.lower() in SYSTEM_FOLDERS
+
+
+def _scan(folder: str) -> tuple[list[tuple[str, int]], list[str], list[str]]:
+    """Files with their stamps, what is neither file nor folder, and folders."""
     files: list[tuple[str, int]] = []
+    others: list[str] = []
     folders: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             try:
                 if entry.is_dir():
-                    folders.append(entry.name)
+                    if not is_system_folder(entry.name):
+                        folders.append(entry.name)
                     continue
                 status = entry.stat()
-                files.append((entry.name, stamp(status.st_size, status.st_mtime_ns)))
+                if stat.S_ISREG(status.st_mode):
+                    files.append((entry.name, stamp(status.st_size, status.st_mtime_ns)))
+                else:
+                    others.append(entry.name)
             except OSError:  # a link that leads nowhere, or to itself: found, but not readable
                 files.append((entry.name, 0))
-    return files, folders
+    return files, others, folders
 
 
 @dataclass
@@ -113,6 +143,7 @@ class Inventory:
         rejected: path, reason and detail of every other file.
         stamps: path -> stamp, of images and labels.
         archives: zips read.
+        unreadable: folders that could not be listed; they stand among the rejected too.
     """
 
     images: list[str] = field(default_factory=list)
@@ -120,6 +151,7 @@ class Inventory:
     rejected: list[tuple[str, Reason, str]] = field(default_factory=list)
     stamps: dict[str, int] = field(default_factory=dict)
     archives: int = 0
+    unreadable: int = 0
 
     @property
     def count(self) -> int:
@@ -136,7 +168,11 @@ def list_files(root: Path, remembered: Path | None = None) -> Inventory:
     """
     found = Inventory()
     zips: list[tuple[str, int]] = []
-    for prefix, files in walk(root):
+    for prefix, files, others, fault in walk(root):
+        if fault:
+            found.rejected.append((prefix.rstrip("/"), Reason.UNREADABLE_FOLDER, fault))
+            found.unreadable += 1
+        found.rejected += [(prefix + name, Reason.UNKNOWN_FILE, "not a regular file") for name in others]
         in_odd_folder = SUFFIX + SEPARATOR in prefix.lower()
         for name, mark in files:
             if name.lower().endswith(SUFFIX) and not in_odd_folder and _nameable(prefix + name):
@@ -175,6 +211,8 @@ def _sort_in(found: Inventory, path: str, mark: int, problem: Reason | tuple[Rea
     elif suffix in LABEL_SUFFIXES:
         found.labels.append(path)
         found.stamps[path] = mark
+    elif _ARCHIVE_PART.search(name):
+        found.rejected.append((path, Reason.ARCHIVE, "join the parts first"))
     else:
         other = suffix in OTHER_ARCHIVE_SUFFIXES
         found.rejected.append((path, Reason.ARCHIVE if other else Reason.UNKNOWN_FILE, ""))

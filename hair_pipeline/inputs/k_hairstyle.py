@@ -17,10 +17,9 @@ import numpy as np
 from PIL import Image
 
 from hair_pipeline.files import MAX_IMAGE_PIXELS, is_whole_jpeg
+from hair_pipeline.inputs.jpeg import lost_data, small_gray
 from hair_pipeline.inputs.reasons import Reason
 
-_SMALL = 64
-"""Pixels that a small image keeps at least per side, as the perceptual hash needs them."""
 _SOURCE_FOLDER = re.compile(r"^\d{4}\.(?P<source>.+)$")
 _SOURCE_NAME = re.compile(r"^(?P<source>[A-Za-z]{2,3}\d+)[-_]")
 _ARCHIVE_NAME = re.compile(r"\.zip!?$", re.IGNORECASE)
@@ -245,11 +244,12 @@ def decode_small(data: bytes) -> tuple[int, int, np.ndarray]:
         if is_jpeg and not is_whole_jpeg(data):
             raise Rejected(Reason.TRUNCATED_IMAGE, "it has no end marker")
         try:
-            if is_jpeg:
-                image.draft("L", (max(_SMALL, width // 8), max(_SMALL, height // 8)))
-            small = np.asarray(image.convert("L"))
+            small = small_gray(image)
+            lost = lost_data(data, small) if is_jpeg else ""
         except Exception as error:
             raise _broken(error) from error
+    if lost:
+        raise Rejected(Reason.TRUNCATED_IMAGE, lost)
     return width, height, small
 
 

@@ -10,10 +10,11 @@ import json
 import math
 import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from hair_pipeline.inputs.reasons import Reason
 from hair_pipeline.vocabulary import ATTRIBUTES, BASE_STYLE, CURL_CLASS, HAS_BANGS
 
 MAX_LABEL_BYTES = 16_000_000
+_Parsed = TypeVar("_Parsed")
 
 
 class BadLabel(Exception):
@@ -99,11 +101,11 @@ def parse_label(data: bytes) -> Label:
     return Label(
         filename=filename,
         source=source,
-        width=_positive_int(values.get("width")),
-        height=_positive_int(values.get("height")),
-        front=_flag(values.get("front")),
-        horizontal=_number(values.get("horizontal")),
-        age=_age(values.get("age")),
+        width=_understood(values, "width", _positive_int, problems),
+        height=_understood(values, "height", _positive_int, problems),
+        front=_understood(values, "front", _flag, problems),
+        horizontal=_understood(values, "horizontal", _number, problems),
+        age=_understood(values, "age", _age, problems),
         rgb=rgb,
         attributes=attributes,
         hair=hair.rings,
@@ -126,8 +128,8 @@ def parse_outlines(data: bytes) -> Label:
     return Label(
         filename=filename,
         source=source,
-        width=_positive_int(values.get("width")),
-        height=_positive_int(values.get("height")),
+        width=_understood(values, "width", _positive_int, problems),
+        height=_understood(values, "height", _positive_int, problems),
         hair=hair.rings,
         blurred=blurred.rings,
         face_blurred=bool(blurred.rings or blurred.short),
@@ -206,6 +208,8 @@ _TABLES = dict(ATTRIBUTES.values())
 def _translate(values: dict[str, Any], key: str, problems: list[str]) -> str | None:
     value = values.get(key)
     if value is None or isinstance(value, bool | list | dict):
+        if not _is_missing(value):
+            problems.append(_problem(key, value))
         return None
     english, problem = _english(key, str(value)[:200])
     if problem is not None:
@@ -258,6 +262,28 @@ def _polygon(values: dict[str, Any], key: str, problems: list[str]) -> Polygon:
     return polygon
 
 
+def _understood(
+    values: dict[str, Any], key: str, parse: Callable[[object], _Parsed | None], problems: list[str]
+) -> _Parsed | None:
+    """What `parse` makes of a value; one that is there and gives None is a problem."""
+    value = values.get(key)
+    parsed = parse(value)
+    if parsed is None and not _is_missing(value):
+        problems.append(_problem(key, value))
+    return parsed
+
+
+def _is_missing(value: object) -> bool:
+    """Is it one of the ways to say that there is no value?"""
+    if isinstance(value, bool | list | dict):
+        return value in ([], {})
+    return clean_text(value) is None and "\x00" not in str(value)
+
+
+def _problem(key: str, value: object) -> str:
+    return f"{key}: {clean_text(str(value)[:40].replace(chr(0), '?'))}"
+
+
 def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
@@ -298,7 +324,7 @@ def _rgb(value: object, problems: list[str]) -> tuple[float, float, float] | Non
         return None
     numbers = [_number(part) for part in value] if isinstance(value, list) else []
     if len(numbers) != 3 or any(number is None for number in numbers):
-        problems.append(f"rgb: {clean_text(str(value)[:40])}")
+        problems.append(_problem("rgb", value))
         return None
     red, green, blue = (float(number or 0.0) for number in numbers)
     return red, green, blue

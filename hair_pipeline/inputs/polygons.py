@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-MAX_POINTS = 200_000
+MAX_POINTS = 50_000
+MAX_RINGS = 500
+"""A label with more is refused: comparing outlines takes time that grows with the square of either number."""
 MIN_RETRACED = 0.95
 """A ring inside another, of at least this share of its area, is the same outline again and no hole."""
 _LIMIT = 30_000.0
@@ -65,6 +67,8 @@ def parse_polygon(value: object) -> Polygon:
     rings = [value] if value and _is_point(value[0]) else value
     if not all(isinstance(ring, list) for ring in rings):
         raise BadPolygon("neither a list of points nor a list of rings")
+    if len(rings) > MAX_RINGS:
+        raise BadPolygon(f"more than {MAX_RINGS} rings")
     if sum(map(len, rings)) > MAX_POINTS:
         raise BadPolygon(f"more than {MAX_POINTS} points")
     return Polygon([_ring(ring) for ring in rings if len(ring) >= 3], sum(len(ring) in (1, 2) for ring in rings))
@@ -129,27 +133,49 @@ def draw_polygon(
     """
     mask = np.zeros((height, width), np.uint8)
     scaled = [np.clip(ring * np.array(scale, np.float32), -_LIMIT, _LIMIT) for ring in rings]
-    for number, ring in enumerate(_distinct(sorted(scaled, key=lambda ring: -cv2.contourArea(ring)))):
-        points = np.round(ring * (1 << _SUBPIXEL_BITS)).astype(np.int32)
-        part = np.zeros_like(mask) if number else mask
-        cv2.fillPoly(part, [points], 1, shift=_SUBPIXEL_BITS)
-        if number:
-            inside = part.any() and bool(mask[part > 0].all())
-            mask[part > 0] = 0 if inside else 1
+    for ring in _distinct(sorted(scaled, key=lambda ring: -cv2.contourArea(ring))):
+        _draw_ring(mask, ring)
     return mask.view(bool)
+
+
+def _draw_ring(mask: np.ndarray, ring: np.ndarray) -> None:
+    """Draw one ring where it lies: as a hole if `mask`, (H, W) uint8 of 0 and 1, is set all over it."""
+    start = np.clip(np.floor(ring.min(axis=0)) - 1, 0, None).astype(np.int32)
+    end = np.clip(np.ceil(ring.max(axis=0)) + 2, 0, None).astype(np.int32)
+    under = mask[start[1] : end[1], start[0] : end[0]]
+    if under.size == 0:
+        return
+    part = np.zeros_like(under)
+    points = np.round(ring * (1 << _SUBPIXEL_BITS)).astype(np.int32) - (start << _SUBPIXEL_BITS)
+    cv2.fillPoly(part, [points], 1, shift=_SUBPIXEL_BITS)
+    filled = part > 0
+    under[filled] = not under[filled].all()
+
+
+class _Outline(NamedTuple):
+    """A ring with what tells two of them apart quickly: its area, and its box as x1, y1, x2, y2."""
+
+    ring: np.ndarray
+    area: float
+    box: tuple[float, float, float, float]
 
 
 def _distinct(rings: list[np.ndarray]) -> Iterator[np.ndarray]:
     """Rings, the largest first, without those that fill (nearly) all of an earlier one and lie inside it."""
-    kept: list[tuple[float, np.ndarray]] = []
+    kept: list[_Outline] = []
     for ring in rings:
-        area = cv2.contourArea(ring)
-        near = takewhile(lambda other: area >= MIN_RETRACED * other[0], reversed(kept))  # noqa: B023 (used up here)
-        if not any(_lies_in(ring, other) for _, other in near):
-            kept.append((area, ring))
+        box = (*ring.min(axis=0).tolist(), *ring.max(axis=0).tolist())
+        outline = _Outline(ring, cv2.contourArea(ring), box)
+        least = outline.area / MIN_RETRACED
+        near = takewhile(lambda other: other.area <= least, reversed(kept))  # noqa: B023 (used up here)
+        if not any(_lies_in(outline, other) for other in near):
+            kept.append(outline)
             yield ring
 
 
-def _lies_in(ring: np.ndarray, other: np.ndarray) -> bool:
+def _lies_in(outline: _Outline, other: _Outline) -> bool:
     """Is no point of a ring further than a pixel outside another?"""
-    return all(cv2.pointPolygonTest(other, (float(x), float(y)), True) >= -1 for x, y in ring)
+    (x1, y1, x2, y2), (low_x, low_y, high_x, high_y) = outline.box, other.box
+    if x1 < low_x - 1 or y1 < low_y - 1 or x2 > high_x + 1 or y2 > high_y + 1:
+        return False
+    return all(cv2.pointPolygonTest(other.ring, (float(x), float(y)), True) >= -1 for x, y in outline.ring)

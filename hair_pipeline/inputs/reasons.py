@@ -27,9 +27,9 @@ class Reason(Described):
 
     JSON_AS_IMAGE = "json_as_image", "named like an image, but it is a JSON label"
     NOT_AN_IMAGE = "not_an_image", "named like an image, but its first bytes are of no known image format"
-    TRUNCATED_IMAGE = "truncated_image", "the image ends early: its last part is missing"
+    TRUNCATED_IMAGE = "truncated_image", "the image ends early, or data in it are gone"
     UNREADABLE_IMAGE = "unreadable_image", "the image cannot be read, or has too many pixels"
-    IMAGE_WITHOUT_LABEL = "image_without_label", "no label names this image"
+    IMAGE_WITHOUT_LABEL = "image_without_label", "no label names this image, or another file has it"
     LABEL_WITHOUT_IMAGE = "label_without_image", "the image this label names was not found"
     UNREADABLE_LABEL = "unreadable_label", "the label is not UTF-8 JSON"
     NOT_A_LABEL = "not_a_label", "JSON, but not a K-Hairstyle label"
@@ -39,20 +39,22 @@ class Reason(Described):
     DUPLICATE_LABEL = "duplicate_label", "another label names the same image"
     NO_HAIR_MASK = "no_hair_mask", "neither training_face nor polygon1 gives a usable hair mask"
     OTHER_SET = "other_set", "the same image is accepted from another of the release's sets (raw, hq, mq)"
-    ARCHIVE = "archive", "an archive other than zip: unpack it"
+    ARCHIVE = "archive", "an archive other than zip, or a part of one: unpack it"
     UNREADABLE_ARCHIVE = "unreadable_archive", "a zip, or an entry of it, that is damaged or encrypted"
     EMPTY_ARCHIVE = "empty_archive", "a zip without any file in it"
     SUSPICIOUS_ARCHIVE = "suspicious_archive", "a zip entry that unpacks to far too much, or is nested too deep"
     DUPLICATE_ENTRY = "duplicate_entry", "the zip holds this name more than once; the first entry counts"
-    BAD_FILE_NAME = "bad_file_name", "the name is not UTF-8 or is too long to name outputs after"
+    BAD_FILE_NAME = "bad_file_name", "the name is not UTF-8, too long, or has a folder ending in ! in an archive"
+    UNREADABLE_FOLDER = "unreadable_folder", "the folder cannot be listed: what is in it, nobody knows"
     UNFORESEEN = "unforeseen", "examining it failed in a way that the program does not know; the detail says how"
-    UNKNOWN_FILE = "unknown_file", "neither an image nor a label by its extension"
+    UNKNOWN_FILE = "unknown_file", "neither an image nor a label by its extension, or no regular file"
 
 
 class FaceReason(Described):
     """Why an image has no usable training_face face, or no usable masks from it."""
 
     NO_OUTPUT = "no_output", "training_face wrote nothing for this image (most back views)"
+    UNREADABLE_FOLDER = "unreadable_folder", "the folder of its output cannot be listed"
     BAD_JSON = "bad_json", "the face's JSON cannot be read or lacks a bounding box"
     BAD_BOX = "bad_box", "the bounding box is empty or outside the photo"
     LOW_CONFIDENCE = "low_confidence", "every face found is below the confidence limit"

@@ -9,12 +9,14 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+from hair_pipeline.inputs.people import key_of
+
 Split = Literal["train", "validation"]
 
 
 def position(source: str, seed: int) -> float:
-    """A person's fixed place in [0, 1): validation where it is below the fraction."""
-    digest = hashlib.sha256(f"{seed}:{source}".encode()).digest()
+    """A person's fixed place in [0, 1), whatever the case of the name: validation where it is below the fraction."""
+    digest = hashlib.sha256(f"{seed}:{key_of(source)}".encode()).digest()
     return int.from_bytes(digest[:7], "big") / 2**56
 
 

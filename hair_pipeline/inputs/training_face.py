@@ -11,7 +11,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -104,7 +104,7 @@ class FaceFiles(NamedTuple):
 
     Attributes:
         paths: the faces' JSONs relative to the root; of each `face_NN` those of the newest naming. Of one without any
-            JSON the folder, ending in "/".
+            JSON, or of a folder that cannot be listed, the folder, ending in "/".
         stamp: 64 bits that change with any of the folder's files.
     """
 
@@ -112,39 +112,54 @@ class FaceFiles(NamedTuple):
     stamp: int
 
 
-def scan_faces(root: Path) -> dict[str, FaceFiles]:
-    """Find every face JSON under `root` in one walk, by all cores: stem (NFC) -> its files.
+class FaceScan(NamedTuple):
+    """What `scan_faces` finds.
+
+    Attributes:
+        files: stem (NFC) -> its files.
+        unreadable: folders that cannot be listed, ending in "/" -> why.
+    """
+
+    files: dict[str, FaceFiles]
+    unreadable: dict[str, str]
+
+
+def scan_faces(root: Path) -> FaceScan:
+    """Find every face JSON under `root` in one walk, by all cores.
 
     The stem is the folder above `face_NN`, which covers the stem nested twice; a date suffix of that folder
     (`<stem>_YYYYMMDD`) is known under both names. Of a `face_NN` that stands there under several dates, the newest
     counts: older names end in their date.
 
     Raises:
-        PipelineError: `root` is missing, or a folder may not be read.
+        PipelineError: `root` is missing or may not be read.
     """
     index: dict[str, FaceFiles] = {}
+    unreadable: dict[str, str] = {}
     scanner = _FaceScanner(root)
     folders = folders_of(root)
     for found in map_chunks(scanner, folders, description="faces", chunk=_FOLDERS_PER_CHUNK, unit="folder"):
-        for stem, jsons, mark in found:
+        for stem, jsons, mark, fault in found:
+            if fault:
+                unreadable[jsons[0]] = fault
             for name in {stem, _DATE.sub("", stem)}:
                 known = index.get(name)
                 if known is None:
                     index[name] = FaceFiles(jsons, mark)
                 else:
                     index[name] = FaceFiles(_newest(known.paths + jsons), known.stamp ^ mark)
-    return index
+    return FaceScan(index, unreadable)
 
 
-def count_unused(faces: Mapping[str, FaceFiles], used: Container[str]) -> int:
+def count_unused(faces: FaceScan, used: Container[str]) -> int:
     """How many of training_face's outputs belong to no image.
 
     Args:
         faces: as `scan_faces` gives them. used: the ids of all images.
     """
     unused: set[str] = set()
-    for stem, files in faces.items():
-        if stem not in used:
+    for stem, files in faces.files.items():
+        if stem not in used and files.paths[0] not in faces.unreadable:
             folder = unicodedata.normalize("NFC", files.paths[0].rsplit("/", 3)[-3])
             if folder not in used and _DATE.sub("", folder) not in used:
                 unused.add(_DATE.sub("", folder))
@@ -157,22 +172,24 @@ class _FaceScanner:
 
     root: Path
 
-    def __call__(self, folders: Sequence[str]) -> list[tuple[str, tuple[str, ...], int]]:
-        """Stem, `FaceFiles.paths` and stamp of every `face_NN` folder."""
+    def __call__(self, folders: Sequence[str]) -> list[tuple[str, tuple[str, ...], int, str]]:
+        """Stem, `FaceFiles.paths`, stamp and fault of every `face_NN` folder, and of every one that has a fault."""
         found = []
-        for prefix, files in walk(self.root, folders):
+        for prefix, files, _, fault in walk(self.root, folders):
             parts = prefix.rsplit("/", 3)
-            if len(parts) < 3 or not _FACE_FOLDER.match(parts[-2]):
+            is_face = len(parts) >= 3 and _FACE_FOLDER.match(parts[-2]) is not None
+            if not is_face and not fault:
                 continue
             jsons = [prefix + name for name, _ in files if name.lower().endswith(".json") and not name.startswith(".")]
-            mark = short_hash(prefix + "\0".join(f"{name}\0{mark}" for name, mark in files))
-            found.append((unicodedata.normalize("NFC", parts[-3]), _newest(jsons or [prefix]), mark))
+            mark = short_hash(prefix + fault + "\0".join(f"{name}\0{mark}" for name, mark in files))
+            stem = unicodedata.normalize("NFC", parts[-3 if is_face else -2])
+            found.append((stem, _newest(jsons or [prefix]), mark, fault))
         return found
 
 
 def index_faces(root: Path) -> dict[str, list[str]]:
     """Find every face JSON under `root`: stem (NFC) -> JSON paths relative to `root`, as `FaceFiles.paths`."""
-    index = {stem: [path for path in found.paths if path[-1] != "/"] for stem, found in scan_faces(root).items()}
+    index = {stem: [path for path in found.paths if path[-1] != "/"] for stem, found in scan_faces(root).files.items()}
     return {stem: paths for stem, paths in index.items() if paths}
 
 
@@ -234,21 +251,24 @@ def _newest(paths: Sequence[str]) -> tuple[str, ...]:
 
 
 def _age(path: str) -> int:
-    """The smaller the newer: a name without a date is the newest, a folder without JSON is older than any."""
+    """The smaller the newer: a path without a date is the newest, a folder without JSON is older than any.
+
+    Of the dates that end the file's name and those of the folders it lies in, the newest counts.
+    """
     if path.endswith("/"):
         return 1
-    parts = path.rpartition(".")[0].rsplit("/", 3)
-    return min((-int(found[1]) for part in (parts[-1], parts[-3]) if (found := _DATE.search(part))), default=-99999999)
+    parts = path.rpartition(".")[0].split("/")
+    return min((-int(found[1]) for part in parts if (found := _DATE.search(part))), default=-99999999)
 
 
 def read_face_json(root: Path, path: str) -> Face:
     """Read and check one face's JSON.
 
     Raises:
-        BadFace: BAD_JSON, BAD_BOX or PATH_OUTSIDE_ROOT.
+        BadFace: BAD_JSON, UNREADABLE_FOLDER, BAD_BOX or PATH_OUTSIDE_ROOT.
     """
     if path.endswith("/"):
-        raise BadFace(FaceReason.BAD_JSON, "no JSON")
+        raise _without_json(root, path)
     if path != _storable(path):
         raise BadFace(FaceReason.BAD_JSON, "a file name that is not UTF-8")
     try:
@@ -277,6 +297,14 @@ def read_face_json(root: Path, path: str) -> Face:
         confidence=_number(values.get("confidence")) or 0.0,
         embedding_model=_storable(model[:40]) if isinstance(model, str) else "",
     )
+
+
+def _without_json(root: Path, folder: str) -> BadFace:
+    try:
+        os.listdir(f"{root}/{folder}")  # noqa: PTH208 (a name that is not UTF-8)
+    except OSError as error:
+        return BadFace(FaceReason.UNREADABLE_FOLDER, str(error.strerror))
+    return BadFace(FaceReason.BAD_JSON, "no JSON")
 
 
 def _storable(text: str) -> str:

@@ -38,10 +38,11 @@ class _Case:
     images: Path
     labels: Path
     faces: Path
+    ending: str = ""
 
     @property
     def stem(self) -> str:
-        return f"{self.source}-{self.view.number:03d}"
+        return f"{self.source}-{self.view.number:03d}{self.ending}"
 
     def write(self, *, jpeg: bytes | None = None, extension: str = ".jpg", label: object = None) -> None:
         """Write the photo (or `jpeg`) and the label (or `label`)."""
@@ -49,7 +50,8 @@ class _Case:
         self.write_label(self.label if label is None else label)
 
     def write_image(self, jpeg: bytes | None = None, extension: str = ".jpg") -> None:
-        write_bytes(self.images / f"{self.stem}{extension}", jpeg or encode_image(self.photo.image, ".jpg", 93))
+        data = encode_image(self.photo.image, ".jpg", 93) if jpeg is None else jpeg
+        write_bytes(self.images / f"{self.stem}{extension}", data)
 
     def write_label(self, label: object) -> None:
         data = label if isinstance(label, bytes) else json.dumps(label, ensure_ascii=False).encode()
@@ -97,10 +99,10 @@ def write_faults(out: Path, seed: int) -> int:
     photo = render(model, view)
     records: list[dict[str, object]] = []
 
-    def case(fault: str, expect: dict[str, object]) -> _Case:
+    def case(fault: str, expect: dict[str, object], ending: str = "") -> _Case:
         source = f"FAULT{len(records) + 1:02d}"
         folder = f"0002.mqset/0014.보브/{9000 + len(records):04d}.{source}"
-        name = f"{source}-{view.number:03d}.jpg"
+        name = f"{source}-{view.number:03d}{ending}.jpg"
         label = make_label(replace(person, source=source), view, photo, name, folder)
         label |= {"width": 512, "height": 512}
         root = out / "k_hairstyle" / "Training" / "mqset"
@@ -113,6 +115,7 @@ def write_faults(out: Path, seed: int) -> int:
             root / "images" / folder,
             root / "labels" / folder,
             out / "training_face",
+            ending,
         )
         records.append({"fault": fault, "source": source, "image_id": made.stem, "expect": expect})
         return made
@@ -124,6 +127,7 @@ def write_faults(out: Path, seed: int) -> int:
     _write_more_face_faults(case)
     _write_layout_faults(case)
     _write_archive_faults(case)
+    _write_copy_faults(case)
     write_json(out / "faults.json", records)
     return len(records)
 
@@ -160,10 +164,7 @@ def _write_layout_faults(case: Any) -> None:
     replace(made, labels=made.images).write()
     made = case("image of the same name in Training and Validation", _expected(mask_origin="polygon"))
     made.write()
-    for kind in ("images", "labels"):
-        moved = Path(*("Validation" if part == "Training" else part for part in getattr(made, kind).parts))
-        made = replace(made, **{kind: moved})
-    made.write()
+    replace(made, images=_in_validation(made.images), labels=_in_validation(made.labels)).write()
     made = case("the same image in a larger set", _expected(width=512, largest_width=1024, largest_height=1024))
     made.write()
     larger = np.ascontiguousarray(made.photo.image.repeat(2, 0).repeat(2, 1))
@@ -179,6 +180,26 @@ def _write_layout_faults(case: Any) -> None:
     made.write(label=made.label | {"width": "nan", "height": "none"})
     made = case("backslashes in the label's filename", _expected(mask_origin="polygon"))
     made.write(label=made.label | {"filename": f"images\\{made.stem}.jpg"})
+
+
+def _write_copy_faults(case: Any) -> None:
+    """What goes wrong when files are copied."""
+    case("empty file", _rejected("not_an_image")).write(jpeg=b"")
+    made = case("JPEG cut and closed", _rejected("truncated_image"))
+    jpeg = encode_image(made.photo.image, ".jpg", 93)
+    made.write(jpeg=jpeg[: len(jpeg) // 2] + jpeg[-2:])
+    made = case("JPEG with zeros in the place of data", _rejected("truncated_image"))
+    made.write(jpeg=jpeg[: len(jpeg) // 3] + bytes(len(jpeg) - len(jpeg) // 3 - 2) + jpeg[-2:])
+    made = case("NFD file name", _expected(mask_origin="polygon"), ending=".머리")
+    replace(made, ending=unicodedata.normalize("NFD", made.ending)).write_image()
+    made.write_label(made.label)
+    made = case("broken copy that has the label", _expected(mask_origin="polygon"))
+    made.write(jpeg=json.dumps(made.label, ensure_ascii=False).encode())
+    replace(made, images=_in_validation(made.images)).write_image()
+
+
+def _in_validation(folder: Path) -> Path:
+    return Path(*("Validation" if part == "Training" else part for part in folder.parts))
 
 
 def _write_archive_faults(case: Any) -> None:

@@ -76,14 +76,19 @@ def test_nested_zips_are_read_in_memory(tmp_path: Path) -> None:
     assert set(entries(tmp_path / "deeper.zip").values()) == {Reason.SUSPICIOUS_ARCHIVE}
 
 
-@pytest.mark.parametrize(
-    "name", ["../x.jpg", "a/../../x.jpg", "/etc/x.jpg", "C:/x.jpg", "a\\..\\..\\x.jpg", "b!/x.jpg"]
-)
+@pytest.mark.parametrize("name", ["../x.jpg", "a/../../x.jpg", "/etc/x.jpg", "C:/x.jpg", "a\\..\\..\\x.jpg"])
 def test_names_that_climb_out_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "a.zip").write_bytes(make_zip({name: b"x"}))
     assert list(entries(tmp_path / "a.zip").values()) == [Reason.PATH_OUTSIDE_ROOT]
     with pytest.raises(OSError):  # noqa: PT011 (either not found or refused)
         read_entry(tmp_path / "a.zip", [name])
+
+
+def test_a_folder_whose_name_ends_like_an_archives_is_a_bad_name(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(make_zip({"wow!/x.jpg": b"x"}))
+    assert list(entries(tmp_path / "a.zip").values()) == [Reason.BAD_FILE_NAME]
+    with pytest.raises(OSError, match="stands for an archive's entries"):
+        read_entry(tmp_path / "a.zip", ["wow!/x.jpg"])
 
 
 def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Bad input: each fault becomes one counted row with its reason, or one clear error; no file is dropped."""
 
+import errno
 import json
 import os
 import shutil
@@ -231,6 +232,100 @@ def test_an_image_that_brings_the_examiner_down_does_so_alone(
     assert build_catalog(inputs.settings(), PROFILE).summary["rejected"] == {}
 
 
+def hide(monkeypatch: pytest.MonkeyPatch, *hidden: Path) -> None:
+    """Listing these folders ends with an error, as without permission (which root always has)."""
+    scandir, listdir = os.scandir, os.listdir
+
+    def refuse(path: object) -> None:
+        if str(path).rstrip("/") in map(str, hidden):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(os, "scandir", lambda path: (refuse(path), scandir(path))[1])
+    monkeypatch.setattr(os, "listdir", lambda path: (refuse(path), listdir(path))[1])
+
+
+def test_a_folder_that_cannot_be_listed_is_left_out_alone(inputs: TinyInputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = image_and_label(inputs, inputs.image_ids[0])[0].parent
+    whole = build_catalog(inputs.settings(), PROFILE)
+    with monkeypatch.context() as broken:
+        hide(broken, images)
+        result = build_catalog(inputs.settings(), PROFILE)
+        assert not build_catalog(inputs.settings(), PROFILE).unchanged
+    assert result.summary["rejected"] == {"label_without_image": 2, "unreadable_folder": 1}
+    assert result.summary["files"]["unread"] == 1
+    row = result.frame.set_index("reason").loc[Reason.UNREADABLE_FOLDER]
+    assert row.image_path == images.relative_to(inputs.k_hairstyle).as_posix()
+    assert row.detail == "Permission denied"
+    assert build_catalog(inputs.settings(), PROFILE).data_version == whole.data_version
+
+
+def test_an_output_that_cannot_be_listed_is_not_an_output_that_is_missing(
+    inputs: TinyInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (inputs.training_face / inputs.image_ids[number] for number in (0, 2))
+    whole = build_catalog(inputs.settings(), PROFILE)
+    with monkeypatch.context() as broken:
+        hide(broken, first, second / "face_01")
+        result = build_catalog(inputs.settings(), PROFILE)
+    accepted = result.frame[result.frame.accepted]
+    expected = [FaceReason.UNREADABLE_FOLDER, None] * 2 + [None, None]
+    assert list(accepted.face_reason) == expected
+    assert result.summary["rejected"] == {"unreadable_folder": 2}
+    assert sorted(result.frame.face_path[~result.frame.accepted]) == [first.name, f"{second.name}/face_01"]
+    assert result.summary["files"]["unread"] == 2
+    assert "faces_without_image" not in result.summary["files"]
+    assert build_catalog(inputs.settings(), PROFILE).data_version == whole.data_version
+
+
+def test_a_root_that_cannot_be_listed_is_refused(inputs: TinyInputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    for root in (inputs.k_hairstyle, inputs.training_face):
+        with monkeypatch.context() as broken:
+            hide(broken, root)
+            with pytest.raises(PipelineError, match="Permission denied"):
+                build_catalog(inputs.settings(), PROFILE)
+    with monkeypatch.context() as broken:
+        hide(broken, *inputs.training_face.iterdir())
+        with pytest.raises(PipelineError, match="only 6 unreadable_folder"):
+            build_catalog(inputs.settings(), PROFILE)
+
+
+@pytest.mark.parametrize("name", ["lost+found", "$Recycle.Bin", "System Volume Information", ".snapshot", "@eaDir"])
+def test_what_a_drive_keeps_for_itself_is_not_looked_into(
+    inputs: TinyInputs, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for root in (inputs.k_hairstyle, inputs.training_face):
+        (root / name).mkdir()
+        (root / name / "x.jpg").write_bytes(b"x")
+    state = folder_state(inputs.k_hairstyle)
+    (inputs.k_hairstyle / name / "y").mkdir()
+    assert folder_state(inputs.k_hairstyle) == state
+    hide(monkeypatch, inputs.k_hairstyle / name, inputs.training_face / name)
+    result = build_catalog(inputs.settings(), PROFILE)
+    assert result.summary["rejected"] == {}
+    assert "unread" not in result.summary["files"]
+
+
+def test_what_is_no_file_is_never_opened(inputs: TinyInputs) -> None:
+    image, path = image_and_label(inputs, inputs.image_ids[0])
+    pipes = [image.with_name("pipe.jpg"), path.with_name("pipe.json"), image.with_name("pipe.zip")]
+    pipes += [inputs.k_hairstyle / "pipe.txt"]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    image.with_name("link.jpg").symlink_to("pipe.jpg")
+    face = inputs.training_face / inputs.image_ids[0] / "face_01"
+    for name in ("face_01_yaw_4.png", "face_01_yaw_4.npy"):
+        (face / name).unlink()
+        os.mkfifo(face / name)
+    os.mkfifo(face / "face_01_yaw_5.json")
+    frame = build_catalog(inputs.settings(), PROFILE).frame
+    rejected = frame[~frame.accepted]
+    assert sorted(Path(path).name for path in rejected.image_path) == ["link.jpg", *sorted(p.name for p in pipes)]
+    assert set(rejected.reason) == {Reason.UNKNOWN_FILE}
+    assert set(rejected.detail) == {"not a regular file"}
+    row = frame.set_index("image_id").loc[inputs.image_ids[0]]
+    assert (row.face_reason, row.identity_reason) == (FaceReason.SHEET_MISSING, IdentityReason.BAD_EMBEDDING)
+
+
 def test_a_link_to_itself_is_an_unreadable_image(inputs: TinyInputs) -> None:
     image, _ = image_and_label(inputs, inputs.image_ids[0])
     image.unlink()
@@ -389,6 +484,26 @@ def test_one_person_is_not_enough(inputs: TinyInputs) -> None:
 def test_the_training_root_may_not_lie_in_an_input(inputs: TinyInputs) -> None:
     with pytest.raises(PipelineError, match="never written to"):
         build_catalog(inputs.settings(training_root=inputs.k_hairstyle / "out"), PROFILE)
+
+
+@pytest.mark.parametrize("place", [".", "training_face", ".."])
+def test_the_inputs_may_not_lie_in_one_another(inputs: TinyInputs, place: str) -> None:
+    root = inputs.k_hairstyle / place
+    root.mkdir(exist_ok=True)
+    with pytest.raises(PipelineError, match="in one another") as caught:
+        build_catalog(inputs.settings(training_face_root=root, training_root=inputs.root.parent / "out"), PROFILE)
+    assert all(str(path) in caught.value.message for path in (root, inputs.k_hairstyle))
+
+
+def test_parts_of_archives_are_to_be_joined(inputs: TinyInputs) -> None:
+    names = ("a.zip.part0", "a.zip.part1073741824", "b.z01", "b.ZIP.001", "c.7z.002")
+    for name in names:
+        (inputs.k_hairstyle / name).write_bytes(b"PK")
+    frame = build_catalog(inputs.settings(), PROFILE).frame
+    rejected = frame[~frame.accepted]
+    assert sorted(rejected.image_path) == sorted(names)
+    assert set(rejected.reason) == {Reason.ARCHIVE}
+    assert set(rejected.detail) == {"join the parts first"}
 
 
 def test_inputs_are_only_read(inputs: TinyInputs) -> None:

@@ -190,6 +190,62 @@ def test_a_broken_photo_is_replaced_by_the_same_image_of_another_set(inputs: Tin
     assert list(frame.reason.dropna()) == ["json_as_image"]
 
 
+BROKEN = {"json_as_image": b'{"filename": "x"}', "truncated_image": b"\xff\xd8\xff\xe0", "not_an_image": b""}
+
+
+@pytest.mark.parametrize("reason", BROKEN)
+def test_a_broken_copy_leaves_its_label_to_the_whole_one(inputs: TinyInputs, reason: str) -> None:
+    before = build_catalog(inputs.settings(), Profile(name="test")).frame
+    image = next((inputs.k_hairstyle / "Training").rglob(f"{inputs.image_ids[0]}.jpg"))
+    whole = Path(str(image).replace("/Training/", "/Validation/"))
+    write_rgb(whole, draw_person(0, 0, size=SIZE).photo)
+    image.write_bytes(image.read_bytes()[:600] if reason == "truncated_image" else BROKEN[reason])
+    frame = build_catalog(inputs.settings(), Profile(name="test")).frame
+    accepted = frame[frame.accepted].sort_values("image_id").reset_index(drop=True)
+    assert accepted.image_path[0] == whole.relative_to(inputs.k_hairstyle).as_posix()
+    assert list(accepted.reason) == [None] * 4
+    pd.testing.assert_series_equal(accepted.label_path, before.label_path)
+    pd.testing.assert_series_equal(accepted.mask_iou, before.mask_iou)
+    (row,) = frame[~frame.accepted].itertuples()
+    assert (row.reason, row.label_path) == (reason, None)
+    assert row.detail.endswith(f"kept {accepted.image_path[0]}")
+
+
+def test_a_broken_copy_lends_its_label_to_no_other_framing(inputs: TinyInputs) -> None:
+    other = add(inputs, "hqset", wide(draw_person(0, 0, size=2 * SIZE)), labelled=False)
+    image = next((inputs.k_hairstyle / "Training" / "mqset").rglob(f"{inputs.image_ids[0]}.jpg"))
+    image.write_bytes(b"{}")
+    check_label_stays(inputs, image, other)
+
+
+def test_a_broken_copy_lends_its_label_to_no_other_person(inputs: TinyInputs) -> None:
+    image = next(inputs.k_hairstyle.rglob(f"{inputs.image_ids[0]}.jpg"))
+    label_path = next(inputs.k_hairstyle.rglob(f"{inputs.image_ids[0].replace('-', '_')}.json"))
+    label_path.write_text(label_path.read_text().replace(image.name, "photo.jpg"))
+    image.unlink()
+    image = image.with_name("photo.jpg")
+    image.write_bytes(b"{}")
+    other = image.parent.with_name("0009.CP999999") / image.name
+    write_rgb(other, draw_person(0, 0, size=SIZE).photo)
+    check_label_stays(inputs, image, other)
+
+
+def check_label_stays(inputs: TinyInputs, image: Path, other: Path) -> None:
+    frame = build_catalog(inputs.settings(), Profile(name="test")).frame
+    assert frame.accepted.sum() == 3
+    image_path, other_path = (path.relative_to(inputs.k_hairstyle).as_posix() for path in (image, other))
+    (row,) = frame[frame.reason == "image_without_label"].itertuples()
+    assert row.image_path == other_path
+    assert row.detail.endswith(f"went to {image_path}, which is broken")
+
+
+def test_a_broken_copy_lends_its_label_to_a_larger_photo_of_its_framing(inputs: TinyInputs) -> None:
+    add(inputs, "hqset", draw_person(0, 0, size=2 * SIZE), labelled=False)
+    next((inputs.k_hairstyle / "Training" / "mqset").rglob(f"{inputs.image_ids[0]}.jpg")).write_bytes(b"{}")
+    row = build_catalog(inputs.settings(), Profile(name="test")).frame.set_index(["image_id", "accepted"])
+    assert row.width[inputs.image_ids[0], True] == 2 * SIZE
+
+
 def test_the_set_can_be_chosen(inputs: TinyInputs) -> None:
     for number in range(4):
         add(inputs, "hqset", draw_person(number // 2, number % 2, size=2 * SIZE), number=number)

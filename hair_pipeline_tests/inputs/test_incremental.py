@@ -5,7 +5,7 @@ import os
 import shutil
 import zipfile
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -131,6 +131,48 @@ def test_people_under_two_names_become_one(inputs: TinyInputs) -> None:
     assert frame[frame.source == first].split.nunique() == 1
 
 
+def spell(inputs: TinyInputs, source: str, name: str) -> None:
+    """Give a person's photos, under another spelling of the name and with other numbers, to Validation too."""
+    for folder in sorted(inputs.k_hairstyle.glob(f"Training/**/*.{source}")):
+        copy = Path(str(folder).replace("/Training/", "/Validation/").replace(source, name))
+        copy.mkdir(parents=True)
+        for path in folder.iterdir():
+            data = path.read_bytes()
+            if path.suffix == ".json":
+                data = data.replace(f"{source}-0".encode(), f"{name}-1".encode()).replace(
+                    source.encode(), name.encode()
+                )
+            renamed = path.name.replace(f"{source}-0", f"{name}-1").replace(f"{source}_0", f"{name}_1")
+            (copy / renamed).write_bytes(data)
+
+
+def test_a_person_in_two_spellings_is_one(inputs: TinyInputs) -> None:
+    source = inputs.sources[0]
+    spell(inputs, source, source.lower())
+    frame = build_catalog(inputs.settings(), PROFILE).frame
+    assert set(frame.source) == set(inputs.sources)
+    assert (frame.source == source).sum() == 4
+    assert frame[frame.source == source].split.nunique() == 1
+
+
+def test_another_spelling_moves_nobody(inputs: TinyInputs, tmp_path: Path) -> None:
+    source = inputs.sources[0]
+    lower = source.lower()
+    spell(inputs, source, lower)
+    (inputs.k_hairstyle / "Training").rename(tmp_path / "later")
+    shutil.copytree(tmp_path / "later", inputs.k_hairstyle / "Training", ignore=shutil.ignore_patterns(f"*{source}"))
+    before = build_catalog(inputs.settings(), PROFILE).frame
+    assert lower in set(before.source)
+    shutil.copytree(tmp_path / "later", inputs.k_hairstyle / "Training", dirs_exist_ok=True)
+    profile = Profile(name="test", inputs=InputsConfig(shard_size=2, same_person={source: inputs.sources[1]}))
+    grown = build_catalog(inputs.settings(), PROFILE).frame
+    assert set(grown.source) == {lower, *inputs.sources[1:]}
+    assert (grown.source == lower).sum() == 4
+    places = [frame.groupby("source")[["shard", "split"]].agg(set) for frame in (before, grown)]
+    assert places[0].equals(places[1])
+    assert set(build_catalog(inputs.settings(), profile).frame.source) == set(inputs.sources[1:])
+
+
 def batch(signatures: list[int]) -> pa.RecordBatch:
     rows = [{"image_id": str(number), "accepted": True} for number in signatures]
     made = pa.RecordBatch.from_pylist(rows, schema=EXAMINED)
@@ -233,17 +275,23 @@ def test_a_fingerprint_does_not_remember_what_it_could_not_read(
 ) -> None:
     kept = tmp_path / "kept.parquet"
     whole = fingerprint_folder(inputs.root)
-    unreadable, opened = next(inputs.k_hairstyle.rglob("*.json")), Path.open
+    unreadable, opened = next(inputs.k_hairstyle.rglob("*.json")), reader.open_regular
 
-    def failing(path: Path, mode: str) -> IO[bytes]:
-        if path == unreadable:
+    def failing(path: str) -> BinaryIO:
+        if path == str(unreadable):
             raise OSError(errno.EIO, "Input/output error")
-        return opened(path, mode)
+        return opened(path)
 
     with monkeypatch.context() as broken:
-        broken.setattr(Path, "open", failing)
+        broken.setattr(fingerprint, "open_regular", failing)
         assert fingerprint_folder(inputs.root, kept) != whole
     assert fingerprint_folder(inputs.root, kept) == whole
+
+
+def test_a_fingerprint_does_not_open_a_pipe(inputs: TinyInputs) -> None:
+    whole = fingerprint_folder(inputs.root)
+    os.mkfifo(inputs.training_face / inputs.image_ids[0] / "face_01" / "pipe.json")
+    assert fingerprint_folder(inputs.root) != whole
 
 
 def test_a_fingerprint_opens_only_what_changed(

@@ -84,8 +84,10 @@ def test_every_korean_word_survives_its_manglings(case: tuple[str, str, str, str
 @pytest.mark.parametrize("missing", ["nan", "none", "", " ", "NaN", None, [], {}])
 def test_missing_values(missing: object) -> None:
     assert clean_text(missing) is None
-    read = parse_label(encoded(curl=missing, rgb=missing, age=missing, polygon1=missing if missing != {} else None))
+    keys = ("width", "height", "front", "horizontal", "age", "curl", "rgb")
+    read = parse_label(encoded(**dict.fromkeys(keys, missing), polygon1=missing if missing != {} else None))
     assert (read.attributes["curl"], read.rgb, read.age, read.hair) == (None, None, None, [])
+    assert (read.width, read.height, read.front, read.horizontal) == (None, None, None, None)
     assert not read.problems
 
 
@@ -130,6 +132,30 @@ def test_unknown_values_are_reported() -> None:
     read = parse_label(encoded(curl="Q9", color="초록", polygon1="[[1]"))
     assert read.attributes["curl"] is None
     assert [problem.split(":")[0] for problem in read.problems] == ["curl", "color", "polygon1"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("width", "5l2", "5l2"),
+        ("height", -3, "-3"),
+        ("width", True, "True"),
+        ("front", "maybe", "maybe"),
+        ("horizontal", "ca. 90", "ca. 90"),
+        ("horizontal", "inf", "inf"),
+        ("age", "스물", "스물"),
+        ("age", "\x00", "?"),
+        ("curl", ["S"], "['S']"),
+        ("length", {"a": 1}, "{'a': 1}"),
+        ("sex", True, "True"),
+    ],
+)
+def test_a_value_that_is_not_understood_is_reported(key: str, value: object, shown: str) -> None:
+    assert parse_label(encoded(**{key: value})).problems == (f"{key}: {shown}",)
+
+
+def test_a_size_that_is_not_understood_is_reported_with_the_outlines_too() -> None:
+    assert parse_outlines(encoded(width="5l2", height="nan")).problems == ("width: 5l2",)
 
 
 @pytest.mark.parametrize(

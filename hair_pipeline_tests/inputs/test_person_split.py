@@ -41,6 +41,11 @@ def test_another_seed_holds_out_other_people() -> None:
     assert position("CP000001", 0) != position("CP000001", 1)
 
 
+def test_the_case_of_a_name_says_nothing() -> None:
+    assert position("CP000001", 0) == position("cp000001", 0)
+    assert f"{position('CP000001', 0):.12f}" == "0.076439288173"
+
+
 def test_the_only_useful_person_is_trained_on() -> None:
     for fraction in (0.01, 0.5, 0.99):
         splits = assign_splits({"a": 1, "b": 0, "c": 0}, fraction, 0)

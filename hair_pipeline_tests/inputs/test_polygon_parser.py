@@ -1,13 +1,15 @@
 """Polygons: all forms give the same rings, anything else is `BadPolygon`, and masks are drawn where they belong."""
 
 import json
+import time
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hair_pipeline.inputs.polygons import BadPolygon, draw_polygon, parse_polygon, polygon_scale
+from hair_pipeline.inputs.polygons import MAX_RINGS, BadPolygon, draw_polygon, parse_polygon, polygon_scale
 from hair_pipeline_tests.inputs.tiny_inputs import draw_person, polygon
 
 SQUARE = [[10, 10], [30, 10], [30, 40], [10, 40]]
@@ -90,6 +92,36 @@ def test_a_ring_as_large_as_another_elsewhere_is_a_hole() -> None:
     mask = draw_polygon(parse_polygon([outer, other, hole]).rings, 64, 64)
     assert mask[15, 50]
     assert not mask[15, 18]
+
+
+def drawn_at_full_size(rings: list[np.ndarray], width: int, height: int) -> np.ndarray:
+    """Rings none of which retraces another, each drawn over the whole mask."""
+    mask = np.zeros((height, width), np.uint8)
+    for ring in sorted(rings, key=lambda ring: -cv2.contourArea(ring)):
+        part = np.zeros_like(mask)
+        cv2.fillPoly(part, [np.round(ring * 8).astype(np.int32)], 1, shift=3)
+        mask[part > 0] = not mask[part > 0].all()
+    return mask.view(bool)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_ring_drawn_where_it_lies_has_the_same_pixels(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rings = [
+        np.float32(rng.uniform(-30, 130, 2) + rng.normal(0, 80 / number**2, (rng.integers(3, 9), 2)))
+        for number in range(1, 6)
+    ]
+    np.testing.assert_array_equal(draw_polygon(rings, 110, 90), drawn_at_full_size(rings, 110, 90))
+
+
+def test_many_rings_take_no_time_and_too_many_are_refused() -> None:
+    corners = np.random.default_rng(0).uniform(20, 4000, (MAX_RINGS, 2))
+    rings = [[[x, y], [x + 8, y], [x, y + 8]] for x, y in corners.tolist()]
+    started = time.perf_counter()
+    draw_polygon(parse_polygon(rings).rings, 4032, 4032)
+    assert time.perf_counter() - started < 2
+    with pytest.raises(BadPolygon, match="more than 500 rings"):
+        parse_polygon([*rings, rings[0]])
 
 
 def test_scale() -> None:

@@ -135,12 +135,14 @@ def test_of_one_face_the_newest_naming_counts(tmp_path: Path) -> None:
         path.rename(path.with_stem(path.stem + date))
         path = write_face(tmp_path / "c-1", picture, embedding(0), bbox=[0, 0, 32, 32])
         path.rename(path.with_stem(path.stem + date))
+        write_face(tmp_path / f"d-1{date}" / "d-1", picture, embedding(0))
     write_face(tmp_path / "c-1", picture, embedding(0), bbox=[2, 2, 30, 30])
     write_face(tmp_path / "c-1", picture, embedding(0), number=2)
     index = index_faces(tmp_path)
     assert index["a-1"] == ["a-1_20250101/face_01/face_01_yaw_4.json"]
     assert index["b-1"] == ["b-1/face_01/face_01_yaw_4_20250101.json"]
     assert index["c-1"] == [f"c-1/face_0{number}/face_0{number}_yaw_4.json" for number in (1, 2)]
+    assert index["d-1"] == ["d-1_20250101/d-1/face_01/face_01_yaw_4.json"]
     assert choose_face(tmp_path, index["c-1"][:1], 32, 32, CONFIG).box == (2, 2, 30, 30)
 
 
@@ -150,11 +152,11 @@ def test_hidden_files_are_no_faces_and_a_face_without_json_is_a_bad_one(tmp_path
     assert index_faces(tmp_path)["a-1"] == [path.relative_to(tmp_path).as_posix()]
     path.unlink()
     assert index_faces(tmp_path) == {}
-    (folder,) = scan_faces(tmp_path)["a-1"].paths
+    (folder,) = scan_faces(tmp_path).files["a-1"].paths
     with pytest.raises(BadFace, match="bad_json: a-1/face_01/: no JSON"):
         choose_face(tmp_path, [folder], 32, 32, CONFIG)
     dated = write_face(tmp_path / "a-1_20250101", draw_person(0, size=32), embedding(0))
-    assert scan_faces(tmp_path)["a-1"].paths == (dated.relative_to(tmp_path).as_posix(),)
+    assert scan_faces(tmp_path).files["a-1"].paths == (dated.relative_to(tmp_path).as_posix(),)
 
 
 def test_outputs_of_no_image_are_counted(tmp_path: Path) -> None:
