@@ -25,6 +25,7 @@ from dagster._core.storage.event_log import SqliteEventLogStorage
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import make_folder, write_bytes
 from hair_pipeline.orchestration.compute_tags import CPU_POOL, GPU_POOL
+from hair_pipeline.orchestration.leases import lease_path, lease_state
 from hair_pipeline.orchestration.orphans import SECONDS_TO_END
 from hair_pipeline.orchestration.whereabouts import is_gone, runs_since, standing
 from hair_pipeline.settings import PROJECT_ROOT, Settings
@@ -113,14 +114,15 @@ def free_dead_runs(instance: dg.DagsterInstance) -> list[str]:
 
     Without this a `kill -9` of `hair-pipeline run`, or of the machine while the daemon runs jobs, would hold the GPU
     for ever: Dagster watches the processes of cluster launchers, not those of its default one. Runs whose steps are
-    still saving keep their places; a later call frees them. Runs of other machines, which share a Postgres with this
-    one, are theirs to judge.
+    still saving keep their places; a later call frees them. Runs of other containers and machines are judged by their
+    lease (`leases`), if it can be seen here.
     """
     gone = [run for run in _dead_runs(instance) if not _has_living_steps(instance, run)]
     dead = [run for run in gone if not _has_ended(instance, run)]
     for run in dead:
         instance.report_run_failed(run, "The process that executed this run was killed.")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        lease_path(instance, run.run_id).unlink(missing_ok=True)
     return [run.run_id for run in dead]
 
 
@@ -128,11 +130,16 @@ def _dead_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
     """Runs that say that they run, but whose process is gone."""
     alive = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
     runs = instance.get_runs(dg.RunsFilter(statuses=alive))
-    return [
-        run
-        for run in runs
-        if (is_gone(run.tags[PID_TAG]) if PID_TAG in run.tags else _launched_process_is_gone(instance, run))
-    ]
+    return [run for run in runs if _is_dead(instance, run)]
+
+
+def _is_dead(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Is the process gone that executes a run? Its lease says so where nothing can be said of its id."""
+    lease = lease_state(instance, run.run_id)
+    if lease == "held":
+        return False
+    gone = is_gone(run.tags[PID_TAG]) if PID_TAG in run.tags else _launched_process_is_gone(instance, run)
+    return lease == "expired" if gone is None else gone
 
 
 def _has_ended(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
@@ -157,7 +164,10 @@ _STEP_IN_A_PROCESS = "Executing step"
 
 
 def _has_living_steps(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    """Is a process of one of the run's steps still there?"""
+    """Is a process of one of the run's steps still there? Where that cannot be seen, they end before the lease does."""
+    machine = run.tags.get(PID_TAG, "").rpartition("/")[0] or run.tags.get(MACHINE_TAG, "")
+    if standing(machine) != "here" and lease_state(instance, run.run_id) == "expired":
+        return False
     return any(
         runs_since(entry.dagster_event.pid or 0, entry.timestamp)
         for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_WORKER_STARTED)
@@ -168,23 +178,23 @@ def _has_living_steps(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
 _STARTED_PROCESS = re.compile(r"Started process for run \(pid: (\d+)\)")
 
 
-def _launched_process_is_gone(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    """Is the process of a run that the default launcher started on this machine gone? False where that is unknown.
+def _launched_process_is_gone(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool | None:
+    """Is the process of a run that the default launcher started on this machine gone? None where that is unknown.
 
-    A run that was launched by hand does not say where it is; with SQLite there is no other machine than this one.
+    A run that was launched by hand does not say where it is; with SQLite it is most likely here.
     """
     if not isinstance(instance.run_launcher, DefaultRunLauncher):
         return False
     if MACHINE_TAG in run.tags:
         where = standing(run.tags[MACHINE_TAG])
         if where != "here":
-            return where == "restarted"
+            return True if where == "restarted" else None
     elif not isinstance(instance.event_log_storage, SqliteEventLogStorage):
-        return False
+        return None
     for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
         found = _STARTED_PROCESS.search(entry.message or "")
         if found is None and entry.dagster_event is not None:
             found = _STARTED_PROCESS.search(entry.dagster_event.message or "")
         if found is not None:
-            return not runs_since(int(found[1]), entry.timestamp)
-    return False
+            return not runs_since(int(found[1]), entry.timestamp) or None
+    return None

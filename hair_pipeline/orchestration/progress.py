@@ -54,7 +54,10 @@ class StepProgress:
         self._progress.stop()
 
     def on_step(self, step: Step) -> None:
-        """Show a step's start or end."""
+        """Show a step's start or end, or what it waits for."""
+        if step.kind == "wait":
+            self._console.print(f"   [yellow]waits[/yellow]  {step.assets}: {escape(step.message)}", soft_wrap=True)
+            return
         if step.kind == "start":
             self._running[step.assets] = (self._progress.add_task(step.assets, total=None), time.monotonic())
             return
