@@ -10,10 +10,10 @@ import fcntl
 import logging
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -23,7 +23,7 @@ from dagster._core.launcher import DefaultRunLauncher
 from dagster._core.storage.event_log import SqliteEventLogStorage
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.files import make_folder, write_bytes
+from hair_pipeline.files import hash_bytes, make_folder, write_bytes
 from hair_pipeline.orchestration.compute_tags import CPU_POOL, GPU_POOL
 from hair_pipeline.orchestration.leases import lease_path, lease_state
 from hair_pipeline.orchestration.orphans import SECONDS_TO_END
@@ -39,7 +39,14 @@ MACHINE_TAG = "hair_pipeline/machine"
 
 
 def dagster_home(settings: Settings) -> Path:
-    """The folder of the instance: data/dagster for the default training root, else a folder in the training root."""
+    """The folder of the instance: $DAGSTER_HOME if it is set, else data/dagster for the default training root, and a
+    folder in the training root for any other.
+
+    Raises:
+        PipelineError: $DAGSTER_HOME is not absolute.
+    """
+    if configured := os.environ.get("DAGSTER_HOME"):
+        return _absolute(configured)
     default_root = PROJECT_ROOT / "data" / "training"
     return (
         PROJECT_ROOT / "data" / "dagster"
@@ -48,29 +55,57 @@ def dagster_home(settings: Settings) -> Path:
     )
 
 
+def _absolute(configured: str) -> Path:
+    home = Path(configured).expanduser()
+    if not home.is_absolute():
+        raise PipelineError(
+            f"DAGSTER_HOME={configured} is not an absolute path",
+            remedy=f"export DAGSTER_HOME={shlex.quote(str(home.absolute()))}, or unset it",
+        )
+    return home
+
+
 @contextmanager
 def open_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
-    """Open the instance: $DAGSTER_HOME if it is set, else `dagster_home(settings)` configured by dagster.yaml.
+    """Open the instance at `dagster_home(settings)`, configured by its dagster.yaml, which is written if need be.
 
     Nothing is written outside the training root when that is not the default one.
 
     Raises:
-        PipelineError: the folder cannot be written to.
+        PipelineError: the folder cannot be written to, or is not an absolute path.
     """
-    if configured := os.environ.get("DAGSTER_HOME"):
-        home, opened = Path(configured), dg.DagsterInstance.get
-    else:
-        home, opened = dagster_home(settings), partial(_open_own, dagster_home(settings))
+    home = dagster_home(settings)
     with ExitStack() as stack:
         with _one_at_a_time(home):
-            instance = stack.enter_context(opened())
+            _configure(home)
+            instance = stack.enter_context(dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home))))
             _prepare(instance)
         yield instance
 
 
-def _open_own(home: Path) -> dg.DagsterInstance:
-    write_bytes(home / "dagster.yaml", yaml.safe_dump(_configuration(home), sort_keys=False).encode())
-    return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home)))
+def _configure(home: Path) -> None:
+    """Write the instance's dagster.yaml, unless there is one by somebody else's hand."""
+    path = home / "dagster.yaml"
+    if path.exists() and not _is_ours(path.read_bytes()):
+        return
+    values = yaml.safe_dump(_configuration(home), sort_keys=False).encode()
+    write_bytes(path, _heading(values) + values)
+
+
+def _is_ours(content: bytes) -> bool:
+    """Is this what an earlier command wrote, as it wrote it?"""
+    values = b"".join(line for line in content.splitlines(keepends=True) if not line.startswith(b"#"))
+    return content == _heading(values) + values
+
+
+def _heading(values: bytes) -> bytes:
+    return _HEADING.format(hash_bytes(values)[:16]).encode()
+
+
+_HEADING = """\
+# {}: written by hair-pipeline from the checkout's dagster.yaml, and anew by every command while nobody changes it.
+# Edit it as you like: it is then left alone. Delete it to have it written anew.
+"""
 
 
 @contextmanager
