@@ -134,6 +134,18 @@ def test_dagster_reads_the_instances(folder, monkeypatch):
     assert "env:" in config
 
 
+def test_no_file_of_passwords_goes_into_an_image_or_into_git():
+    """`COPY . .` takes all that .dockerignore does not name."""
+    secrets = [path.with_suffix("") for path in FOLDER.glob("*.env.example")]
+    assert secrets
+    ignored = (PROJECT_ROOT / ".dockerignore").read_text().splitlines()
+    assert {"**/*.env", "**/.env*"} <= set(ignored)
+    assert not [line for line in ignored if line.startswith("!") and "env" in line]
+    assert all(path.suffix == ".env" for path in secrets)
+    kept_from_git = (PROJECT_ROOT / ".gitignore").read_text().splitlines()
+    assert {f"/{path.relative_to(PROJECT_ROOT)}" for path in secrets} <= set(kept_from_git)
+
+
 def test_the_images_run_as_a_user_without_rights():
     stages = (PROJECT_ROOT / "deploy" / "Dockerfile").read_text().split("\nFROM ")
     assert [stage.split(" AS ")[1].splitlines()[0] for stage in stages[1:]] == ["base", "cpu", "cuda"]
