@@ -93,6 +93,7 @@ def test_the_settings_are_settings(monkeypatch):
     own = {name.removeprefix(prefix).lower(): value for name, value in values.items() if name.startswith(prefix)}
     assert set(own) <= set(Settings.model_fields)
     assert Settings(**own).executor == "k8s"
+    assert "alert_webhook" not in own
     roots = [value for name, value in own.items() if name.endswith(("root", "dir"))]
     launcher = yaml.safe_load((FOLDER / "dagster.yaml").read_text())["run_launcher"]["config"]
     mounts = tuple(mount["mount_path"] for mount in launcher["volume_mounts"])
@@ -158,3 +159,11 @@ def test_the_image_for_gpus_can_compile_training_steps():
     cuda = (PROJECT_ROOT / "deploy" / "Dockerfile").read_text().split(" AS cuda\n")[1]
     assert load_profile("h100").stage1.compile
     assert {"gcc", "libc6-dev"} <= set(cuda.split())
+
+
+def test_the_webhook_is_a_secret_of_the_pods_that_send_alerts_and_run_steps():
+    assert "HAIR_PIPELINE_ALERT_WEBHOOK" in variables(FOLDER / "secrets.env.example")
+    kustomization = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+    (name,) = [made["name"] for made in kustomization["secretGenerator"] if made["envs"] == ["secrets.env"]]
+    (container,) = pods()["dagster-code"]["containers"]
+    assert {"secretRef": {"name": name}} in container["envFrom"]
