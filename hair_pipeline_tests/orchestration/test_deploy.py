@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hair_pipeline.orchestration.compute_tags import CPU_POOL, GPU_POOL
 from hair_pipeline.profile import load_profile
 from hair_pipeline.settings import PROJECT_ROOT, Settings
 
@@ -41,7 +42,7 @@ def test_kubernetes_accepts_every_manifest(version):
 
 def test_every_manifest_is_listed():
     listed = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["resources"]
-    others = {"kustomization.yaml", "dagster.yaml", "workspace.yaml"}
+    others = {"kustomization.yaml", "dagster.yaml", "workspace.yaml", "copy.yaml"}
     assert set(listed) == {path.name for path in FOLDER.glob("*.yaml")} - others
 
 
@@ -82,9 +83,32 @@ def test_dagster_may_do_what_it_does_to_start_and_to_end_a_step():
     assert {(resource, verb) for resource, verbs in needed.items() for verb in verbs} <= allowed
 
 
-def test_the_training_volume_is_writable_by_many_nodes():
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_volumes_can_be_filled_and_the_inputs_are_safe_from_everything_else(version):
     claims = named("PersistentVolumeClaim")
-    assert claims["hair-pipeline-training"]["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert all(claim["spec"]["accessModes"] == ["ReadWriteMany"] for claim in claims.values())
+    copy = yaml.safe_load((FOLDER / "copy.yaml").read_text())
+    kubernetes_validate.validate(copy, version, strict=True)
+    assert {volume["persistentVolumeClaim"]["claimName"] for volume in copy["spec"]["volumes"]} == set(claims)
+    assert not any(mount.get("readOnly") for mount in copy["spec"]["containers"][0]["volumeMounts"])
+    assert copy["spec"]["securityContext"] == pods()["dagster-code"]["securityContext"]
+    mounts = [mount for pod in pods().values() for box in pod["containers"] for mount in box["volumeMounts"]]
+    launcher = yaml.safe_load((FOLDER / "dagster.yaml").read_text())["run_launcher"]["config"]
+    assert {mount["readOnly"] for mount in mounts if mount["name"] == "inputs"} == {True}
+    assert {mount["read_only"] for mount in launcher["volume_mounts"] if mount["name"] == "inputs"} == {True}
+
+
+def test_the_guide_gives_both_pools_their_places():
+    guide = (PROJECT_ROOT / "docs" / "scale-out.md").read_text().split("## Kubernetes")[1]
+    for pool in (GPU_POOL, CPU_POOL):
+        assert f"-- dagster instance concurrency set {pool} " in guide
+
+
+def test_a_profile_on_the_training_volume_is_seen_by_every_pod_that_reads_it():
+    """docs/scale-out.md puts one there."""
+    for name in ("dagster-code", "dagster-webserver", "dagster-daemon"):
+        (container,) = pods()[name]["containers"]
+        assert "/data/training" in {mount["mountPath"] for mount in container["volumeMounts"]}
 
 
 def test_the_settings_are_settings(monkeypatch):
