@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import dagster as dg
@@ -21,8 +21,8 @@ from hair_pipeline.orchestration.leases import Leased
 
 FORWARDED_PREFIXES = ("HAIR_PIPELINE_", "DAGSTER_HOME", "DAGSTER_PG_", "DAGSTER_POSTGRES_", "OMP_", "HF_")
 """Environment variables that steps on other machines need too."""
-
-
+SECRETS = frozenset({"DAGSTER_PG_PASSWORD", "DAGSTER_POSTGRES_URL", "HAIR_PIPELINE_ALERT_WEBHOOK", "HF_TOKEN"})
+"""Not sent with a step: Ray shows a job's variables to all who may look at the cluster. Ray is started with them."""
 _IDLE_SECONDS = 0.2
 
 
@@ -75,19 +75,23 @@ def ray_executor() -> dg.ExecutorDefinition:
     """Every step as a Ray job of the cluster at RAY_ADDRESS; GPU assets ask for a GPU (extra `ray`).
 
     Jobs have the environment of the cluster, not of whoever submits them, so the variables that say what the pipeline
-    works on go with every step.
+    works on go with every step, without `SECRETS`.
     """
     try:
         from dagster_ray import ray_executor as executor
     except ImportError as error:
         raise _missing_extra("ray") from error
-    variables = sorted(name for name in os.environ if name.startswith(FORWARDED_PREFIXES))
     lane = {
-        "env_vars": variables,
+        "env_vars": forwarded(os.environ),
         "num_cpus": 1,  # a job without any resource would be pinned to the head node
         "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}},  # num_gpus=0 alone hides no card
     }
     return _leased(executor).configured({"ray": lane}, name="ray")
+
+
+def forwarded(environment: Iterable[str]) -> list[str]:
+    """The names of the variables that go with a step to another machine."""
+    return sorted(name for name in environment if name.startswith(FORWARDED_PREFIXES) and name not in SECRETS)
 
 
 def k8s_executor() -> dg.ExecutorDefinition:
