@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -149,6 +150,23 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
     except OSError as error:
         raise _explain_write_error(error, path) from error
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, made if absent: of two processes, also on a shared disk, one waits for the other.
+
+    Raises:
+        PipelineError: the file cannot be made.
+    """
+    make_folder(path.parent)
+    try:
+        lock = path.open("a")
+    except OSError as error:
+        raise _explain_write_error(error, path) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def write_unsynced(path: Path, data: bytes) -> None:

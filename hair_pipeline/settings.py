@@ -10,6 +10,7 @@ import os
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -36,7 +37,9 @@ SAMPLE_MODELS_WORK = PROJECT_ROOT / "data" / "sample_models_work"
 class Settings(BaseSettings):
     """The machine's side of the configuration; every field is an environment variable HAIR_PIPELINE_<FIELD>."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     profile: str = Field(default="sample", description="sample, rtx24gb, h100, or the path of a profile file (.yaml)")
     k_hairstyle_root: Path = Field(default=SAMPLE_ROOT / "k_hairstyle", description="K-Hairstyle copy, read-only")
@@ -159,8 +162,19 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
-        variable = PREFIX + str(first["loc"][0]).upper()
+        field = str(first["loc"][0])
+        variable = PREFIX + field.upper()
+        value = _without_secret(str(first["input"])) if field == "alert_webhook" else repr(first["input"])
         raise PipelineError(
-            f"{variable}={first.get('input')!r} is not allowed: {first['msg']}",
+            f"{variable}={value} is not allowed: {first['msg']}",
             remedy=f"set {variable} to an allowed value or unset it",
         ) from error
+
+
+def _without_secret(url: str) -> str:
+    """Scheme and host of a webhook: whoever knows the rest can post to it."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "..."
+    return f"{parts.scheme}://{parts.hostname}/..." if parts.scheme and parts.hostname else "..."

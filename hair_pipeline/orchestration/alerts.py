@@ -3,6 +3,7 @@
 Belongs here: the alert. Does not belong here: what failed and why, which the failing step says itself.
 """
 
+import http.client
 import json
 import time
 import urllib.request
@@ -55,7 +56,12 @@ def post(webhook: str, text: str) -> None:
         try:
             _post_once(webhook, text)
             return
-        except (OSError, ValueError) as error:
+        except (ValueError, http.client.InvalidURL) as error:
+            raise PipelineError(
+                f"the alert could not be sent: the webhook is no URL ({type(error).__name__})",
+                remedy="mend HAIR_PIPELINE_ALERT_WEBHOOK",
+            ) from None  # the error says the URL, whose path is a secret
+        except OSError as error:
             if wait is None or not is_transient(error):
                 raise PipelineError(
                     f"the alert could not be sent ({error})", remedy="check HAIR_PIPELINE_ALERT_WEBHOOK and the network"

@@ -103,6 +103,17 @@ def assets_under_way(instance: dg.DagsterInstance, repository: dg.RepositoryDefi
     return making
 
 
+def busy(
+    instance: dg.DagsterInstance, repository: dg.RepositoryDefinition, names: Sequence[str]
+) -> dg.SkipReason | None:
+    """Which run is making one of these assets, in words; None when none is."""
+    under_way = assets_under_way(instance, repository)
+    for name in names:
+        if (run := under_way.get(dg.AssetKey(name))) is not None:
+            return dg.SkipReason(f"run {run[:8]} is making {name}")
+    return None
+
+
 @dataclass(frozen=True)
 class LastMade:
     """What the last materialisation of an asset says.

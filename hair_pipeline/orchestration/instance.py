@@ -10,10 +10,10 @@ import fcntl
 import logging
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -23,8 +23,9 @@ from dagster._core.launcher import DefaultRunLauncher
 from dagster._core.storage.event_log import SqliteEventLogStorage
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.files import make_folder, write_bytes
+from hair_pipeline.files import hash_bytes, make_folder, write_bytes
 from hair_pipeline.orchestration.compute_tags import CPU_POOL, GPU_POOL
+from hair_pipeline.orchestration.leases import lease_path, lease_state
 from hair_pipeline.orchestration.orphans import SECONDS_TO_END
 from hair_pipeline.orchestration.whereabouts import is_gone, runs_since, standing
 from hair_pipeline.settings import PROJECT_ROOT, Settings
@@ -38,7 +39,14 @@ MACHINE_TAG = "hair_pipeline/machine"
 
 
 def dagster_home(settings: Settings) -> Path:
-    """The folder of the instance: data/dagster for the default training root, else a folder in the training root."""
+    """The folder of the instance: $DAGSTER_HOME if it is set, else data/dagster for the default training root, and a
+    folder in the training root for any other.
+
+    Raises:
+        PipelineError: $DAGSTER_HOME is not absolute.
+    """
+    if configured := os.environ.get("DAGSTER_HOME"):
+        return _absolute(configured)
     default_root = PROJECT_ROOT / "data" / "training"
     return (
         PROJECT_ROOT / "data" / "dagster"
@@ -47,29 +55,57 @@ def dagster_home(settings: Settings) -> Path:
     )
 
 
+def _absolute(configured: str) -> Path:
+    home = Path(configured).expanduser()
+    if not home.is_absolute():
+        raise PipelineError(
+            f"DAGSTER_HOME={configured} is not an absolute path",
+            remedy=f"export DAGSTER_HOME={shlex.quote(str(home.absolute()))}, or unset it",
+        )
+    return home
+
+
 @contextmanager
 def open_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
-    """Open the instance: $DAGSTER_HOME if it is set, else `dagster_home(settings)` configured by dagster.yaml.
+    """Open the instance at `dagster_home(settings)`, configured by its dagster.yaml, which is written if need be.
 
     Nothing is written outside the training root when that is not the default one.
 
     Raises:
-        PipelineError: the folder cannot be written to.
+        PipelineError: the folder cannot be written to, or is not an absolute path.
     """
-    if configured := os.environ.get("DAGSTER_HOME"):
-        home, opened = Path(configured), dg.DagsterInstance.get
-    else:
-        home, opened = dagster_home(settings), partial(_open_own, dagster_home(settings))
+    home = dagster_home(settings)
     with ExitStack() as stack:
         with _one_at_a_time(home):
-            instance = stack.enter_context(opened())
+            _configure(home)
+            instance = stack.enter_context(dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home))))
             _prepare(instance)
         yield instance
 
 
-def _open_own(home: Path) -> dg.DagsterInstance:
-    write_bytes(home / "dagster.yaml", yaml.safe_dump(_configuration(home), sort_keys=False).encode())
-    return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home)))
+def _configure(home: Path) -> None:
+    """Write the instance's dagster.yaml, unless there is one by somebody else's hand."""
+    path = home / "dagster.yaml"
+    if path.exists() and not _is_ours(path.read_bytes()):
+        return
+    values = yaml.safe_dump(_configuration(home), sort_keys=False).encode()
+    write_bytes(path, _heading(values) + values)
+
+
+def _is_ours(content: bytes) -> bool:
+    """Is this what an earlier command wrote, as it wrote it?"""
+    values = b"".join(line for line in content.splitlines(keepends=True) if not line.startswith(b"#"))
+    return content == _heading(values) + values
+
+
+def _heading(values: bytes) -> bytes:
+    return _HEADING.format(hash_bytes(values)[:16]).encode()
+
+
+_HEADING = """\
+# {}: written by hair-pipeline from the checkout's dagster.yaml, and anew by every command while nobody changes it.
+# Edit it as you like: it is then left alone. Delete it to have it written anew.
+"""
 
 
 @contextmanager
@@ -113,14 +149,15 @@ def free_dead_runs(instance: dg.DagsterInstance) -> list[str]:
 
     Without this a `kill -9` of `hair-pipeline run`, or of the machine while the daemon runs jobs, would hold the GPU
     for ever: Dagster watches the processes of cluster launchers, not those of its default one. Runs whose steps are
-    still saving keep their places; a later call frees them. Runs of other machines, which share a Postgres with this
-    one, are theirs to judge.
+    still saving keep their places; a later call frees them. Runs of other containers and machines are judged by their
+    lease (`leases`), if it can be seen here.
     """
     gone = [run for run in _dead_runs(instance) if not _has_living_steps(instance, run)]
     dead = [run for run in gone if not _has_ended(instance, run)]
     for run in dead:
         instance.report_run_failed(run, "The process that executed this run was killed.")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        lease_path(instance, run.run_id).unlink(missing_ok=True)
     return [run.run_id for run in dead]
 
 
@@ -128,11 +165,16 @@ def _dead_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
     """Runs that say that they run, but whose process is gone."""
     alive = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
     runs = instance.get_runs(dg.RunsFilter(statuses=alive))
-    return [
-        run
-        for run in runs
-        if (is_gone(run.tags[PID_TAG]) if PID_TAG in run.tags else _launched_process_is_gone(instance, run))
-    ]
+    return [run for run in runs if _is_dead(instance, run)]
+
+
+def _is_dead(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Is the process gone that executes a run? Its lease says so where nothing can be said of its id."""
+    lease = lease_state(instance, run.run_id)
+    if lease == "held":
+        return False
+    gone = is_gone(run.tags[PID_TAG]) if PID_TAG in run.tags else _launched_process_is_gone(instance, run)
+    return lease == "expired" if gone is None else gone
 
 
 def _has_ended(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
@@ -157,7 +199,10 @@ _STEP_IN_A_PROCESS = "Executing step"
 
 
 def _has_living_steps(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    """Is a process of one of the run's steps still there?"""
+    """Is a process of one of the run's steps still there? Where that cannot be seen, they end before the lease does."""
+    machine = run.tags.get(PID_TAG, "").rpartition("/")[0] or run.tags.get(MACHINE_TAG, "")
+    if standing(machine) != "here" and lease_state(instance, run.run_id) == "expired":
+        return False
     return any(
         runs_since(entry.dagster_event.pid or 0, entry.timestamp)
         for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_WORKER_STARTED)
@@ -168,23 +213,23 @@ def _has_living_steps(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
 _STARTED_PROCESS = re.compile(r"Started process for run \(pid: (\d+)\)")
 
 
-def _launched_process_is_gone(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    """Is the process of a run that the default launcher started on this machine gone? False where that is unknown.
+def _launched_process_is_gone(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool | None:
+    """Is the process of a run that the default launcher started on this machine gone? None where that is unknown.
 
-    A run that was launched by hand does not say where it is; with SQLite there is no other machine than this one.
+    A run that was launched by hand does not say where it is; with SQLite it is most likely here.
     """
     if not isinstance(instance.run_launcher, DefaultRunLauncher):
         return False
     if MACHINE_TAG in run.tags:
         where = standing(run.tags[MACHINE_TAG])
         if where != "here":
-            return where == "restarted"
+            return True if where == "restarted" else None
     elif not isinstance(instance.event_log_storage, SqliteEventLogStorage):
-        return False
+        return None
     for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
         found = _STARTED_PROCESS.search(entry.message or "")
         if found is None and entry.dagster_event is not None:
             found = _STARTED_PROCESS.search(entry.dagster_event.message or "")
         if found is not None:
-            return not runs_since(int(found[1]), entry.timestamp)
-    return False
+            return not runs_since(int(found[1]), entry.timestamp) or None
+    return None

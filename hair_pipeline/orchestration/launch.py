@@ -26,6 +26,7 @@ from hair_pipeline.errors import PipelineError
 from hair_pipeline.orchestration.instance import PID_TAG
 from hair_pipeline.orchestration.rounds import Lineage, Piece, Round, Stale, split
 from hair_pipeline.orchestration.soundness import failed_check
+from hair_pipeline.orchestration.waiting import pools_watched
 from hair_pipeline.orchestration.whereabouts import process_tag
 
 LAUNCHER_TAG = "hair_pipeline/launched_by"
@@ -47,7 +48,7 @@ class Step:
     """What happened to one step of a run, for progress output."""
 
     assets: str
-    kind: str  # "start" | "success" | "retry" | "failure"
+    kind: str  # "wait" | "start" | "success" | "retry" | "failure"
     message: str = ""
 
 
@@ -236,12 +237,13 @@ def _execute(
     )
     outcome.runs.append(run.run_id)
     interrupted, before = False, len(outcome.tried)
-    for event in execute_run_iterator(subset, run, instance):
-        interrupted = interrupted or _is_interruption(event)
-        if event.is_step_start:
-            made = set(lineage.made_by(_step(event)))
-            outcome.tried |= {piece for piece in lineage.pieces(round_) if piece[0].to_user_string() in made}
-        _record(event, lineage, on_step, outcome)
+    with pools_watched(instance, run.run_id, lambda step, reason: on_step(Step(step, "wait", reason))):
+        for event in execute_run_iterator(subset, run, instance):
+            interrupted = interrupted or _is_interruption(event)
+            if event.is_step_start:
+                made = set(lineage.made_by(_step(event)))
+                outcome.tried |= {piece for piece in lineage.pieces(round_) if piece[0].to_user_string() in made}
+            _record(event, lineage, on_step, outcome)
     if interrupted:
         raise KeyboardInterrupt
     if outcome.tried - outcome.made:  # a step that fails does not pass on what it made before

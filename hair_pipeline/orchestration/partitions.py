@@ -7,6 +7,7 @@ here: how people are assigned to shards (`inputs.shards`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -16,6 +17,7 @@ from dagster._core.execution.plan.execute_step import (
     _get_code_version,
     _get_input_provenance_data,
 )
+from sqlalchemy.exc import IntegrityError
 
 from hair_pipeline.orchestration.metadata import shard_metadata
 from hair_pipeline.orchestration.staleness import NEVER_SEEN, ShardVersions
@@ -36,13 +38,13 @@ LEFT_OUT_TAG = "hair_pipeline/left_out"
 
 def register_shards(instance: dg.DagsterInstance, shards: Sequence[str]) -> list[str]:
     """Make the instance's partitions equal to the catalog's shards; returns the new ones."""
-    name = SHARDS.name
-    assert name is not None
-    known = set(instance.get_dynamic_partitions(name))
-    new = [shard for shard in sorted(shards) if shard not in known]
-    if new:
-        instance.add_dynamic_partitions(name, new)
-    for gone in sorted(known - set(shards)):
+    name = str(SHARDS.name)
+    new: list[str] = []
+    while missing := sorted(set(shards) - set(instance.get_dynamic_partitions(name))):
+        with suppress(IntegrityError):  # another process has added some of them in this moment
+            instance.add_dynamic_partitions(name, missing)
+            new = missing
+    for gone in sorted(set(instance.get_dynamic_partitions(name)) - set(shards)):
         instance.delete_dynamic_partition(name, gone)
     return new
 

@@ -5,6 +5,7 @@ Belongs here: words and progress lines. Does not belong here: decisions about wh
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections.abc import Iterator
@@ -54,7 +55,10 @@ class StepProgress:
         self._progress.stop()
 
     def on_step(self, step: Step) -> None:
-        """Show a step's start or end."""
+        """Show a step's start or end, or what it waits for."""
+        if step.kind == "wait":
+            self._console.print(f"   [yellow]waits[/yellow]  {step.assets}: {escape(step.message)}", soft_wrap=True)
+            return
         if step.kind == "start":
             self._running[step.assets] = (self._progress.add_task(step.assets, total=None), time.monotonic())
             return
@@ -91,7 +95,7 @@ def summary_lines(settings: Settings, outcome: Outcome) -> Iterator[str]:
         yield "Mend the cause and run the same command again: what is done stays done."
     yield from _reports(settings)
     home = dagster_home(settings)
-    prefix = "" if home == PROJECT_ROOT / "data" / "dagster" else f"DAGSTER_HOME={home} "
+    prefix = "" if home == PROJECT_ROOT / "data" / "dagster" else f"DAGSTER_HOME={shlex.quote(str(home))} "
     yield f"Dagster UI:  {prefix}uv run dagster dev"
     yield from _next_step(settings)
 

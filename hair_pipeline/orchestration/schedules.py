@@ -6,7 +6,7 @@ Belongs here: schedules. Does not belong here: what follows from a change (`sens
 import dagster as dg
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.orchestration.automation import assets_under_way
+from hair_pipeline.orchestration.automation import assets_under_way, busy
 from hair_pipeline.orchestration.instance import MACHINE_TAG
 from hair_pipeline.orchestration.jobs import inputs_job, training_job, training_tags
 from hair_pipeline.orchestration.soundness import unsound
@@ -35,6 +35,7 @@ def _schedules(times: AutomationConfig) -> list[dg.ScheduleDefinition]:
             name="observe_inputs_daily",
             job=inputs_job,
             cron_schedule=times.observe_cron,
+            execution_fn=_observe,
             description="Looks at the inputs in full, which the sensor `new_inputs` does not: finds files overwritten "
             "in place. An unchanged catalog is not built again.",
         ),
@@ -47,6 +48,12 @@ def _schedules(times: AutomationConfig) -> list[dg.ScheduleDefinition]:
             "were is not repeated.",
         ),
     ]
+
+
+def _observe(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    assert context.repository_def is not None
+    under_way = busy(context.instance, context.repository_def, ["catalog"])
+    return under_way or dg.RunRequest(tags={MACHINE_TAG: this_machine()})
 
 
 def _retrain(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:

@@ -26,7 +26,7 @@ from hair_pipeline.files import read_json
 from hair_pipeline.orchestration.automation import (
     Wish,
     ask,
-    assets_under_way,
+    busy,
     last_made,
     short,
 )
@@ -102,8 +102,8 @@ def _sensor(
     def sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> list[dg.RunRequest] | dg.SkipReason:
         assert context.repository_def is not None
         world = World(context.instance, context.repository_def, pipeline.settings, pipeline.profile)
-        if (busy := _busy(world, waits_for)) is not None:
-            return busy
+        if (under_way := _busy(world, waits_for)) is not None:
+            return under_way
         wish = look(world)
         if isinstance(wish, dg.SkipReason):
             return wish
@@ -114,11 +114,7 @@ def _sensor(
 
 def _busy(world: World, names: Sequence[str]) -> dg.SkipReason | None:
     free_dead_runs(world.instance)  # of a machine that went down: here is where their processes would run
-    under_way = assets_under_way(world.instance, world.repository)
-    for name in names:
-        if (run := under_way.get(dg.AssetKey(name))) is not None:
-            return dg.SkipReason(f"run {run[:8]} is making {name}")
-    return None
+    return busy(world.instance, world.repository, names)
 
 
 # Inputs.
@@ -149,8 +145,8 @@ def _new_inputs(profile: Profile) -> dg.SensorDefinition:
         cursor = json.dumps({"state": now, "same": same, "looks": looks})
         if same < world.profile.automation.settle_looks and looks < MAX_LOOKS_UNSETTLED:
             return dg.SensorResult(skip_reason="the input folders are changing: waiting until they rest", cursor=cursor)
-        if (busy := _busy(world, ["catalog"])) is not None:
-            return dg.SensorResult(skip_reason=busy, cursor=cursor)
+        if (under_way := _busy(world, ["catalog"])) is not None:
+            return dg.SensorResult(skip_reason=under_way, cursor=cursor)
         wish = Wish("new_inputs", short(catalog.storage_id, now), [dg.RunRequest()])
         answer = ask(world.instance, wish, world.profile.automation.attempts)
         if isinstance(answer, dg.SkipReason):

@@ -42,11 +42,13 @@ def process_tag(pid: int | None = None) -> str | None:
     return None if ticks is None else f"{this_machine()}/{pid}:{ticks}"
 
 
-def is_gone(tag: str) -> bool:
-    """Is the process with this tag gone? False where that is unknown."""
+def is_gone(tag: str) -> bool | None:
+    """Is the process with this tag gone? None where its id means nothing."""
     machine, _, process = tag.rpartition("/")
     where = standing(machine)
-    return where == "restarted" or (where == "here" and process_tag(int(process.split(":")[0])) != tag)
+    if where == "elsewhere":
+        return None
+    return where == "restarted" or process_tag(int(process.split(":")[0])) != tag
 
 
 def runs_since(pid: int, then: float) -> bool:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,14 @@ def test_the_help_shows_what_stands_in_angle_brackets():
     shown = CliRunner().invoke(app, ["ab-test", "--help"], env={"COLUMNS": "200"}).output
     assert "<id>.jpg with training_face outputs" in shown
     assert "CUSTOMERS holds <id>.jpg" in shown
+
+
+@pytest.mark.parametrize(
+    "url", ["htps://chat.example/services/SECRET", "chat.example/services/SECRET", "http//[SECRET"]
+)
+def test_a_webhook_that_is_refused_keeps_its_secret(url, monkeypatch):
+    monkeypatch.setenv("HAIR_PIPELINE_ALERT_WEBHOOK", url)
+    with pytest.raises(PipelineError, match="HAIR_PIPELINE_ALERT_WEBHOOK=") as caught:
+        load_settings()
+    assert "SECRET" not in "".join(traceback.format_exception(caught.value))
+    assert ("htps://chat.example/..." in caught.value.message) == url.startswith("htps")

@@ -1,9 +1,15 @@
 """The asset `catalog` and its checks, executed: metadata people look at, and warnings that name what was found."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import cv2
 import dagster as dg
 import pytest
+from sqlalchemy.exc import IntegrityError
 
+from hair_pipeline.errors import PipelineError
+from hair_pipeline.inputs import catalog as catalog_module
 from hair_pipeline.orchestration.assets.inputs import catalog, k_hairstyle_images, training_face_outputs
 from hair_pipeline.orchestration.checks import (
     identities_are_reliable,
@@ -12,6 +18,7 @@ from hair_pipeline.orchestration.checks import (
     no_person_under_two_names,
     split_is_person_disjoint,
 )
+from hair_pipeline.orchestration.partitions import SHARDS, register_shards
 from hair_pipeline.orchestration.resources import PipelineResource
 from hair_pipeline_tests.inputs.tiny_inputs import TinyInputs, write_tiny_inputs
 
@@ -68,3 +75,39 @@ def test_a_picture_on_both_sides_is_named(inputs):
     assert found.severity == dg.AssetCheckSeverity.WARN
     assert found.metadata["near_duplicates"].value >= 1
     assert "-001" in found.metadata["nearest"].records[0].data["validation_image"]
+
+
+def test_of_two_catalog_steps_one_waits_for_the_other(inputs, monkeypatch):
+    at_work, together = [], []
+
+    def build(settings, profile):
+        at_work.append(settings)
+        together.append(len(at_work))
+        time.sleep(0.3)
+        at_work.pop()
+        raise PipelineError("that is all")
+
+    def step(_: int) -> None:
+        with dg.DagsterInstance.ephemeral() as instance:
+            resources = {"pipeline": PipelineResource()}
+            dg.materialize([catalog], resources=resources, instance=instance, raise_on_error=False)
+
+    monkeypatch.setattr(catalog_module, "build_catalog", build)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(step, range(2)))
+    assert together == [1, 1]
+
+
+def test_shards_that_another_process_registers_in_the_same_moment_are_no_fault(tmp_path, monkeypatch):
+    with dg.instance_for_test(temp_dir=str(tmp_path)) as instance:
+        add = instance.add_dynamic_partitions
+
+        def too_late(name: str, shards: list[str]) -> None:
+            monkeypatch.setattr(instance, "add_dynamic_partitions", add)
+            add(name, ["s1"])
+            raise IntegrityError("INSERT", None, Exception("UNIQUE constraint failed"))
+
+        instance.add_dynamic_partitions(str(SHARDS.name), ["s0", "gone"])
+        monkeypatch.setattr(instance, "add_dynamic_partitions", too_late)
+        assert register_shards(instance, ["s0", "s1", "s2"]) == ["s2"]
+        assert set(instance.get_dynamic_partitions(str(SHARDS.name))) == {"s0", "s1", "s2"}

@@ -8,6 +8,7 @@ import pytest
 
 from hair_pipeline.orchestration.build import ASSETS, build_defs
 from hair_pipeline.orchestration.compute_tags import CPU, GPU
+from hair_pipeline.orchestration.executors import forwarded
 from hair_pipeline.settings import Settings
 
 GROUPS = {
@@ -114,3 +115,9 @@ def test_loading_definitions_imports_no_heavy_library():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_steps_on_other_machines_get_what_the_pipeline_works_on_and_no_secret():
+    needed = ["DAGSTER_HOME", "DAGSTER_PG_HOST", "HAIR_PIPELINE_PROFILE", "HF_HOME", "OMP_NUM_THREADS"]
+    secrets = ["DAGSTER_PG_PASSWORD", "DAGSTER_POSTGRES_URL", "HAIR_PIPELINE_ALERT_WEBHOOK", "HF_TOKEN"]
+    assert forwarded([*secrets, *needed, "PATH", "RAY_AUTH_TOKEN"]) == needed

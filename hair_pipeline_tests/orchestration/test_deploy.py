@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hair_pipeline.orchestration.compute_tags import CPU_POOL, GPU_POOL
 from hair_pipeline.profile import load_profile
 from hair_pipeline.settings import PROJECT_ROOT, Settings
 
@@ -41,7 +42,7 @@ def test_kubernetes_accepts_every_manifest(version):
 
 def test_every_manifest_is_listed():
     listed = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["resources"]
-    others = {"kustomization.yaml", "dagster.yaml", "workspace.yaml"}
+    others = {"kustomization.yaml", "dagster.yaml", "workspace.yaml", "copy.yaml"}
     assert set(listed) == {path.name for path in FOLDER.glob("*.yaml")} - others
 
 
@@ -82,9 +83,32 @@ def test_dagster_may_do_what_it_does_to_start_and_to_end_a_step():
     assert {(resource, verb) for resource, verbs in needed.items() for verb in verbs} <= allowed
 
 
-def test_the_training_volume_is_writable_by_many_nodes():
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_volumes_can_be_filled_and_the_inputs_are_safe_from_everything_else(version):
     claims = named("PersistentVolumeClaim")
-    assert claims["hair-pipeline-training"]["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert all(claim["spec"]["accessModes"] == ["ReadWriteMany"] for claim in claims.values())
+    copy = yaml.safe_load((FOLDER / "copy.yaml").read_text())
+    kubernetes_validate.validate(copy, version, strict=True)
+    assert {volume["persistentVolumeClaim"]["claimName"] for volume in copy["spec"]["volumes"]} == set(claims)
+    assert not any(mount.get("readOnly") for mount in copy["spec"]["containers"][0]["volumeMounts"])
+    assert copy["spec"]["securityContext"] == pods()["dagster-code"]["securityContext"]
+    mounts = [mount for pod in pods().values() for box in pod["containers"] for mount in box["volumeMounts"]]
+    launcher = yaml.safe_load((FOLDER / "dagster.yaml").read_text())["run_launcher"]["config"]
+    assert {mount["readOnly"] for mount in mounts if mount["name"] == "inputs"} == {True}
+    assert {mount["read_only"] for mount in launcher["volume_mounts"] if mount["name"] == "inputs"} == {True}
+
+
+def test_the_guide_gives_both_pools_their_places():
+    guide = (PROJECT_ROOT / "docs" / "scale-out.md").read_text().split("## Kubernetes")[1]
+    for pool in (GPU_POOL, CPU_POOL):
+        assert f"-- dagster instance concurrency set {pool} " in guide
+
+
+def test_a_profile_on_the_training_volume_is_seen_by_every_pod_that_reads_it():
+    """docs/scale-out.md puts one there."""
+    for name in ("dagster-code", "dagster-webserver", "dagster-daemon"):
+        (container,) = pods()[name]["containers"]
+        assert "/data/training" in {mount["mountPath"] for mount in container["volumeMounts"]}
 
 
 def test_the_settings_are_settings(monkeypatch):
@@ -93,6 +117,7 @@ def test_the_settings_are_settings(monkeypatch):
     own = {name.removeprefix(prefix).lower(): value for name, value in values.items() if name.startswith(prefix)}
     assert set(own) <= set(Settings.model_fields)
     assert Settings(**own).executor == "k8s"
+    assert "alert_webhook" not in own
     roots = [value for name, value in own.items() if name.endswith(("root", "dir"))]
     launcher = yaml.safe_load((FOLDER / "dagster.yaml").read_text())["run_launcher"]["config"]
     mounts = tuple(mount["mount_path"] for mount in launcher["volume_mounts"])
@@ -134,6 +159,18 @@ def test_dagster_reads_the_instances(folder, monkeypatch):
     assert "env:" in config
 
 
+def test_no_file_of_passwords_goes_into_an_image_or_into_git():
+    """`COPY . .` takes all that .dockerignore does not name."""
+    secrets = [path.with_suffix("") for path in FOLDER.glob("*.env.example")]
+    assert secrets
+    ignored = (PROJECT_ROOT / ".dockerignore").read_text().splitlines()
+    assert {"**/*.env", "**/.env*"} <= set(ignored)
+    assert not [line for line in ignored if line.startswith("!") and "env" in line]
+    assert all(path.suffix == ".env" for path in secrets)
+    kept_from_git = (PROJECT_ROOT / ".gitignore").read_text().splitlines()
+    assert {f"/{path.relative_to(PROJECT_ROOT)}" for path in secrets} <= set(kept_from_git)
+
+
 def test_the_images_run_as_a_user_without_rights():
     stages = (PROJECT_ROOT / "deploy" / "Dockerfile").read_text().split("\nFROM ")
     assert [stage.split(" AS ")[1].splitlines()[0] for stage in stages[1:]] == ["base", "cpu", "cuda"]
@@ -146,3 +183,11 @@ def test_the_image_for_gpus_can_compile_training_steps():
     cuda = (PROJECT_ROOT / "deploy" / "Dockerfile").read_text().split(" AS cuda\n")[1]
     assert load_profile("h100").stage1.compile
     assert {"gcc", "libc6-dev"} <= set(cuda.split())
+
+
+def test_the_webhook_is_a_secret_of_the_pods_that_send_alerts_and_run_steps():
+    assert "HAIR_PIPELINE_ALERT_WEBHOOK" in variables(FOLDER / "secrets.env.example")
+    kustomization = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+    (name,) = [made["name"] for made in kustomization["secretGenerator"] if made["envs"] == ["secrets.env"]]
+    (container,) = pods()["dagster-code"]["containers"]
+    assert {"secretRef": {"name": name}} in container["envFrom"]

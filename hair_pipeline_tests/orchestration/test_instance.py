@@ -10,8 +10,11 @@ import pytest
 import yaml
 from dagster._core.events import EngineEventData
 
+from hair_pipeline.errors import PipelineError
 from hair_pipeline.orchestration import instance as own
 from hair_pipeline.orchestration.instance import MACHINE_TAG, PID_TAG, dagster_home, free_dead_runs, open_instance
+from hair_pipeline.orchestration.launch import Outcome
+from hair_pipeline.orchestration.progress import summary_lines
 from hair_pipeline.orchestration.whereabouts import process_tag, this_machine
 from hair_pipeline.settings import PROJECT_ROOT, Settings
 
@@ -57,7 +60,57 @@ def test_every_dagster_command_of_the_guides_knows_the_instance():
             assert not found or "export DAGSTER_HOME=" in before, f"{name}: {block}"
 
 
-def test_the_default_training_root_keeps_dagster_beside_it():
+def test_a_dagster_home_without_configuration_gets_ours(tmp_path, monkeypatch):
+    home = tmp_path / "new" / "home"
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    settings = Settings(training_root=tmp_path / "training")
+    assert dagster_home(settings) == home
+    with open_instance(settings) as instance:
+        assert not instance.telemetry_enabled
+        assert instance.run_monitoring_enabled
+        assert instance.event_log_storage.get_concurrency_info("gpu").slot_count == 1
+        assert instance.root_directory.startswith(str(home))
+    assert not (tmp_path / "training").exists()
+
+
+def test_a_dagster_home_in_the_home_folder_is_found_and_a_relative_one_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DAGSTER_HOME", "~/dagster")
+    assert dagster_home(Settings()) == tmp_path / "dagster"
+    monkeypatch.setenv("DAGSTER_HOME", "dagster")
+    with (
+        pytest.raises(PipelineError, match=f"(?s)DAGSTER_HOME=dagster is not.*{tmp_path}/dagster"),
+        open_instance(Settings()),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_configuration_is_written_anew_until_somebody_edits_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    settings = Settings(training_root=tmp_path / "before")
+    path = dagster_home(settings) / "dagster.yaml"
+    with open_instance(settings):
+        assert "left alone" in path.read_text().splitlines()[1]
+    moved = Settings(training_root=(tmp_path / "before").rename(tmp_path / "after"))
+    path = dagster_home(moved) / "dagster.yaml"
+    with open_instance(moved) as instance:
+        assert str(tmp_path / "after") in instance.root_directory
+    edited = path.read_text().replace("max_concurrent_runs: 4", "max_concurrent_runs: 7")
+    path.write_text(edited)
+    with open_instance(moved):
+        assert path.read_text() == edited
+
+
+def test_the_closing_line_opens_the_instance_that_was_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "my home"))
+    lines = list(summary_lines(Settings(training_root=tmp_path), Outcome()))
+    assert f"Dagster UI:  DAGSTER_HOME='{tmp_path}/my home' uv run dagster dev" in lines
+
+
+def test_the_default_training_root_keeps_dagster_beside_it(monkeypatch):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
     assert dagster_home(Settings(training_root=PROJECT_ROOT / "data" / "training")) == PROJECT_ROOT / "data" / "dagster"
 
 

@@ -5,6 +5,7 @@ import http.server
 import io
 import json
 import threading
+import traceback
 import urllib.error
 from contextlib import suppress
 
@@ -242,3 +243,12 @@ def test_a_webhook_that_is_away_shows_in_the_sensor(monkeypatch):
     monkeypatch.setenv("HAIR_PIPELINE_ALERT_WEBHOOK", "http://127.0.0.1:9/away")
     with dg.DagsterInstance.ephemeral() as instance, pytest.raises(PipelineError, match="could not be sent"):
         run_failed(failed_run_context(instance))
+
+
+@pytest.mark.parametrize(
+    "url", ["http://chat.example:port/services/SECRET", "http://chat.example/services/SECRET WORD"]
+)
+def test_a_webhook_that_is_no_url_is_not_said(url, monkeypatch):
+    with pytest.raises(PipelineError, match="HAIR_PIPELINE_ALERT_WEBHOOK") as caught:
+        post(url, "a run failed")
+    assert "SECRET" not in "".join(traceback.format_exception(caught.value))

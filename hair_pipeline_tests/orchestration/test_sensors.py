@@ -19,6 +19,7 @@ from hair_pipeline.inputs.folder_state import inputs_state
 from hair_pipeline.orchestration.assets.inputs import INPUTS_STATE
 from hair_pipeline.orchestration.automation import ATTEMPT_TAG
 from hair_pipeline.orchestration.build import build_defs
+from hair_pipeline.orchestration.instance import MACHINE_TAG
 from hair_pipeline.orchestration.jobs import IMAGE_ASSETS
 from hair_pipeline.orchestration.partitions import LEFT_OUT_TAG, SHARDS
 from hair_pipeline.orchestration.resources import PipelineResource
@@ -113,7 +114,10 @@ class Daemon:
 
     def tick_weekly(self):
         """What the schedule of the weekly training says."""
-        schedule = self.repository.get_schedule_def("retrain_weekly")
+        return self.tick_schedule("retrain_weekly")
+
+    def tick_schedule(self, name: str):
+        schedule = self.repository.get_schedule_def(name)
         with dg.build_schedule_context(instance=self.instance, repository_def=self.repository) as context:
             return schedule.evaluate_tick(context)
 
@@ -447,3 +451,12 @@ def test_the_weekly_training_takes_all_shards_and_never_doubles(daemon):
     assert (request.tags[START], request.tags[END]) == ("s0", "s1")
     daemon._start("retrain", request)
     assert "is making" in daemon.tick_weekly().skip_message
+
+
+def test_the_daily_look_at_the_inputs_waits_for_a_catalog_that_is_being_built(daemon):
+    (request,) = daemon.tick_schedule("observe_inputs_daily").run_requests
+    assert MACHINE_TAG in request.tags
+    daemon._start("observe_inputs_and_catalog", request)
+    answer = daemon.tick_schedule("observe_inputs_daily")
+    assert not answer.run_requests
+    assert "is making catalog" in answer.skip_message

@@ -5,6 +5,7 @@ Heavy modules are imported inside the functions, here and in the other groups: l
 
 import dagster as dg
 
+from hair_pipeline.files import one_at_a_time
 from hair_pipeline.orchestration.compute_tags import CPU
 from hair_pipeline.orchestration.leftovers import remove_gone_shards
 from hair_pipeline.orchestration.metadata import counts_table, shares_table
@@ -61,13 +62,14 @@ def catalog(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg
     from hair_pipeline.inputs.folder_state import inputs_state
     from hair_pipeline.inputs.shard_versions import shard_versions
 
-    with explained():
+    # Two at once would give the same shard to different people, and each would undo the other's shards.
+    with explained(), one_at_a_time(pipeline.settings.processed / "catalog.lock"):
         state = inputs_state(pipeline.settings)  # before anything is read: what comes later is another state
         result = build_catalog(pipeline.settings, pipeline.profile)
         shards = shard_versions(pipeline.settings.catalog_path)
+        new = register_shards(context.instance, list(shards))
+        changed = observe_shards(context, catalog_shards.key, shards)
     summary = result.summary
-    new = register_shards(context.instance, list(shards))
-    changed = observe_shards(context, catalog_shards.key, shards)
     tidied = remove_gone_shards(context, pipeline.settings, shards, summary["files"].get("unread", 0))
     return dg.MaterializeResult(
         data_version=dg.DataVersion(result.data_version),
