@@ -51,6 +51,8 @@ from hair_pipeline.training.pictures import picture_grid, write_picture
 log = logging.getLogger(__name__)
 
 LATENT_ASSET = "latents"
+SIDE_OF_KIND = {"photo": "stage2.resolution", "hair_only": "stage1.resolution", "patch": "stage1.patch_resolution"}
+"""Kind of latents -> the value of the profile that is its pixel side, by its name in `sides_of_latents`."""
 _BATCH = 16
 _LAYOUT = "3"
 
