@@ -153,7 +153,7 @@ def _run_lineage(
 
 
 def _finish(settings: Settings, outcome: Outcome) -> None:
-    """Say what happened and what comes next; exit 1 if a step failed that was not the release gate."""
+    """Say what happened and what comes next; exit 1 if a step failed, unless the release gate refused the model."""
     from hair_pipeline.orchestration.progress import summary_lines
 
     for line in summary_lines(settings, outcome):

@@ -24,15 +24,12 @@ from dagster._utils.error import SerializableErrorInfo
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.orchestration.instance import PID_TAG
+from hair_pipeline.orchestration.resources import REFUSED
 from hair_pipeline.orchestration.rounds import Lineage, Piece, Round, Stale, split
 from hair_pipeline.orchestration.soundness import failed_check
 from hair_pipeline.orchestration.whereabouts import process_tag
 
 LAUNCHER_TAG = "hair_pipeline/launched_by"
-GATE_ASSETS = frozenset({"exported_weights", "production_registry"})
-"""Assets that may refuse to go on; a refusal is an outcome of the lineage, not a fault."""
-
-
 CATALOG = dg.AssetKey("catalog")
 """Registers the shards."""
 DEFINITIONS_MODULE = "hair_pipeline.definitions"
@@ -58,6 +55,7 @@ class Outcome:
     runs: list[str] = field(default_factory=list)
     materialised: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
     blocked_checks: set[str] = field(default_factory=set)
     unsound: set[dg.AssetKey] = field(default_factory=set)
@@ -71,13 +69,13 @@ class Outcome:
 
     @property
     def refusals(self) -> dict[str, str]:
-        """Failures of the release gate alone."""
-        return {name: why for name, why in self.failures.items() if name in GATE_ASSETS}
+        """Failures that are the release gate's no: an outcome of the lineage."""
+        return {name: why for name, why in self.failures.items() if name in self.refused}
 
     @property
     def faults(self) -> dict[str, str]:
         """Failures that are faults."""
-        return {name: why for name, why in self.failures.items() if name not in GATE_ASSETS}
+        return {name: why for name, why in self.failures.items() if name not in self.refused}
 
 
 def _ignore(_: Step) -> None:
@@ -277,8 +275,10 @@ def _record(event: dg.DagsterEvent, lineage: Lineage, on_step: Callable[[Step], 
     elif event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
         _record_check(event.asset_check_evaluation_data, outcome)
     elif event.is_step_failure and name not in outcome.blocked_checks:
-        message = _failure_message(event)
-        outcome.failures |= dict.fromkeys(lineage.made_by(name), message)
+        message, assets = _failure_message(event), lineage.made_by(name)
+        outcome.failures |= dict.fromkeys(assets, message)
+        if _is_refusal(event):
+            outcome.refused |= set(assets)
         on_step(Step(name, "failure", message))
     elif event.is_step_up_for_retry:
         on_step(Step(name, "retry", root_message(event.step_retry_data.error)))
@@ -302,6 +302,11 @@ def _record_check(evaluation: AssetCheckEvaluation, outcome: Outcome) -> None:
         outcome.failures[asset] = failed_check(check, evaluation.description)
         outcome.blocked_checks.add(f"{asset}_{check}")
         outcome.unsound.add(evaluation.asset_key)
+
+
+def _is_refusal(event: dg.DagsterEvent) -> bool:
+    told = event.step_failure_data.user_failure_data
+    return told is not None and REFUSED in (told.metadata or {})
 
 
 def _failure_message(event: dg.DagsterEvent) -> str:

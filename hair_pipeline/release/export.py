@@ -69,9 +69,10 @@ def export_weights(settings: Settings, profile: Profile) -> ExportResult:
     """Write the current Stage 2 model as a version. A version that stands there unchanged is not written again.
 
     Raises:
-        PipelineError: the evaluation of this model is missing or incomplete; the A/B verdict on it, read from disk,
-            is not approve, or its pictures were drawn with other settings than the profile's; the version is
-            registered with other settings, or its damaged files cannot be made again; or a part is missing.
+        PipelineError: the evaluation of this model or the A/B verdict on it, read from disk, is missing; its pictures
+            were drawn with other settings than the profile's; the version is registered with other settings, or its
+            damaged files cannot be made again; or a part is missing.
+        ReleaseRefused: the evaluation is incomplete, or the verdict is not approve.
     """
     stage2 = current("stage2", settings)
     version = stage2.version[:VERSION_DIGITS]

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from hair_pipeline.errors import PipelineError
 from hair_pipeline.orchestration.partitions import (
     SHARD_BACKFILL,
     SHARDS,
@@ -10,6 +11,7 @@ from hair_pipeline.orchestration.partitions import (
     record_shards,
     register_shards,
 )
+from hair_pipeline.orchestration.resources import explained
 from hair_pipeline.processing.report import ShardReport
 
 
@@ -22,6 +24,7 @@ class World:
     """Shard -> another version of its rows than the first."""
     broken_shards: frozenset[str] = frozenset()
     failing: frozenset[str] = frozenset()
+    report_fails: PipelineError | None = None
     catalog_is_bad = False
     check_breaks = False
     ran: list = []
@@ -29,6 +32,7 @@ class World:
     @classmethod
     def reset(cls) -> None:
         cls.source_version, cls.shards, cls.failing, cls.catalog_is_bad = "1", ("s0", "s1"), frozenset(), False
+        cls.report_fails = None
         cls.rows, cls.broken_shards, cls.check_breaks = {}, frozenset(), False
         cls.ran.clear()
 
@@ -58,14 +62,14 @@ def sharded(name, deps):
         good = [shard for shard in context.partition_keys if shard not in World.broken_shards]
         if len(good) == len(context.partition_keys):
             yield dg.MaterializeResult(data_version=dg.DataVersion(f"{name} of {good}"))
-        record_shards(context, [report(name, shard) for shard in good], inputs)
+        record_shards(context, [shard_report(name, shard) for shard in good], inputs)
         if len(good) < len(context.partition_keys):
             raise dg.Failure("some shards failed", allow_retries=False)
 
     return asset
 
 
-def report(asset, shard):
+def shard_report(asset, shard):
     version = f"{asset} {World.rows.get(shard, '1')}"
     return ShardReport(asset, shard, "", written=1, skipped={}, failed={}, data_version=version)
 
@@ -79,6 +83,15 @@ def whole(name, deps):
         return dg.MaterializeResult(data_version=dg.DataVersion(name))
 
     return asset
+
+
+@dg.asset(deps=["stage"], code_version="1")
+def report():
+    World.ran.append("report")
+    with explained():
+        if World.report_fails is not None:
+            raise World.report_fails
+    return dg.MaterializeResult(data_version=dg.DataVersion("report"))
 
 
 @dg.asset_check(asset=catalog, blocking=True)
@@ -99,7 +112,7 @@ defs = dg.Definitions(
         whole("encoder", ["patches"]),
         sharded("vectors", ["patches", "encoder", "base"]),
         whole("stage", ["vectors"]),
-        whole("report", ["stage"]),
+        report,
     ],
     asset_checks=[sound],
     executor=dg.in_process_executor,

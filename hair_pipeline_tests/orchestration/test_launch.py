@@ -5,7 +5,7 @@ import re
 import dagster as dg
 import pytest
 
-from hair_pipeline.errors import PipelineError
+from hair_pipeline.errors import PipelineError, ReleaseRefused
 from hair_pipeline.orchestration.launch import Outcome, launch
 from hair_pipeline.orchestration.partitions import SHARDS, named_shards
 from hair_pipeline.orchestration.rounds import Round, split
@@ -196,10 +196,16 @@ def test_force_runs_a_selection_that_is_up_to_date(instance):
     assert World.ran == ["encoder"]
 
 
-def test_a_refusal_of_the_release_gate_is_not_a_fault():
-    outcome = Outcome(failures={"exported_weights": "the verdict is reject"})
-    assert outcome.faults == {}
-    assert outcome.refusals == {"exported_weights": "the verdict is reject"}
+@pytest.mark.parametrize(
+    ("error", "is_fault"),
+    [(ReleaseRefused("the verdict is reject"), False), (PipelineError("verdict.json is not JSON"), True)],
+)
+def test_only_the_no_of_the_release_gate_is_no_fault(instance, error, is_fault):
+    World.report_fails = error
+    outcome = run(instance)
+    assert outcome.failures == {"report": error.message}
+    assert (outcome.faults if is_fault else outcome.refusals) == outcome.failures
+    assert not (outcome.refusals if is_fault else outcome.faults)
 
 
 def test_runs_take_unbroken_ranges_of_bounded_length():

@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from PIL import Image, ImageCms
 from safetensors.torch import load_file
 
-from hair_pipeline.errors import PipelineError
+from hair_pipeline.errors import PipelineError, ReleaseRefused
 from hair_pipeline.evaluation.ab_test import run_ab_test
 from hair_pipeline.evaluation.contenders import ModelContender, resolve
 from hair_pipeline.evaluation.report import evaluate
@@ -82,12 +82,12 @@ def test_export_refuses_without_an_approving_verdict_on_this_model(world: World)
     ):
         spoilt = metrics | {"metrics": metrics["metrics"] | {name: metrics["metrics"][name] | change}}
         (report.folder / "metrics.json").write_text(json.dumps(spoilt))
-        with pytest.raises(PipelineError, match=why):
+        with pytest.raises(ReleaseRefused, match=why):
             export_weights(world.settings, world.profile)
     (report.folder / "metrics.json").write_text(json.dumps(metrics))
     for verdict in ("reject", "inconclusive"):
         judge(world, verdict)
-        with pytest.raises(PipelineError, match=verdict):
+        with pytest.raises(ReleaseRefused, match=verdict):
             export_weights(world.settings, world.profile)
     judge(world, "approve")
     pointer = world.settings.reports / "ab" / "current.json"
@@ -95,8 +95,13 @@ def test_export_refuses_without_an_approving_verdict_on_this_model(world: World)
     path = world.settings.reports / "ab" / content["folder"] / "verdict.json"
     verdict_file = json.loads(path.read_text())
     path.write_text(json.dumps(verdict_file | {"new": {"label": "x", "version": "somethingelse"}}))
-    with pytest.raises(PipelineError, match="judged version somethingelse"):
+    with pytest.raises(PipelineError, match="judged version somethingelse") as told:
         export_weights(world.settings, world.profile)
+    assert not isinstance(told.value, ReleaseRefused)
+    path.write_text("{")
+    with pytest.raises(PipelineError, match="not JSON") as told:
+        export_weights(world.settings, world.profile)
+    assert not isinstance(told.value, ReleaseRefused)
     assert not (world.settings.checkpoints / "unet_hair_inpainting.safetensors").exists()
     path.write_text(json.dumps(verdict_file))
 
@@ -245,14 +250,14 @@ def test_candidate_waits_for_a_person_then_goes_into_production(exported: World)
     registry = Registry(settings.registry_path)
     assert registry.production() is None
     registry.sign_off(waiting.version, "Kim", "reject", "halo at the ears")
-    with pytest.raises(PipelineError, match="rejected by Kim"):
+    with pytest.raises(ReleaseRefused, match="rejected by Kim"):
         record_candidate(settings, profile)
     registry.sign_off(waiting.version, "Kim", "approve")
     assert record_candidate(settings, profile).state == "promoted"
     assert registry.production() == waiting.version
     assert record_candidate(settings, profile).state == "promoted"
     judge(exported, "reject")  # the verdict is read again, whatever was recorded
-    with pytest.raises(PipelineError, match="reject"):
+    with pytest.raises(ReleaseRefused, match="reject"):
         record_candidate(settings, profile)
     judge(exported, "approve")
 
