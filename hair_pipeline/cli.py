@@ -69,13 +69,17 @@ def demo() -> None:
     Renders the inputs once (data/sample), starts from the small networks of data/sample_models, and materialises every
     asset through Dagster, each step in its own process. Afterwards `uv run dagster dev` shows all of it. A second call
     only does again what changed.
+
+    A training root (HAIR_PIPELINE_TRAINING_ROOT) that holds what was made of other inputs is left alone.
     """
+    from hair_pipeline.inputs.origin import refuse_sample_in_place_of_others
     from hair_pipeline.sample.write import write_sample
 
     os.environ["HAIR_PIPELINE_PROFILE"] = "sample"
     for variable in ("K_HAIRSTYLE_ROOT", "TRAINING_FACE_ROOT", "CUSTOMERS_ROOT"):
         os.environ.pop(f"HAIR_PIPELINE_{variable}", None)
     settings = load_settings()
+    refuse_sample_in_place_of_others(settings)
     console.print("[bold]1. Sample inputs[/bold] (rendered people; no photographs)")
     write_sample(SAMPLE_ROOT)
     console.print(f"   {SAMPLE_ROOT}\n[bold]2. Lineage[/bold]")
@@ -106,7 +110,10 @@ def run(
 
     With --shards or --failed it is a backfill of the processed assets: nothing that has no shards is run.
     """
+    from hair_pipeline.inputs.origin import refuse_sample_in_place_of_others
+
     settings = load_settings()
+    refuse_sample_in_place_of_others(settings)
     outcome = _run_lineage(
         settings, launched_by="hair-pipeline run", selection=select, shards=shards, only_failed=failed, force=force
     )

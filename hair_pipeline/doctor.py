@@ -50,6 +50,7 @@ def examine(settings: Settings) -> list[Finding]:
         *_versions(),
         *_gpu(profile),
         *_inputs(settings),
+        *_origin(settings),
         _writable(settings.training_root),
         *_weights(settings, profile),
     ]
@@ -111,6 +112,15 @@ def _inputs(settings: Settings) -> Iterator[Finding]:
         )
     elif not customers.is_dir():
         yield Finding("error", f"no such folder: {customers}", "set or unset HAIR_PIPELINE_CUSTOMERS_ROOT")
+
+
+def _origin(settings: Settings) -> Iterator[Finding]:
+    from hair_pipeline.inputs.origin import refuse_sample_in_place_of_others
+
+    try:
+        refuse_sample_in_place_of_others(settings)
+    except PipelineError as error:
+        yield Finding("error", f"{error.file}: {error.what}", error.remedy)
 
 
 def _writable(root: Path) -> Finding:

@@ -56,6 +56,20 @@ def test_the_catalog_shows_what_became_of_the_files_and_its_checks_pass(inputs):
     assert len(checks) == len(CHECKS)
 
 
+def test_a_catalog_of_other_inputs_is_not_replaced_by_the_sample_s(inputs, monkeypatch):
+    materialise()
+    before = inputs.settings().catalog_path.read_bytes()
+    for name in ("K_HAIRSTYLE_ROOT", "TRAINING_FACE_ROOT"):
+        monkeypatch.delenv(f"HAIR_PIPELINE_{name}")
+    with dg.DagsterInstance.ephemeral() as instance:
+        done = dg.materialize(
+            [catalog], resources={"pipeline": PipelineResource()}, instance=instance, raise_on_error=False
+        )
+    (failure,) = done.get_step_failure_events()
+    assert "made of" in failure.step_failure_data.user_failure_data.description
+    assert inputs.settings().catalog_path.read_bytes() == before
+
+
 def test_a_picture_on_both_sides_is_named(inputs):
     first, second = (next(inputs.k_hairstyle.rglob(f"{source}-001.jpg")) for source in inputs.sources[:2])
     for source in inputs.sources[2:]:

@@ -50,18 +50,21 @@ def training_face_outputs(pipeline: PipelineResource) -> dg.DataVersion:
     deps=[k_hairstyle_images, training_face_outputs],
     description="One Parquet row per image and per rejected file: paths, person, attributes, mask origin, identity "
     "reliability, shard, split, and the reason for what is left out. Registers the shards.",
-    code_version="2",
+    code_version="3",
     kinds={"parquet", "pandas"},
     **CPU,
 )
 def catalog(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
     from hair_pipeline.inputs.catalog import build_catalog
     from hair_pipeline.inputs.folder_state import inputs_state
+    from hair_pipeline.inputs.origin import record_origin, refuse_sample_in_place_of_others
     from hair_pipeline.inputs.shard_versions import shard_versions
 
     with explained():
+        refuse_sample_in_place_of_others(pipeline.settings)
         state = inputs_state(pipeline.settings)  # before anything is read: what comes later is another state
         result = build_catalog(pipeline.settings, pipeline.profile)
+        record_origin(pipeline.settings)
         shards = shard_versions(pipeline.settings.catalog_path)
     summary = result.summary
     new = register_shards(context.instance, list(shards))
