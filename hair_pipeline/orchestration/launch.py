@@ -61,6 +61,7 @@ class Outcome:
     unsound: set[dg.AssetKey] = field(default_factory=set)
     tried: set[Piece] = field(default_factory=set)
     made: set[Piece] = field(default_factory=set)
+    if_nothing: str = "Everything was up to date; nothing was done again."
 
     @property
     def broken(self) -> set[Piece]:
@@ -107,23 +108,30 @@ def launch(
 
     Raises:
         KeyboardInterrupt: the process was interrupted; the running steps have been ended.
-        PipelineError: a selection that names nothing, a shard that is not registered, or no shard at all is.
+        PipelineError: a selection that names nothing, or shards of assets that have none; a shard that is not
+            registered, or no shard at all is.
     """
     repository = ReconstructableRepository.for_module(module, "defs")
     graph = repository.get_definition().asset_graph
     selected = None if selection is None else _resolve(selection, graph)
     lineage = Lineage(instance, graph, selected, shards)
+    if shards is not None or only_failed:
+        _refuse_without_sharded_assets(lineage)
     _refuse_unknown_shards(lineage)
     _refuse_without_shards(lineage, only_failed=only_failed)
     if selection is None and shards is None and lineage.out_of_date():
         _expect_torch()
+    outcome = Outcome()
     if only_failed:
         lineage = Lineage(instance, graph, selected, lineage.failed_shards())
         force = True
+        outcome.if_nothing = "No shard's last run failed; nothing was done."
     execute = partial(_execute, lineage, repository, launched_by, on_step)
-    outcome = Outcome()
     if lineage.only_shards is None:
         execute(Round(tuple(lineage.sources)), outcome)
+        if not lineage.materialisable:
+            seen = ", ".join(key.to_user_string() for key in lineage.sources)
+            outcome.if_nothing = f"Looked at {seen}; nothing that is made here was selected."
     while True:
         stale = lineage.out_of_date()
         if force:
@@ -185,10 +193,18 @@ def _refuse_unsound(lineage: Lineage, wanted: Collection[dg.AssetKey], outcome: 
 def _with_forced(lineage: Lineage, stale: Mapping[dg.AssetKey, Stale]) -> dict[dg.AssetKey, Stale]:
     added = {
         key: Stale(False, lineage.shards if lineage.graph.get(key).is_partitioned else ())
-        for key in lineage.order
-        if lineage.graph.get(key).is_materializable
+        for key in lineage.materialisable
     }
     return {**stale, **added}
+
+
+def _refuse_without_sharded_assets(lineage: Lineage) -> None:
+    if not any(lineage.graph.get(key).is_partitioned for key in lineage.materialisable):
+        selected = ", ".join(sorted(key.to_user_string() for key in lineage.selected))
+        raise PipelineError(
+            f"shards are asked for, and nothing that is selected has any: {selected}",
+            remedy="leave --shards and --failed out, or select assets of group:processed",
+        )
 
 
 def _refuse_unknown_shards(lineage: Lineage) -> None:
@@ -204,8 +220,8 @@ def _refuse_without_shards(lineage: Lineage, *, only_failed: bool) -> None:
     registers = CATALOG in lineage.order and not only_failed
     if lineage.registered or registers:
         return
-    nodes = {key.to_user_string(): lineage.graph.get(key) for key in lineage.order}
-    waiting = [name for name, node in nodes.items() if node.is_partitioned and node.is_materializable]
+    nodes = {key.to_user_string(): lineage.graph.get(key) for key in lineage.materialisable}
+    waiting = [name for name, node in nodes.items() if node.is_partitioned]
     if waiting:
         raise PipelineError(
             f"no shards yet, so nothing to make of {', '.join(waiting)}",

@@ -80,7 +80,7 @@ def summary_lines(settings: Settings, outcome: Outcome) -> Iterator[str]:
     """The closing words of `demo` and `run`: what was done, where the report is, what comes next."""
     yield ""
     if not outcome.materialised and not outcome.failures:
-        yield "Everything was up to date; nothing was done again."
+        yield outcome.if_nothing
     for warning in outcome.warnings:
         yield f"check: {warning}"
     for name, why in outcome.faults.items():

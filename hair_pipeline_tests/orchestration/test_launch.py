@@ -119,6 +119,30 @@ def test_shards_are_named_by_lists_and_ranges_and_unknown_ones_refused(instance)
 
 
 @pytest.mark.parametrize(
+    ("text", "said"), [("s3...s0", "ends before it begins.*\n.*s0...s3"), ("", "names no"), (" , ", "no shard")]
+)
+def test_shards_that_name_nothing_are_refused(instance, text, said):
+    instance.add_dynamic_partitions(SHARDS.name, ["s0", "s1", "s2", "s3"])
+    with pytest.raises(PipelineError, match=said):
+        named_shards(instance, text)
+
+
+@pytest.mark.parametrize("options", [{"shards": ["s0"]}, {"only_failed": True}])
+def test_shards_of_assets_without_shards_are_refused(instance, options):
+    instance.add_dynamic_partitions(SHARDS.name, ["s0"])
+    with pytest.raises(PipelineError, match=r"nothing that is selected has any: encoder, stage\n"):
+        run(instance, selection="key:stage or key:encoder", **options)
+
+
+def test_what_was_done_is_said_where_nothing_was_made(instance):
+    outcome = run(instance, selection="source")
+    assert outcome.if_nothing == "Looked at source; nothing that is made here was selected."
+    run(instance)
+    assert "up to date" in run(instance).if_nothing
+    assert "No shard's last run failed" in run(instance, only_failed=True).if_nothing
+
+
+@pytest.mark.parametrize(
     ("selection", "why"),
     [("group:nope", "selects nothing"), ("patchs", "does not exist"), ("key:patches and (", "not valid"), ("", "not")],
 )
