@@ -321,7 +321,7 @@ def try_on(
     ] = "production",
     training_face: Annotated[
         Path | None,
-        typer.Option(help="Folder of training_face outputs <stem>/face_01/; beside the photos if left out."),
+        typer.Option(help="Folder of training_face outputs `<stem>/face_01/`; beside the photos if left out."),
     ] = None,
     hair_mask: Annotated[Path | None, typer.Option(help="The photo's hair mask (white = hair), a PNG.")] = None,
     style_mask: Annotated[Path | None, typer.Option(help="The style photo's hair mask (white = hair), a PNG.")] = None,
