@@ -181,7 +181,7 @@ def _weights(settings: Settings, profile: Profile) -> Iterator[Finding]:
 
 
 def _base(settings: Settings, profile: Profile) -> Finding:
-    from hair_pipeline.models.base import base_reference
+    from hair_pipeline.models.weights import base_reference
 
     try:
         reference = base_reference(settings, profile)

@@ -17,9 +17,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.models.weights import STAND_IN_BASE, find_weight
-from hair_pipeline.profile import Profile
-from hair_pipeline.settings import Settings
+from hair_pipeline.models.weights import base_source
 
 log = logging.getLogger(__name__)
 
@@ -45,20 +43,6 @@ class Base:
     null_tokens: Tensor
 
 
-def base_reference(settings: Settings, profile: Profile) -> str | Path:
-    """The base a profile asks for: its folder, or its hub id where no folder has it.
-
-    `stand_in` is the one in data/sample_models; others may lie in the models folder, see `load_base`.
-
-    Raises:
-        PipelineError: it is not there, and it cannot be a hub id.
-    """
-    if profile.models.base == "stand_in":
-        return find_weight(STAND_IN_BASE, settings)
-    source, local = base_source(profile.models.base, settings.models_dir)
-    return Path(source) if local else source
-
-
 def load_base(reference: str | Path, models_dir: Path | None = None) -> Base:
     """Load a base of the Stable Diffusion family, UNets of 4 inputs widened to 9.
 
@@ -80,27 +64,6 @@ def load_base(reference: str | Path, models_dir: Path | None = None) -> Base:
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise _cannot_be_loaded(source, error) from error
     return Base(vae.eval(), widen(unet, vae.config.latent_channels), scheduler, null_tokens)
-
-
-def base_source(reference: str, models_dir: Path | None) -> tuple[str, bool]:
-    """Where a base is: (its folder, True) if `reference` or a folder in `models_dir` has it, else (hub id, False).
-
-    Raises:
-        PipelineError: there is no such folder, and it cannot be a hub id.
-    """
-    candidates = [Path(reference)]
-    if models_dir is not None:
-        candidates += [models_dir / reference, models_dir / Path(reference).name]
-    for folder in candidates:
-        if (folder / "unet").is_dir():
-            return str(folder), True
-    if Path(reference).is_absolute() or reference.count("/") != 1:
-        raise PipelineError(
-            "no such base model (a folder with vae/, unet/ and scheduler/)",
-            file=reference,
-            remedy="correct models.base in the profile, or restore data/sample_models",
-        )
-    return reference, False
 
 
 def hub_commit(hub_id: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 
 _WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".pth")
@@ -54,6 +55,41 @@ def find_weight(name: str, settings: Settings) -> Path:
         remedy=f"get them from {SOURCES.get(name, 'their publisher')} and put them there, "
         "or set HAIR_PIPELINE_MODELS_DIR to the folder that has them",
     )
+
+
+def base_reference(settings: Settings, profile: Profile) -> str | Path:
+    """The base a profile asks for: its folder, or its hub id where no folder has it.
+
+    `stand_in` is the one in data/sample_models; others may lie in the models folder, see `base_source`.
+
+    Raises:
+        PipelineError: it is not there, and it cannot be a hub id.
+    """
+    if profile.models.base == "stand_in":
+        return find_weight(STAND_IN_BASE, settings)
+    source, local = base_source(profile.models.base, settings.models_dir)
+    return Path(source) if local else source
+
+
+def base_source(reference: str, models_dir: Path | None) -> tuple[str, bool]:
+    """Where a base is: (its folder, True) if `reference` or a folder in `models_dir` has it, else (hub id, False).
+
+    Raises:
+        PipelineError: there is no such folder, and it cannot be a hub id.
+    """
+    candidates = [Path(reference)]
+    if models_dir is not None:
+        candidates += [models_dir / reference, models_dir / Path(reference).name]
+    for folder in candidates:
+        if (folder / "unet").is_dir():
+            return str(folder), True
+    if Path(reference).is_absolute() or reference.count("/") != 1:
+        raise PipelineError(
+            "no such base model (a folder with vae/, unet/ and scheduler/)",
+            file=reference,
+            remedy="correct models.base in the profile, or restore data/sample_models",
+        )
+    return reference, False
 
 
 def damage(path: Path) -> str:

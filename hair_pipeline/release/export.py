@@ -32,9 +32,10 @@ from hair_pipeline.evaluation.contenders import VERSION_DIGITS
 from hair_pipeline.evaluation.picture_settings import PictureSettings, require_judged
 from hair_pipeline.evaluation.styles import ENCODER_FILE, export_styles
 from hair_pipeline.evaluation.verdicts import VerdictRecord, require_approval, require_evaluation
-from hair_pipeline.models.base import base_reference, load_base
+from hair_pipeline.models.base import load_base
 from hair_pipeline.models.patch_encoder import PatchEncoder
 from hair_pipeline.models.pipeline import HairInpaintPipeline
+from hair_pipeline.models.weights import base_reference
 from hair_pipeline.profile import Profile
 from hair_pipeline.release.model_card import model_card
 from hair_pipeline.release.registry import CARD_FILE, EXPORTED, Registry

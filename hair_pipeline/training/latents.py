@@ -38,8 +38,9 @@ from hair_pipeline.files import (
 )
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.samples import Sample, load_sample
-from hair_pipeline.models.base import base_reference, decode, encode, load_base, refuse_uneven_sides
+from hair_pipeline.models.base import decode, encode, load_base, refuse_uneven_sides
 from hair_pipeline.models.masks import resize_mask
+from hair_pipeline.models.weights import base_reference
 from hair_pipeline.processing.bald import make_bald, repaint_mask, vary_mask
 from hair_pipeline.processing.report import ShardReport, reusable, save
 from hair_pipeline.profile import Profile

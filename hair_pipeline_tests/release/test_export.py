@@ -19,11 +19,12 @@ from hair_pipeline.evaluation.contenders import ModelContender, resolve
 from hair_pipeline.evaluation.report import evaluate
 from hair_pipeline.files import encode_image, hash_file, read_image, write_bytes
 from hair_pipeline.inputs.head_crop import head_crop
-from hair_pipeline.models.base import base_reference, load_base
+from hair_pipeline.models.base import load_base
 from hair_pipeline.models.inpainter import HairInpainter, predict
 from hair_pipeline.models.patch_encoder import PatchEncoder
 from hair_pipeline.models.pipeline import HairInpaintPipeline
 from hair_pipeline.models.style_projection import StyleProjection
+from hair_pipeline.models.weights import base_reference
 from hair_pipeline.processing.bald import make_bald
 from hair_pipeline.processing.fringe import with_forehead
 from hair_pipeline.release import export

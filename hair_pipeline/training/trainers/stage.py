@@ -14,11 +14,12 @@ import torch
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.models import adapters
-from hair_pipeline.models.base import Base, base_reference, load_base, refuse_uneven_sides
+from hair_pipeline.models.base import Base, load_base, refuse_uneven_sides
 from hair_pipeline.models.inpainter import HairInpainter
 from hair_pipeline.models.perceptual import load_perceptual
 from hair_pipeline.models.recogniser import load_recogniser, recogniser_path
 from hair_pipeline.models.style_classifier import StyleClassifier
+from hair_pipeline.models.weights import base_reference
 from hair_pipeline.profile import Profile, StageConfig
 from hair_pipeline.training.context import Context, Finished, seed_everything
 from hair_pipeline.training.data import (
