@@ -14,11 +14,13 @@ from hair_pipeline.orchestration.staleness import ShardVersions
 
 IMAGE_ASSETS = ("identity_embeddings", "bald_images", "hair_only_images", "hair_patches")
 """Made from photos, a shard at a time."""
+OUTSIDE = ("inpainting_base", "face_recogniser", "perceptual_trunk")
+"""Weights from outside."""
 
 inputs_job = dg.define_asset_job(
     "observe_inputs_and_catalog",
-    selection=dg.AssetSelection.assets("k_hairstyle_images", "training_face_outputs", "catalog"),
-    description="Look at the inputs and rebuild the catalog; registers new shards.",
+    selection=dg.AssetSelection.assets(*OUTSIDE, "k_hairstyle_images", "training_face_outputs", "catalog"),
+    description="Look at the inputs and at weights from outside, and rebuild the catalog; registers new shards.",
 )
 processed_job = dg.define_asset_job(
     "process_shards",

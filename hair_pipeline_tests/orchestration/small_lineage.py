@@ -19,6 +19,7 @@ class World:
     """What the assets see and what they did; reset by each test."""
 
     source_version = "1"
+    weights_version = "1"
     shards: tuple[str, ...] = ("s0", "s1")
     rows: dict = {}
     """Shard -> another version of its rows than the first."""
@@ -32,7 +33,7 @@ class World:
     @classmethod
     def reset(cls) -> None:
         cls.source_version, cls.shards, cls.failing, cls.catalog_is_bad = "1", ("s0", "s1"), frozenset(), False
-        cls.report_fails = None
+        cls.report_fails, cls.weights_version = None, "1"
         cls.rows, cls.broken_shards, cls.check_breaks = {}, frozenset(), False
         cls.ran.clear()
 
@@ -42,6 +43,11 @@ def source():
     if "source" in World.failing:
         raise dg.Failure("as told", allow_retries=False)
     return dg.DataVersion(World.source_version)
+
+
+@dg.observable_source_asset
+def weights():
+    return dg.DataVersion(World.weights_version)
 
 
 @dg.asset(deps=[source], code_version="1")
@@ -104,12 +110,13 @@ def sound():
 defs = dg.Definitions(
     assets=[
         source,
+        weights,
         catalog,
         dg.AssetSpec("catalog_shards", deps=[catalog], partitions_def=SHARDS),
         sharded("patches", ["catalog_shards"]),
-        sharded("parts", ["patches"]),
+        sharded("parts", ["patches", "weights"]),
         whole("base", ["catalog"]),
-        whole("encoder", ["patches"]),
+        whole("encoder", ["patches", "weights"]),
         sharded("vectors", ["patches", "encoder", "base"]),
         whole("stage", ["vectors"]),
         report,

@@ -56,6 +56,26 @@ def test_the_base_group_comes_from_outside(profile):
     )
 
 
+def test_weights_from_outside_are_observed_daily_and_what_reads_them_depends_on_them():
+    definitions = build_defs()
+    graph = definitions.resolve_asset_graph()
+    base = {dg.AssetKey(name) for name in GROUPS["base"]}
+    assert all(graph.get(key).is_observable for key in base)
+    job = definitions.resolve_job_def("observe_inputs_and_catalog")
+    assert base <= set(job.asset_layer.executable_asset_keys)
+    reads = {child.to_user_string() for child in graph.get(dg.AssetKey("inpainting_base")).child_keys}
+    assert reads == {"latents", "style_classifier", "stage1_checkpoint", "stage2_checkpoint"}
+
+
+def test_observing_weights_imports_no_torch():
+    script = (
+        "import sys, hair_pipeline.models.outside;"
+        "print(sorted({'torch', 'diffusers', 'onnxruntime'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_every_step_carries_its_accelerator_mark_and_pool():
     repository = build_defs().get_repository_def()
     for assets in repository.assets_defs_by_key.values():

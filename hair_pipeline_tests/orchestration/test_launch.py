@@ -86,6 +86,14 @@ def test_a_hundred_and_one_shards_are_not_too_many_to_notice_a_change(instance):
     assert not run(instance).materialised
 
 
+def test_other_weights_under_the_same_name_make_anew_what_reads_them(instance):
+    run(instance)
+    World.weights_version = "2"
+    run(instance)
+    assert World.ran == ["encoder", ("parts", "s0", "s1")]
+    assert not run(instance).materialised
+
+
 def test_only_failed_shards_are_done_again_and_their_siblings_count(instance):
     World.shards, World.broken_shards = ("s0", "s1", "s2"), frozenset({"s1"})
     outcome = run(instance, selection="key:catalog or key:patches")
@@ -136,7 +144,7 @@ def test_shards_of_assets_without_shards_are_refused(instance, options):
 
 def test_what_was_done_is_said_where_nothing_was_made(instance):
     outcome = run(instance, selection="source")
-    assert outcome.if_nothing == "Looked at source; nothing that is made here was selected."
+    assert outcome.if_nothing == "Looked at source, weights; nothing that is made here was selected."
     run(instance)
     assert "up to date" in run(instance).if_nothing
     assert "No shard's last run failed" in run(instance, only_failed=True).if_nothing
