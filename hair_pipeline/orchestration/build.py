@@ -14,6 +14,7 @@ from hair_pipeline.orchestration.alerts import run_failed
 from hair_pipeline.orchestration.assets.inputs import (
     catalog,
     catalog_shards,
+    customer_photos,
     k_hairstyle_images,
     training_face_outputs,
 )
@@ -36,7 +37,7 @@ from hair_pipeline.orchestration.schedules import build_schedules
 from hair_pipeline.orchestration.sensors import build_sensors
 from hair_pipeline.settings import Settings, load_settings
 
-INPUTS = [k_hairstyle_images, training_face_outputs]
+INPUTS = [k_hairstyle_images, training_face_outputs, customer_photos]
 ASSETS = [
     catalog,
     catalog_shards,

@@ -19,7 +19,9 @@ OUTSIDE = ("inpainting_base", "face_recogniser", "perceptual_trunk")
 
 inputs_job = dg.define_asset_job(
     "observe_inputs_and_catalog",
-    selection=dg.AssetSelection.assets(*OUTSIDE, "k_hairstyle_images", "training_face_outputs", "catalog"),
+    selection=dg.AssetSelection.assets(
+        *OUTSIDE, "k_hairstyle_images", "training_face_outputs", "customer_photos", "catalog"
+    ),
     description="Look at the inputs and at weights from outside, and rebuild the catalog; registers new shards.",
 )
 processed_job = dg.define_asset_job(

@@ -36,7 +36,10 @@ Decision = Literal["approve", "reject"]
 Names = list[str]
 AS_READ = "as read"
 DEPLOYMENT_EVENTS = ("promoted", "rolled_back", "deploy_failed", "deployed")
-COMPARE_AGAIN = "materialise ab_verdict, exported_weights and production_registry for it"
+COMPARE_AGAIN = (
+    "while it is the current Stage 2 model, compare it with what is in production: "
+    'hair-pipeline run --select "key:ab_verdict+" --force'
+)
 REJECTED = "train another model; or, if they change their mind, they sign off again with approve"
 """What to do about a version that a person rejected."""
 

@@ -3,8 +3,14 @@
 import cv2
 import dagster as dg
 import pytest
+from dagster._core.definitions.observe import observe
 
-from hair_pipeline.orchestration.assets.inputs import catalog, k_hairstyle_images, training_face_outputs
+from hair_pipeline.orchestration.assets.inputs import (
+    catalog,
+    customer_photos,
+    k_hairstyle_images,
+    training_face_outputs,
+)
 from hair_pipeline.orchestration.checks import (
     identities_are_reliable,
     masks_agree,
@@ -68,6 +74,25 @@ def test_a_catalog_of_other_inputs_is_not_replaced_by_the_sample_s(inputs, monke
     (failure,) = done.get_step_failure_events()
     assert "made of" in failure.step_failure_data.user_failure_data.description
     assert inputs.settings().catalog_path.read_bytes() == before
+
+
+def customers_version() -> str:
+    with dg.DagsterInstance.ephemeral() as instance:
+        done = observe([customer_photos], resources={"pipeline": PipelineResource()}, instance=instance)
+    (event,) = done.get_asset_observation_events()
+    return event.asset_observation_data.asset_observation.tags["dagster/data_version"]
+
+
+def test_customer_photos_have_another_version_when_one_has_come(inputs, monkeypatch):
+    assert customers_version() == "none"
+    monkeypatch.setenv("HAIR_PIPELINE_CUSTOMERS_ROOT", str(inputs.root / "people"))
+    assert customers_version() == "none"
+    (inputs.root / "people").mkdir()
+    (inputs.root / "people" / "a.jpg").write_bytes(b"1")
+    before = customers_version()
+    assert before == customers_version() != "none"
+    (inputs.root / "people" / "b.jpg").write_bytes(b"2")
+    assert customers_version() != before
 
 
 def test_a_picture_on_both_sides_is_named(inputs):

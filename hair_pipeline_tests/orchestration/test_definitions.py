@@ -11,7 +11,7 @@ from hair_pipeline.orchestration.compute_tags import CPU, GPU
 from hair_pipeline.settings import Settings
 
 GROUPS = {
-    "inputs": {"k_hairstyle_images", "training_face_outputs", "catalog", "catalog_shards"},
+    "inputs": {"k_hairstyle_images", "training_face_outputs", "customer_photos", "catalog", "catalog_shards"},
     "processed": {
         "identity_embeddings",
         "bald_images",
@@ -56,15 +56,18 @@ def test_the_base_group_comes_from_outside(profile):
     )
 
 
-def test_weights_from_outside_are_observed_daily_and_what_reads_them_depends_on_them():
+def test_what_comes_from_outside_is_observed_daily_and_what_reads_it_depends_on_it():
     definitions = build_defs()
     graph = definitions.resolve_asset_graph()
-    base = {dg.AssetKey(name) for name in GROUPS["base"]}
-    assert all(graph.get(key).is_observable for key in base)
+    outside = {dg.AssetKey(name) for name in GROUPS["base"] | {"customer_photos"}}
+    assert all(graph.get(key).is_observable for key in outside)
     job = definitions.resolve_job_def("observe_inputs_and_catalog")
-    assert base <= set(job.asset_layer.executable_asset_keys)
-    reads = {child.to_user_string() for child in graph.get(dg.AssetKey("inpainting_base")).child_keys}
-    assert reads == {"latents", "style_classifier", "stage1_checkpoint", "stage2_checkpoint"}
+    assert outside <= set(job.asset_layer.executable_asset_keys)
+    for name, readers in {
+        "inpainting_base": {"latents", "style_classifier", "stage1_checkpoint", "stage2_checkpoint"},
+        "customer_photos": {"ab_verdict"},
+    }.items():
+        assert {child.to_user_string() for child in graph.get(dg.AssetKey(name)).child_keys} == readers
 
 
 def test_observing_weights_imports_no_torch():

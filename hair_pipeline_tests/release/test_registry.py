@@ -153,7 +153,7 @@ def test_an_approval_counts_against_the_version_in_production_alone(tmp_path: Pa
         registry.promote("x")
     with pytest.raises(PipelineError, match=f"it was compared with .*{said}") as refused:
         registry.promote("a")
-    assert "ab_verdict" in refused.value.remedy
+    assert 'hair-pipeline run --select "key:ab_verdict+" --force' in refused.value.remedy
     registry.register("a", registry.folder("a"), registry.show("a")["files"], approval("a") | {"against_version": "x"})
     registry.promote("a")
 

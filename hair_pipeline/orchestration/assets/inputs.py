@@ -1,4 +1,4 @@
-"""Group `inputs`: the two read-only inputs and the catalog that says what became of every file.
+"""Group `inputs`: the read-only inputs and the catalog that says what became of every file.
 
 Heavy modules are imported inside the functions, here and in the other groups: loading definitions stays fast.
 """
@@ -43,6 +43,23 @@ def training_face_outputs(pipeline: PipelineResource) -> dg.DataVersion:
         settings = pipeline.settings
         remembered = settings.processed / "catalog_cache" / "training_face_fingerprint.parquet"
         return dg.DataVersion(fingerprint_folder(settings.training_face_root, remembered))
+
+
+@dg.observable_source_asset(
+    group_name=GROUP,
+    description="Customer photos for the A/B test (read-only; private). Its data version is a content fingerprint.",
+    tags={"dagster/kind/folder": ""},
+    op_tags=dict(CPU["op_tags"]),
+)
+def customer_photos(pipeline: PipelineResource) -> dg.DataVersion:
+    from hair_pipeline.inputs.fingerprint import fingerprint_folder
+
+    with explained():
+        settings = pipeline.settings
+        if settings.customers is None or not settings.customers.is_dir():  # the A/B test itself says if that is wrong
+            return dg.DataVersion("none")
+        remembered = settings.processed / "catalog_cache" / "customers_fingerprint.parquet"
+        return dg.DataVersion(fingerprint_folder(settings.customers, remembered))
 
 
 @dg.asset(
