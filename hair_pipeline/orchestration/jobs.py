@@ -17,6 +17,11 @@ IMAGE_ASSETS = ("identity_embeddings", "bald_images", "hair_only_images", "hair_
 OUTSIDE = ("inpainting_base", "face_recogniser", "perceptual_trunk")
 """Weights from outside."""
 
+TRAINED = ("patch_encoder", "style_classifier", "style_vectors", "latents", "stage1_checkpoint", "stage2_checkpoint")
+"""Made by a training, in order."""
+TRAINING_WAITS_FOR = ("catalog", *IMAGE_ASSETS, *TRAINED)
+"""No training begins while one of these is being made: it would read what is half done."""
+
 inputs_job = dg.define_asset_job(
     "observe_inputs_and_catalog",
     selection=dg.AssetSelection.assets(
@@ -36,9 +41,7 @@ latents_job = dg.define_asset_job(
 )
 training_job = dg.define_asset_job(
     "retrain",
-    selection=dg.AssetSelection.assets(
-        "patch_encoder", "style_classifier", "style_vectors", "latents", "stage1_checkpoint", "stage2_checkpoint"
-    ),
+    selection=dg.AssetSelection.assets(*TRAINED),
     description="Train everything again on all shards, in order. What is finished and unchanged is not done again.",
 )
 evaluation_job = dg.define_asset_job(

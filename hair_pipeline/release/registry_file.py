@@ -128,6 +128,11 @@ class Registry:
             found.append("nobody has signed it off" + (" since its last A/B test" if record["sign_offs"] else ""))
         return found
 
+    def promotable(self) -> dict[str, bool]:
+        """Version that nothing but a person keeps from production, oldest first -> whether its sign-off is missing."""
+        waiting = {v: self.obstacles(v) for v, r in self.list().items() if r["status"] in ("candidate", "approved")}
+        return {v: bool(found) for v, found in waiting.items() if all("signed it off" in each for each in found)}
+
     def promoted_since_sign_off(self, version: str) -> bool:
         """Whether the last sign-off has been used: the version was rolled back since, or deploying it failed.
 

@@ -447,3 +447,13 @@ def test_the_weekly_training_takes_all_shards_and_never_doubles(daemon):
     assert (request.tags[START], request.tags[END]) == ("s0", "s1")
     daemon._start("retrain", request)
     assert "is making" in daemon.tick_weekly().skip_message
+
+
+@pytest.mark.parametrize("job", ["process_shards", "encode_shards"])
+def test_the_weekly_training_waits_while_shards_are_processed(daemon, job):
+    daemon.catalog({"a": "s0", "b": "s1"})
+    daemon.process("s0", "s1")
+    run = daemon._start(job, dg.RunRequest())
+    assert "is making" in daemon.tick_weekly().skip_message
+    daemon.end(run)
+    assert daemon.tick_weekly().run_requests
