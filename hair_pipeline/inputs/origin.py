@@ -41,11 +41,11 @@ def refuse_sample_in_place_of_others(settings: Settings) -> None:
         if _is_sample(root) and not made_of["sample"]:
             variable = PREFIX + name.upper()
             raise PipelineError(
-                f"{variable} is the embedded sample's folder ({root}), which it is where it is not set; this training "
-                f"root holds what was made of {made_of['path']}",
+                f"the inputs would be the embedded sample ({root}), and this training root holds what was made of "
+                f"{made_of['path']}",
                 file=settings.training_root,
-                remedy=f"set {variable} to the inputs; for the sample, set HAIR_PIPELINE_TRAINING_ROOT to another "
-                f"folder, or delete {path} if the sample may take their place",
+                remedy=f"for your own inputs set {variable} and use `hair-pipeline run`; for the sample set "
+                f"HAIR_PIPELINE_TRAINING_ROOT to another folder, or delete {path} if it may take their place here",
             )
 
 

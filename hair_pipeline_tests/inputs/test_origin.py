@@ -21,9 +21,11 @@ def test_the_sample_is_refused_where_a_catalog_of_other_inputs_stands(tmp_path: 
     record_origin(sample)
     refuse_sample_in_place_of_others(sample)
     record_origin(sample.model_copy(update=REAL))
-    with pytest.raises(PipelineError, match=r"(?s)K_HAIRSTYLE_ROOT.*data/sample/k_hairstyle.*made of /data/k\b.*set "):
+    with pytest.raises(
+        PipelineError, match=r"(?s)data/sample/k_hairstyle.*made of /data/k\b.*set HAIR_PIPELINE_K_HAIRSTYLE_ROOT"
+    ):
         refuse_sample_in_place_of_others(sample)
-    with pytest.raises(PipelineError, match=r"TRAINING_FACE_ROOT.*made of /data/faces"):
+    with pytest.raises(PipelineError, match=r"(?s)made of /data/faces.*TRAINING_FACE_ROOT"):
         refuse_sample_in_place_of_others(sample.model_copy(update={"k_hairstyle_root": Path("/data/k")}))
     (finding,) = _origin(sample)
     assert finding.level == "error"
