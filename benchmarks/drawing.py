@@ -29,8 +29,7 @@ from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.members import Members
 from hair_pipeline.models.adapters import IDENTITY_DIM
 from hair_pipeline.models.attribute_tokens import AttributeTokens, attribute_classes
-from hair_pipeline.models.base import base_reference
-from hair_pipeline.models.weights import ATTRIBUTE_TOKENS
+from hair_pipeline.models.weights import ATTRIBUTE_TOKENS, base_reference
 from hair_pipeline.settings import load_settings
 from hair_pipeline.training.data import read_reliable_identities, read_style_vectors
 

@@ -69,13 +69,17 @@ def demo() -> None:
     Renders the inputs once (data/sample), starts from the small networks of data/sample_models, and materialises every
     asset through Dagster, each step in its own process. Afterwards `uv run dagster dev` shows all of it. A second call
     only does again what changed.
+
+    A training root (HAIR_PIPELINE_TRAINING_ROOT) that holds what was made of other inputs is left alone.
     """
+    from hair_pipeline.inputs.origin import refuse_sample_in_place_of_others
     from hair_pipeline.sample.write import write_sample
 
     os.environ["HAIR_PIPELINE_PROFILE"] = "sample"
     for variable in ("K_HAIRSTYLE_ROOT", "TRAINING_FACE_ROOT", "CUSTOMERS_ROOT"):
         os.environ.pop(f"HAIR_PIPELINE_{variable}", None)
     settings = load_settings()
+    refuse_sample_in_place_of_others(settings)
     console.print("[bold]1. Sample inputs[/bold] (rendered people; no photographs)")
     write_sample(SAMPLE_ROOT)
     console.print(f"   {SAMPLE_ROOT}\n[bold]2. Lineage[/bold]")
@@ -106,7 +110,10 @@ def run(
 
     With --shards or --failed it is a backfill of the processed assets: nothing that has no shards is run.
     """
+    from hair_pipeline.inputs.origin import refuse_sample_in_place_of_others
+
     settings = load_settings()
+    refuse_sample_in_place_of_others(settings)
     outcome = _run_lineage(
         settings, launched_by="hair-pipeline run", selection=select, shards=shards, only_failed=failed, force=force
     )
@@ -153,7 +160,7 @@ def _run_lineage(
 
 
 def _finish(settings: Settings, outcome: Outcome) -> None:
-    """Say what happened and what comes next; exit 1 if a step failed that was not the release gate."""
+    """Say what happened and what comes next; exit 1 if a step failed, unless the release gate refused the model."""
     from hair_pipeline.orchestration.progress import summary_lines
 
     for line in summary_lines(settings, outcome):
@@ -314,7 +321,7 @@ def try_on(
     ] = "production",
     training_face: Annotated[
         Path | None,
-        typer.Option(help="Folder of training_face outputs <stem>/face_01/; beside the photos if left out."),
+        typer.Option(help="Folder of training_face outputs `<stem>/face_01/`; beside the photos if left out."),
     ] = None,
     hair_mask: Annotated[Path | None, typer.Option(help="The photo's hair mask (white = hair), a PNG.")] = None,
     style_mask: Annotated[Path | None, typer.Option(help="The style photo's hair mask (white = hair), a PNG.")] = None,

@@ -44,15 +44,27 @@ def examine(settings: Settings) -> list[Finding]:
     """Look at everything; the order is that of a user's questions."""
     profile = settings.profile_values
     return [
-        Finding("ok", f"profile {profile.name}, executor {settings.executor}"),
+        Finding("ok", f"profile {profile.name}"),
+        _executor(settings),
         *(Finding("note", warning, "correct or unset it") for warning in unknown_variables().values()),
         *_schedules(profile),
         *_versions(),
         *_gpu(profile),
         *_inputs(settings),
+        *_origin(settings),
         _writable(settings.training_root),
         *_weights(settings, profile),
     ]
+
+
+def _executor(settings: Settings) -> Finding:
+    from hair_pipeline.orchestration.executors import build_executor
+
+    try:
+        build_executor(settings.executor)
+    except PipelineError as error:
+        return Finding("error", error.what, error.remedy)
+    return Finding("ok", f"executor {settings.executor}")
 
 
 def _schedules(profile: Profile) -> Iterator[Finding]:
@@ -88,17 +100,14 @@ def _gpu(profile: Profile) -> Iterator[Finding]:
 
 def _inputs(settings: Settings) -> Iterator[Finding]:
     roots = {
-        "HAIR_PIPELINE_K_HAIRSTYLE_ROOT": (settings.k_hairstyle_root, "*.[jJzZ][pPiI]*[gGpP]"),
-        "HAIR_PIPELINE_TRAINING_FACE_ROOT": (settings.training_face_root, "*.npy"),
+        "HAIR_PIPELINE_K_HAIRSTYLE_ROOT": (settings.k_hairstyle_root, "*.[jJzZ][pPiI]*[gGpP]", "JPEG and no zip"),
+        "HAIR_PIPELINE_TRAINING_FACE_ROOT": (settings.training_face_root, "*.npy", "embedding (.npy)"),
     }
-    for variable, (root, pattern) in roots.items():
+    for variable, (root, pattern, sought) in roots.items():
         if not root.is_dir():
-            remedy = f"set {variable} to the folder"
-            if root.is_relative_to(SAMPLE_ROOT):
-                remedy = f"run `hair-pipeline demo`, or `hair-pipeline sample --out {SAMPLE_ROOT}`; or {remedy}"
-            yield Finding("error", f"{variable}: no such folder: {root}", remedy)
+            yield _no_folder(variable, root, f"set {variable} to the folder")
         elif next(root.rglob(pattern), None) is None:
-            yield Finding("error", f"{variable}: no {pattern} below {root}", "check that this is the right folder")
+            yield Finding("error", f"{variable}: no {sought} below {root}", "check that this is the right folder")
         else:
             some = sum(1 for _ in islice(root.rglob(pattern), 1000))
             yield Finding("ok", f"{variable}: {'1000 or more' if some == 1000 else some} files below {root}")
@@ -110,7 +119,23 @@ def _inputs(settings: Settings) -> Iterator[Finding]:
             "set HAIR_PIPELINE_CUSTOMERS_ROOT to a folder of about 100 photos with their training_face outputs",
         )
     elif not customers.is_dir():
-        yield Finding("error", f"no such folder: {customers}", "set or unset HAIR_PIPELINE_CUSTOMERS_ROOT")
+        variable = "HAIR_PIPELINE_CUSTOMERS_ROOT"
+        yield _no_folder(variable, customers, f"set {variable} to a folder of photos, or unset it")
+
+
+def _no_folder(variable: str, root: Path, remedy: str) -> Finding:
+    if root.is_relative_to(SAMPLE_ROOT):
+        remedy = f"run `hair-pipeline demo`, or `hair-pipeline sample --out {SAMPLE_ROOT}`; or set {variable}"
+    return Finding("error", f"{variable}: no such folder: {root}", remedy)
+
+
+def _origin(settings: Settings) -> Iterator[Finding]:
+    from hair_pipeline.inputs.origin import refuse_sample_in_place_of_others
+
+    try:
+        refuse_sample_in_place_of_others(settings)
+    except PipelineError as error:
+        yield Finding("error", f"{error.file}: {error.what}", error.remedy)
 
 
 def _writable(root: Path) -> Finding:
@@ -156,7 +181,7 @@ def _weights(settings: Settings, profile: Profile) -> Iterator[Finding]:
 
 
 def _base(settings: Settings, profile: Profile) -> Finding:
-    from hair_pipeline.models.base import PARTS, base_reference, missing_text_parts
+    from hair_pipeline.models.weights import PARTS, base_reference, missing_text_parts
 
     try:
         reference = base_reference(settings, profile)

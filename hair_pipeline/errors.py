@@ -46,6 +46,10 @@ class TransientError(PipelineError):
     """A fault that passes by itself: the same command may succeed later, and goes on where it stopped."""
 
 
+class ReleaseRefused(PipelineError):
+    """The release gate's no to a model: the evidence was read and speaks against it. An outcome, not a fault."""
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether the same work may succeed if it is tried again later.
 

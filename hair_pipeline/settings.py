@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -103,6 +104,15 @@ class Settings(BaseSettings):
         if path.suffix in (".yaml", ".yml") and path.is_file():
             return str(path.absolute())
         raise ValueError(f"neither one of {', '.join(PROFILE_NAMES)} nor a profile file (.yaml)")
+
+    @field_validator("torchrun_options", mode="after")
+    @classmethod
+    def _words(cls, options: str) -> str:
+        try:
+            shlex.split(options)
+        except ValueError as error:
+            raise ValueError(f"it cannot be split into words as a shell does: {error}") from error
+        return options
 
     @cached_property
     def profile_values(self) -> Profile:

@@ -30,9 +30,9 @@ from hair_pipeline.inputs.geometry import letterbox, same_framing
 from hair_pipeline.inputs.k_hairstyle import image_id_of
 from hair_pipeline.inputs.samples import Sample
 from hair_pipeline.inputs.upright import read_upright
-from hair_pipeline.models.base import base_reference, load_base
+from hair_pipeline.models.base import load_base
 from hair_pipeline.models.pipeline import HairInpaintPipeline
-from hair_pipeline.models.weights import damage
+from hair_pipeline.models.weights import base_reference, damage
 from hair_pipeline.processing.bald import make_bald
 from hair_pipeline.profile import BaldConfig, Profile
 from hair_pipeline.settings import Settings

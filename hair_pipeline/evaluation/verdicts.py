@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hair_pipeline import files
-from hair_pipeline.errors import PipelineError
+from hair_pipeline.errors import PipelineError, ReleaseRefused
 from hair_pipeline.evaluation.picture_settings import PictureSettings
 from hair_pipeline.evaluation.schema import read_metrics
 from hair_pipeline.settings import Settings
@@ -98,8 +98,8 @@ def require_evaluation(settings: Settings, version: str) -> None:
     """The validation report of `version`, which must be whole.
 
     Raises:
-        PipelineError: there is none; one of the `REQUIRED` metrics could not be measured; or bytes outside the mask
-            were changed.
+        PipelineError: there is none, or it cannot be read.
+        ReleaseRefused: one of the `REQUIRED` metrics could not be measured; or bytes outside the mask were changed.
     """
     path = settings.reports / "eval" / version / "metrics.json"
     if not path.exists():
@@ -111,13 +111,13 @@ def require_evaluation(settings: Settings, version: str) -> None:
         entry = metrics.get(name) or metrics.get(f"{name}_stand_in")
         if entry is None or entry.value is None:
             why = "is not in the report" if entry is None else f"could not be measured: {entry.reason}"
-            raise PipelineError(
+            raise ReleaseRefused(
                 f"version {version} may not be released: {name} {why}",
                 file=path,
                 remedy="mend the cause and materialise eval_report again",
             )
     if not metrics["untouched_changed"].passed:
-        raise PipelineError(
+        raise ReleaseRefused(
             f"version {version} may not be released: it changes bytes outside the mask",
             file=path,
             remedy="look at paste-back; per_image.parquet names the photos",
@@ -128,11 +128,12 @@ def require_approval(settings: Settings, version: str) -> VerdictRecord:
     """The verdict on `version`, which must be approve.
 
     Raises:
-        PipelineError: as `read_verdict`, or the verdict is reject or inconclusive.
+        PipelineError: as `read_verdict`.
+        ReleaseRefused: the verdict is reject or inconclusive.
     """
     record = read_verdict(settings, version)
     if record.verdict != "approve":
-        raise PipelineError(
+        raise ReleaseRefused(
             f"version {version} may not be released: its A/B verdict is {record.verdict} ({'; '.join(record.reasons)})",
             file=settings.training_root / record.path,
             remedy="read the report beside this file; train longer or on more data, or test on more customers",

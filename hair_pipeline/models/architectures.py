@@ -14,8 +14,8 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.models.base import Base, base_source
-from hair_pipeline.models.weights import STAND_IN_BASE
+from hair_pipeline.models.base import Base
+from hair_pipeline.models.weights import STAND_IN_BASE, base_source
 
 _STABLE_DIFFUSION_UNET = {
     "sample_size": 64,

@@ -17,18 +17,12 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.models.weights import ATTRIBUTE_TOKENS, STAND_IN_BASE, find_weight
-from hair_pipeline.profile import Profile
-from hair_pipeline.settings import Settings
+from hair_pipeline.models.weights import ATTRIBUTE_TOKENS, PARTS, base_source, missing_text_parts
 
 log = logging.getLogger(__name__)
 
 INPAINTING_CHANNELS_PER_LATENT = 2
 """A 9-channel UNet takes 2 x 4 latent channels and 1 mask channel."""
-
-TEXT_PARTS = ("text_encoder", "tokenizer")
-"""Folders of a base that encode the prompt, of which only the empty one is used."""
-PARTS = "vae/, unet/, scheduler/, text_encoder/ and tokenizer/"
 
 
 @dataclass
@@ -60,20 +54,6 @@ class Base:
         return cls(vae.eval(), widen(unet, channels), noise_scheduler, null_tokens, widened)
 
 
-def base_reference(settings: Settings, profile: Profile) -> str | Path:
-    """The base a profile asks for: its folder, or its hub id where no folder has it.
-
-    `stand_in` is the one in data/sample_models; others may lie in the models folder, see `load_base`.
-
-    Raises:
-        PipelineError: it is not there, and it cannot be a hub id.
-    """
-    if profile.models.base == "stand_in":
-        return find_weight(STAND_IN_BASE, settings)
-    source, local = base_source(profile.models.base, settings.models_dir)
-    return Path(source) if local else source
-
-
 def load_base(reference: str | Path, models_dir: Path | None = None) -> Base:
     """Load a base of the Stable Diffusion family, UNets of 4 inputs widened to 9.
 
@@ -103,27 +83,6 @@ def load_base(reference: str | Path, models_dir: Path | None = None) -> Base:
     return Base.assemble(vae, unet, scheduler, null_tokens)
 
 
-def base_source(reference: str, models_dir: Path | None) -> tuple[str, bool]:
-    """Where a base is: (its folder, True) if `reference` or a folder in `models_dir` has it, else (hub id, False).
-
-    Raises:
-        PipelineError: there is no such folder, and it cannot be a hub id.
-    """
-    candidates = [Path(reference)]
-    if models_dir is not None:
-        candidates += [models_dir / reference, models_dir / Path(reference).name]
-    for folder in candidates:
-        if (folder / "unet").is_dir():
-            return str(folder), True
-    if Path(reference).is_absolute() or reference.count("/") != 1:
-        raise PipelineError(
-            f"no such base model (a folder with {PARTS})",
-            file=reference,
-            remedy="correct models.base in the profile, or restore data/sample_models",
-        )
-    return reference, False
-
-
 def hub_commit(hub_id: str) -> str:
     """The commit of a base on the hub that `load_base` would read now: the newest, or the cached one when offline.
 
@@ -145,13 +104,6 @@ def _cannot_be_loaded(source: str, error: Exception) -> PipelineError:
         remedy=f"give models.base a diffusers folder with {PARTS} (safetensors), put one named "
         f"{Path(source).name} into HAIR_PIPELINE_MODELS_DIR, or allow access to the hub",
     )
-
-
-def missing_text_parts(folder: Path) -> list[str]:
-    """What a base lacks to encode the empty prompt; nothing where it has attribute tokens in place of prompts."""
-    if (folder / ATTRIBUTE_TOKENS).is_dir():
-        return []
-    return [f"{part}/" for part in TEXT_PARTS if not (folder / part).is_dir()]
 
 
 def _null_tokens(source: str, local: bool, dim: int) -> Tensor:

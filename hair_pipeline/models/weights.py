@@ -11,12 +11,16 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 
 _WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".pth")
 STAND_IN_BASE = "inpainting"
 STAND_IN_VAE = "inpainting_vae"
 ATTRIBUTE_TOKENS = "attribute_tokens"
+TEXT_PARTS = ("text_encoder", "tokenizer")
+"""Folders of a base that encode the prompt, of which only the empty one is used."""
+PARTS = "vae/, unet/, scheduler/, text_encoder/ and tokenizer/"
 STAND_IN_RECOGNISER = "face_recogniser.onnx"
 STAND_IN_PERCEPTUAL = "perceptual_alex.safetensors"
 STAND_IN_CLASSIFIER = "style_classifier"
@@ -56,6 +60,41 @@ def find_weight(name: str, settings: Settings) -> Path:
     )
 
 
+def base_reference(settings: Settings, profile: Profile) -> str | Path:
+    """The base a profile asks for: its folder, or its hub id where no folder has it.
+
+    `stand_in` is the one in data/sample_models; others may lie in the models folder, see `base_source`.
+
+    Raises:
+        PipelineError: it is not there, and it cannot be a hub id.
+    """
+    if profile.models.base == "stand_in":
+        return find_weight(STAND_IN_BASE, settings)
+    source, local = base_source(profile.models.base, settings.models_dir)
+    return Path(source) if local else source
+
+
+def base_source(reference: str, models_dir: Path | None) -> tuple[str, bool]:
+    """Where a base is: (its folder, True) if `reference` or a folder in `models_dir` has it, else (hub id, False).
+
+    Raises:
+        PipelineError: there is no such folder, and it cannot be a hub id.
+    """
+    candidates = [Path(reference)]
+    if models_dir is not None:
+        candidates += [models_dir / reference, models_dir / Path(reference).name]
+    for folder in candidates:
+        if (folder / "unet").is_dir():
+            return str(folder), True
+    if Path(reference).is_absolute() or reference.count("/") != 1:
+        raise PipelineError(
+            f"no such base model (a folder with {PARTS})",
+            file=reference,
+            remedy="correct models.base in the profile, or restore data/sample_models",
+        )
+    return reference, False
+
+
 def damage(path: Path) -> str:
     """What is wrong with a weight file, or with the first such file below a folder, as far as its size and header tell.
 
@@ -74,3 +113,10 @@ def damage(path: Path) -> str:
         except SafetensorError as error:
             return f"{path} is damaged or was not copied in full ({error})"
     return ""
+
+
+def missing_text_parts(folder: Path) -> list[str]:
+    """What a base lacks to encode the empty prompt; nothing where it has attribute tokens in place of prompts."""
+    if (folder / ATTRIBUTE_TOKENS).is_dir():
+        return []
+    return [f"{part}/" for part in TEXT_PARTS if not (folder / part).is_dir()]

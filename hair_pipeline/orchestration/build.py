@@ -14,9 +14,11 @@ from hair_pipeline.orchestration.alerts import run_failed
 from hair_pipeline.orchestration.assets.inputs import (
     catalog,
     catalog_shards,
+    customer_photos,
     k_hairstyle_images,
     training_face_outputs,
 )
+from hair_pipeline.orchestration.assets.outside import build_outside
 from hair_pipeline.orchestration.assets.processed import (
     identity_embeddings,
     image_parts,
@@ -33,12 +35,9 @@ from hair_pipeline.orchestration.owners import with_owner
 from hair_pipeline.orchestration.resources import PipelineResource
 from hair_pipeline.orchestration.schedules import build_schedules
 from hair_pipeline.orchestration.sensors import build_sensors
-from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings, load_settings
 
-SOURCES = [create_external_asset_from_source_asset(source) for source in (k_hairstyle_images, training_face_outputs)]
-"""As Dagster itself turns them into assets: only in this form can they have owners and kinds."""
-
+INPUTS = [k_hairstyle_images, training_face_outputs, customer_photos]
 ASSETS = [
     catalog,
     catalog_shards,
@@ -54,19 +53,6 @@ ASSETS = [
 ]
 
 
-def _base_assets(profile: Profile) -> list[dg.AssetSpec]:
-    """The `base` group: weights from outside, published ones or those of data/sample_models."""
-    references = {
-        "inpainting_base": profile.models.base,
-        "face_recogniser": profile.models.recogniser,
-        "perceptual_trunk": profile.models.perceptual,
-    }
-    return [
-        dg.AssetSpec(name, group_name="base", description=f"Weights from outside: {reference}", kinds={"torch"})
-        for name, reference in references.items()
-    ]
-
-
 def build_defs(
     *, settings: Settings | None = None, resource_overrides: Mapping[str, object] | None = None
 ) -> dg.Definitions:
@@ -78,7 +64,9 @@ def build_defs(
     """
     settings = settings or load_settings()
     profile = settings.profile_values
-    parts: list = [*SOURCES, *_base_assets(profile), *ASSETS]
+    # as Dagster itself turns sources into assets: only in this form can they have owners and kinds
+    sources = map(create_external_asset_from_source_asset, [*INPUTS, *build_outside(profile)])
+    parts: list = [*sources, *ASSETS]
     assets = dg.map_asset_specs(lambda spec: with_owner(with_profile(spec, profile)), parts)
     return dg.Definitions(
         assets=assets,

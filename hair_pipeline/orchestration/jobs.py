@@ -14,11 +14,20 @@ from hair_pipeline.orchestration.staleness import ShardVersions
 
 IMAGE_ASSETS = ("identity_embeddings", "bald_images", "hair_only_images", "hair_patches")
 """Made from photos, a shard at a time."""
+OUTSIDE = ("inpainting_base", "face_recogniser", "perceptual_trunk")
+"""Weights from outside."""
+
+TRAINED = ("patch_encoder", "style_classifier", "style_vectors", "latents", "stage1_checkpoint", "stage2_checkpoint")
+"""Made by a training, in order."""
+TRAINING_WAITS_FOR = ("catalog", *IMAGE_ASSETS, *TRAINED)
+"""No training begins while one of these is being made: it would read what is half done."""
 
 inputs_job = dg.define_asset_job(
     "observe_inputs_and_catalog",
-    selection=dg.AssetSelection.assets("k_hairstyle_images", "training_face_outputs", "catalog"),
-    description="Look at the inputs and rebuild the catalog; registers new shards.",
+    selection=dg.AssetSelection.assets(
+        *OUTSIDE, "k_hairstyle_images", "training_face_outputs", "customer_photos", "catalog"
+    ),
+    description="Look at the inputs and at weights from outside, and rebuild the catalog; registers new shards.",
 )
 processed_job = dg.define_asset_job(
     "process_shards",
@@ -32,9 +41,7 @@ latents_job = dg.define_asset_job(
 )
 training_job = dg.define_asset_job(
     "retrain",
-    selection=dg.AssetSelection.assets(
-        "patch_encoder", "style_classifier", "style_vectors", "latents", "stage1_checkpoint", "stage2_checkpoint"
-    ),
+    selection=dg.AssetSelection.assets(*TRAINED),
     description="Train everything again on all shards, in order. What is finished and unchanged is not done again.",
 )
 evaluation_job = dg.define_asset_job(

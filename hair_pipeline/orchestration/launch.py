@@ -24,16 +24,13 @@ from dagster._utils.error import SerializableErrorInfo
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.orchestration.instance import PID_TAG
+from hair_pipeline.orchestration.resources import REFUSED
 from hair_pipeline.orchestration.rounds import Lineage, Piece, Round, Stale, split
 from hair_pipeline.orchestration.soundness import failed_check
 from hair_pipeline.orchestration.waiting import pools_watched
 from hair_pipeline.orchestration.whereabouts import process_tag
 
 LAUNCHER_TAG = "hair_pipeline/launched_by"
-GATE_ASSETS = frozenset({"exported_weights", "production_registry"})
-"""Assets that may refuse to go on; a refusal is an outcome of the lineage, not a fault."""
-
-
 CATALOG = dg.AssetKey("catalog")
 """Registers the shards."""
 DEFINITIONS_MODULE = "hair_pipeline.definitions"
@@ -59,11 +56,13 @@ class Outcome:
     runs: list[str] = field(default_factory=list)
     materialised: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
     blocked_checks: set[str] = field(default_factory=set)
     unsound: set[dg.AssetKey] = field(default_factory=set)
     tried: set[Piece] = field(default_factory=set)
     made: set[Piece] = field(default_factory=set)
+    if_nothing: str = "Everything was up to date; nothing was done again."
 
     @property
     def broken(self) -> set[Piece]:
@@ -72,13 +71,13 @@ class Outcome:
 
     @property
     def refusals(self) -> dict[str, str]:
-        """Failures of the release gate alone."""
-        return {name: why for name, why in self.failures.items() if name in GATE_ASSETS}
+        """Failures that are the release gate's no: an outcome of the lineage."""
+        return {name: why for name, why in self.failures.items() if name in self.refused}
 
     @property
     def faults(self) -> dict[str, str]:
         """Failures that are faults."""
-        return {name: why for name, why in self.failures.items() if name not in GATE_ASSETS}
+        return {name: why for name, why in self.failures.items() if name not in self.refused}
 
 
 def _ignore(_: Step) -> None:
@@ -110,23 +109,30 @@ def launch(
 
     Raises:
         KeyboardInterrupt: the process was interrupted; the running steps have been ended.
-        PipelineError: a selection that names nothing, a shard that is not registered, or no shard at all is.
+        PipelineError: a selection that names nothing, or shards of assets that have none; a shard that is not
+            registered, or no shard at all is.
     """
     repository = ReconstructableRepository.for_module(module, "defs")
     graph = repository.get_definition().asset_graph
     selected = None if selection is None else _resolve(selection, graph)
     lineage = Lineage(instance, graph, selected, shards)
+    if shards is not None or only_failed:
+        _refuse_without_sharded_assets(lineage)
     _refuse_unknown_shards(lineage)
     _refuse_without_shards(lineage, only_failed=only_failed)
     if selection is None and shards is None and lineage.out_of_date():
         _expect_torch()
+    outcome = Outcome()
     if only_failed:
         lineage = Lineage(instance, graph, selected, lineage.failed_shards())
         force = True
+        outcome.if_nothing = "No shard's last run failed; nothing was done."
     execute = partial(_execute, lineage, repository, launched_by, on_step)
-    outcome = Outcome()
     if lineage.only_shards is None:
         execute(Round(tuple(lineage.sources)), outcome)
+        if not lineage.materialisable:
+            seen = ", ".join(key.to_user_string() for key in lineage.sources)
+            outcome.if_nothing = f"Looked at {seen}; nothing that is made here was selected."
     while True:
         stale = lineage.out_of_date()
         if force:
@@ -188,10 +194,18 @@ def _refuse_unsound(lineage: Lineage, wanted: Collection[dg.AssetKey], outcome: 
 def _with_forced(lineage: Lineage, stale: Mapping[dg.AssetKey, Stale]) -> dict[dg.AssetKey, Stale]:
     added = {
         key: Stale(False, lineage.shards if lineage.graph.get(key).is_partitioned else ())
-        for key in lineage.order
-        if lineage.graph.get(key).is_materializable
+        for key in lineage.materialisable
     }
     return {**stale, **added}
+
+
+def _refuse_without_sharded_assets(lineage: Lineage) -> None:
+    if not any(lineage.graph.get(key).is_partitioned for key in lineage.materialisable):
+        selected = ", ".join(sorted(key.to_user_string() for key in lineage.selected))
+        raise PipelineError(
+            f"shards are asked for, and nothing that is selected has any: {selected}",
+            remedy="leave --shards and --failed out, or select assets of group:processed",
+        )
 
 
 def _refuse_unknown_shards(lineage: Lineage) -> None:
@@ -207,8 +221,8 @@ def _refuse_without_shards(lineage: Lineage, *, only_failed: bool) -> None:
     registers = CATALOG in lineage.order and not only_failed
     if lineage.registered or registers:
         return
-    nodes = {key.to_user_string(): lineage.graph.get(key) for key in lineage.order}
-    waiting = [name for name, node in nodes.items() if node.is_partitioned and node.is_materializable]
+    nodes = {key.to_user_string(): lineage.graph.get(key) for key in lineage.materialisable}
+    waiting = [name for name, node in nodes.items() if node.is_partitioned]
     if waiting:
         raise PipelineError(
             f"no shards yet, so nothing to make of {', '.join(waiting)}",
@@ -279,8 +293,10 @@ def _record(event: dg.DagsterEvent, lineage: Lineage, on_step: Callable[[Step], 
     elif event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
         _record_check(event.asset_check_evaluation_data, outcome)
     elif event.is_step_failure and name not in outcome.blocked_checks:
-        message = _failure_message(event)
-        outcome.failures |= dict.fromkeys(lineage.made_by(name), message)
+        message, assets = _failure_message(event), lineage.made_by(name)
+        outcome.failures |= dict.fromkeys(assets, message)
+        if _is_refusal(event):
+            outcome.refused |= set(assets)
         on_step(Step(name, "failure", message))
     elif event.is_step_up_for_retry:
         on_step(Step(name, "retry", root_message(event.step_retry_data.error)))
@@ -304,6 +320,11 @@ def _record_check(evaluation: AssetCheckEvaluation, outcome: Outcome) -> None:
         outcome.failures[asset] = failed_check(check, evaluation.description)
         outcome.blocked_checks.add(f"{asset}_{check}")
         outcome.unsound.add(evaluation.asset_key)
+
+
+def _is_refusal(event: dg.DagsterEvent) -> bool:
+    told = event.step_failure_data.user_failure_data
+    return told is not None and REFUSED in (told.metadata or {})
 
 
 def _failure_message(event: dg.DagsterEvent) -> str:

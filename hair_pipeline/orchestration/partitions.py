@@ -19,6 +19,7 @@ from dagster._core.execution.plan.execute_step import (
 )
 from sqlalchemy.exc import IntegrityError
 
+from hair_pipeline.errors import PipelineError
 from hair_pipeline.orchestration.metadata import shard_metadata
 from hair_pipeline.orchestration.staleness import NEVER_SEEN, ShardVersions
 
@@ -50,15 +51,24 @@ def register_shards(instance: dg.DagsterInstance, shards: Sequence[str]) -> list
 
 
 def named_shards(instance: dg.DagsterInstance, text: str) -> list[str]:
-    """The shards that a text names: single ones and ranges `first...last`, separated by commas."""
+    """The shards that a text names: single ones and ranges `first...last`, separated by commas.
+
+    Raises:
+        PipelineError: it names none, or a range ends before it begins.
+    """
     registered = list(instance.get_dynamic_partitions(str(SHARDS.name)))
     named: list[str] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         first, dots, last = part.partition("...")
         if dots and first in registered and last in registered:
-            named += registered[registered.index(first) : registered.index(last) + 1]
+            between = registered[registered.index(first) : registered.index(last) + 1]
+            if not between:
+                raise PipelineError(f"the range {part!r} ends before it begins", remedy=f"say {last}...{first}")
+            named += between
         else:
             named += [first, last] if dots else [part]
+    if not named:
+        raise PipelineError(f"{text!r} names no shard", remedy="name some, or leave --shards out for all")
     return named
 
 

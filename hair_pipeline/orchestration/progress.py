@@ -84,7 +84,7 @@ def summary_lines(settings: Settings, outcome: Outcome) -> Iterator[str]:
     """The closing words of `demo` and `run`: what was done, where the report is, what comes next."""
     yield ""
     if not outcome.materialised and not outcome.failures:
-        yield "Everything was up to date; nothing was done again."
+        yield outcome.if_nothing
     for warning in outcome.warnings:
         yield f"check: {warning}"
     for name, why in outcome.faults.items():
@@ -113,11 +113,13 @@ def _next_step(settings: Settings) -> Iterator[str]:
     from hair_pipeline.release.registry_file import Registry
 
     registry = Registry(settings.registry_path)
-    waiting = [version for version, record in registry.list().items() if record["status"] in ("candidate", "approved")]
-    if waiting and settings.registry_path.exists():
-        version = waiting[-1]
-        yield f"Next step:   version {version} waits for a person's sign-off. Look at the A/B report, then:"
-        yield f"  uv run hair-pipeline registry sign-off {version} --reviewer YOUR_NAME --decision approve"
+    if promotable := registry.promotable():
+        version, to_be_signed = list(promotable.items())[-1]
+        if to_be_signed:
+            yield f"Next step:   version {version} waits for a person's sign-off. Look at the A/B report, then:"
+            yield f"  uv run hair-pipeline registry sign-off {version} --reviewer YOUR_NAME --decision approve"
+        else:
+            yield f"Next step:   version {version} is signed off; to put it into production:"
         yield f"  uv run hair-pipeline registry promote {version}"
     elif production := registry.production():
         yield f"Production:  {production}"

@@ -11,12 +11,15 @@ from contextlib import contextmanager
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
-from hair_pipeline.errors import PipelineError, is_transient
+from hair_pipeline.errors import PipelineError, ReleaseRefused, is_transient
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings, load_settings
 
 RETRIES = dg.RetryPolicy(max_retries=3, delay=30, backoff=dg.Backoff.EXPONENTIAL)
 """How often a step is tried again after a fault that passes by itself: after 30, 90 and 210 seconds."""
+
+REFUSED = "refused_by_the_release_gate"
+"""Metadata of a step's failure: the release gate said no, nothing is broken."""
 
 
 class PipelineResource(dg.ConfigurableResource):
@@ -50,7 +53,8 @@ def explained() -> Iterator[None]:
         if is_transient(error):
             raise try_again() from error
         if isinstance(error, PipelineError):
-            raise dg.Failure(description=error.message, allow_retries=False) from error
+            metadata = {REFUSED: True} if isinstance(error, ReleaseRefused) else None
+            raise dg.Failure(description=error.message, metadata=metadata, allow_retries=False) from error
         raise
 
 

@@ -80,9 +80,13 @@ class Lineage:
 
     def made_by(self, step: str) -> list[str]:
         """The selected assets that a step makes: most steps make one of their own name, `image_parts` several."""
-        keys = [key for key in self.order if self.graph.get(key).is_materializable]
-        names = {key.to_user_string(): self.graph.assets_def_for_key(key).node_def.name for key in keys}
+        names = {key.to_user_string(): self.graph.assets_def_for_key(key).node_def.name for key in self.materialisable}
         return [asset for asset, name in names.items() if name == step] or [step]
+
+    @property
+    def materialisable(self) -> list[dg.AssetKey]:
+        """What is made here, of what is looked at."""
+        return [key for key in self.order if self.graph.get(key).is_materializable]
 
     @property
     def sources(self) -> list[dg.AssetKey]:
@@ -94,10 +98,8 @@ class Lineage:
         staleness = Staleness(self.instance, self.graph, self.registered)
         faults = self.unsound()
         stale: dict[dg.AssetKey, Stale] = {}
-        for key in self.order:
+        for key in self.materialisable:
             node = self.graph.get(key)
-            if not node.is_materializable:
-                continue
             if node.is_partitioned:
                 found = staleness.of_shards(key)
                 statuses = {shard: found[shard] for shard in self.shards}
@@ -126,8 +128,8 @@ class Lineage:
         """Shards whose last run failed, for at least one selected asset."""
         failed = {
             shard
-            for key in self.order
-            if self.graph.get(key).is_partitioned and self.graph.get(key).is_materializable
+            for key in self.materialisable
+            if self.graph.get(key).is_partitioned
             for shard in self._shards_that_are(AssetPartitionStatus.FAILED, key, self.shards)
         }
         return tuple(shard for shard in self.shards if shard in failed)

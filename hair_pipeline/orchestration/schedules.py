@@ -8,7 +8,7 @@ import dagster as dg
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.orchestration.automation import assets_under_way, busy
 from hair_pipeline.orchestration.instance import MACHINE_TAG
-from hair_pipeline.orchestration.jobs import inputs_job, training_job, training_tags
+from hair_pipeline.orchestration.jobs import TRAINING_WAITS_FOR, inputs_job, training_job, training_tags
 from hair_pipeline.orchestration.soundness import unsound
 from hair_pipeline.orchestration.whereabouts import this_machine
 from hair_pipeline.profile import AutomationConfig, Profile
@@ -64,7 +64,7 @@ def _retrain(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipRe
     if (fault := unsound(context.instance, context.repository_def.asset_graph).get(dg.AssetKey("catalog"))) is not None:
         return dg.SkipReason(f"catalog: {fault}")
     under_way = assets_under_way(context.instance, context.repository_def)
-    for name in ("catalog", "latents", "stage2_checkpoint"):
+    for name in TRAINING_WAITS_FOR:
         if (run := under_way.get(dg.AssetKey(name))) is not None:
             return dg.SkipReason(f"run {run[:8]} is making {name}")
     return dg.RunRequest(tags=tags | {MACHINE_TAG: this_machine()})

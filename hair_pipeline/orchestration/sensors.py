@@ -33,6 +33,7 @@ from hair_pipeline.orchestration.automation import (
 from hair_pipeline.orchestration.instance import free_dead_runs
 from hair_pipeline.orchestration.jobs import (
     IMAGE_ASSETS,
+    TRAINING_WAITS_FOR,
     comparison_job,
     evaluation_job,
     inputs_job,
@@ -291,15 +292,7 @@ def build_sensors(profile: Profile) -> list[dg.SensorDefinition]:
         _sensor(
             "retrain_on_new_people",
             training_job,
-            [
-                "catalog",
-                *PROCESSED,
-                "patch_encoder",
-                "style_classifier",
-                "style_vectors",
-                "stage1_checkpoint",
-                CHECKPOINT,
-            ],
+            TRAINING_WAITS_FOR,
             profile,
             _retrain,
             "Trains again when automation.retrain_new_people of the profile processed people are new since the "

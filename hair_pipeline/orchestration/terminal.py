@@ -20,11 +20,13 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 @contextmanager
 def output_to(log: Path) -> Iterator[TextIO]:
-    """Send this process's and its children's stdout and stderr to `log`; yields a stream to the real stderr."""
+    """Send the stdout and stderr of this process and its children to `log`, emptied; yields the real stderr."""
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
+    log.write_bytes(b"")
+    # each write goes to the end, whatever another command that began meanwhile did to the file
     with log.open("ab") as file, os.fdopen(os.dup(2), "w", encoding="utf-8") as terminal:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -32,9 +32,10 @@ from hair_pipeline.evaluation.contenders import VERSION_DIGITS
 from hair_pipeline.evaluation.picture_settings import PictureSettings, require_judged
 from hair_pipeline.evaluation.styles import ENCODER_FILE, export_styles
 from hair_pipeline.evaluation.verdicts import VerdictRecord, require_approval, require_evaluation
-from hair_pipeline.models.base import base_reference, load_base
+from hair_pipeline.models.base import load_base
 from hair_pipeline.models.patch_encoder import PatchEncoder
 from hair_pipeline.models.pipeline import HairInpaintPipeline
+from hair_pipeline.models.weights import base_reference
 from hair_pipeline.profile import Profile
 from hair_pipeline.release.model_card import model_card
 from hair_pipeline.release.registry import CARD_FILE, EXPORTED, Registry
@@ -69,9 +70,10 @@ def export_weights(settings: Settings, profile: Profile) -> ExportResult:
     """Write the current Stage 2 model as a version. A version that stands there unchanged is not written again.
 
     Raises:
-        PipelineError: the evaluation of this model is missing or incomplete; the A/B verdict on it, read from disk,
-            is not approve, or its pictures were drawn with other settings than the profile's; the version is
-            registered with other settings, or its damaged files cannot be made again; or a part is missing.
+        PipelineError: the evaluation of this model or the A/B verdict on it, read from disk, is missing; its pictures
+            were drawn with other settings than the profile's; the version is registered with other settings, or its
+            damaged files cannot be made again; or a part is missing.
+        ReleaseRefused: the evaluation is incomplete, or the verdict is not approve.
     """
     stage2 = current("stage2", settings)
     version = stage2.version[:VERSION_DIGITS]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hair_pipeline import files
-from hair_pipeline.errors import PipelineError
+from hair_pipeline.errors import PipelineError, ReleaseRefused
 from hair_pipeline.evaluation.picture_settings import PictureSettings, require_judged
 from hair_pipeline.evaluation.verdicts import read_verdict, require_approval, require_evaluation
 from hair_pipeline.profile import AbTestConfig, Profile, ReleaseConfig
@@ -211,9 +211,10 @@ def record_candidate(settings: Settings, profile: Profile) -> CandidateState:
     Evaluation, verdict and sign-off are read from disk again, whatever was said when the weights were exported.
 
     Raises:
-        PipelineError: nothing is exported, the evaluation is missing or incomplete, the verdict is not approve, a
-            reviewer rejected it, it was exported with other settings or compared with another version than the one
-            in production, a file is damaged, or deploying failed or was never finished.
+        PipelineError: nothing is exported, evaluation or verdict is missing or cannot be read, it was exported with
+            other settings than judged, a file is damaged, or deploying failed or was never finished.
+        ReleaseRefused: the evaluation is incomplete, the verdict is not approve, a reviewer rejected it, or it was
+            compared with another version than the one in production.
     """
     exported = files.read_json(settings.checkpoints / EXPORTED)
     version: str = exported["version"]
@@ -221,7 +222,7 @@ def record_candidate(settings: Settings, profile: Profile) -> CandidateState:
     require_evaluation(settings, version)
     try:
         verdict = require_approval(settings, version)
-    except PipelineError:
+    except ReleaseRefused:
         with contextlib.suppress(PipelineError):
             registry.register(
                 version,
@@ -246,13 +247,13 @@ def record_candidate(settings: Settings, profile: Profile) -> CandidateState:
     else:
         obstacles = registry.obstacles(version)
         if any("rejected" in obstacle for obstacle in obstacles):
-            raise PipelineError(
+            raise ReleaseRefused(
                 f"version {version} is not released: {'; '.join(obstacles)}",
                 file=settings.registry_path,
                 remedy=REJECTED,
             )
         if any("compared" in obstacle for obstacle in obstacles):
-            raise PipelineError(
+            raise ReleaseRefused(
                 f"version {version} is not released: {'; '.join(obstacles)}",
                 file=settings.registry_path,
                 remedy=COMPARE_AGAIN,

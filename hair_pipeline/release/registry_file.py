@@ -36,7 +36,10 @@ Decision = Literal["approve", "reject"]
 Names = list[str]
 AS_READ = "as read"
 DEPLOYMENT_EVENTS = ("promoted", "rolled_back", "deploy_failed", "deployed")
-COMPARE_AGAIN = "materialise ab_verdict, exported_weights and production_registry for it"
+COMPARE_AGAIN = (
+    "while it is the current Stage 2 model, compare it with what is in production: "
+    'hair-pipeline run --select "key:ab_verdict+" --force'
+)
 REJECTED = "train another model; or, if they change their mind, they sign off again with approve"
 """What to do about a version that a person rejected."""
 
@@ -124,6 +127,11 @@ class Registry:
         elif "approve" not in _last_decisions(record).values():
             found.append("nobody has signed it off" + (" since its last A/B test" if record["sign_offs"] else ""))
         return found
+
+    def promotable(self) -> dict[str, bool]:
+        """Version that nothing but a person keeps from production, oldest first -> whether its sign-off is missing."""
+        waiting = {v: self.obstacles(v) for v, r in self.list().items() if r["status"] in ("candidate", "approved")}
+        return {v: bool(found) for v, found in waiting.items() if all("signed it off" in each for each in found)}
 
     def promoted_since_sign_off(self, version: str) -> bool:
         """Whether the last sign-off has been used: the version was rolled back since, or deploying it failed.

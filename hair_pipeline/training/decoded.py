@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from hair_pipeline.files import atomic_path
-from hair_pipeline.models.base import base_reference, decode, encode, load_base
-from hair_pipeline.models.weights import STAND_IN_VAE
+from hair_pipeline.models.base import decode, encode, load_base
+from hair_pipeline.models.weights import STAND_IN_VAE, base_reference
 from hair_pipeline.training.context import Context
 from hair_pipeline.training.images import to_image, to_tensor
 from hair_pipeline.training.photos import PhotoStore

@@ -13,6 +13,7 @@ from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import hash_bytes, hash_file
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.members import read_shards, shard_files
+from hair_pipeline.models.weights import base_reference
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 
@@ -60,7 +61,7 @@ def base_version(settings: Settings, profile: Profile, part: str | None = None) 
     Raises:
         PipelineError: there is no such base.
     """
-    from hair_pipeline.models.base import base_reference, hub_commit
+    from hair_pipeline.models.base import hub_commit
 
     reference = base_reference(settings, profile)
     if isinstance(reference, str):

@@ -71,6 +71,10 @@ class LatentStore:
             tensor: Tensor = file.get_tensor(name)
         return tensor
 
+    def sides(self, kind: str) -> dict[str, int]:
+        """Shard -> pixel side of the images of one kind, as they were encoded."""
+        return {shard: int(self.constant(shard, f"{kind}.side")) for shard in sorted(set(self.index.shard))}
+
     def _tensors(self, shard: str) -> dict[str, Tensor]:
         if shard not in self._shards:
             self._shards[shard] = load_file(self.folder / f"{shard}.safetensors")

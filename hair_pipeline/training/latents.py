@@ -39,8 +39,9 @@ from hair_pipeline.files import (
 )
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.samples import Sample, load_sample
-from hair_pipeline.models.base import base_reference, decode, encode, load_base, refuse_uneven_sides
+from hair_pipeline.models.base import decode, encode, load_base, refuse_uneven_sides
 from hair_pipeline.models.masks import resize_mask
+from hair_pipeline.models.weights import base_reference
 from hair_pipeline.processing.bald import make_bald, repaint_mask, vary_mask
 from hair_pipeline.processing.report import ShardReport, reusable, save
 from hair_pipeline.profile import Profile
@@ -52,6 +53,8 @@ from hair_pipeline.training.pictures import picture_grid, write_picture
 log = logging.getLogger(__name__)
 
 LATENT_ASSET = "latents"
+SIDE_OF_KIND = {"photo": "stage2.resolution", "hair_only": "stage1.resolution", "patch": "stage1.patch_resolution"}
+"""Kind of latents -> the value of the profile that is its pixel side, by its name in `sides_of_latents`."""
 _BATCH = 16
 _LAYOUT = "3"
 

@@ -1,12 +1,16 @@
 """Profiles, environment and command line: wrong values are refused by name."""
 
 import os
+import re
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from hair_pipeline.cli import app
@@ -83,7 +87,9 @@ def test_variables_that_nothing_reads_are_named_with_the_nearest(monkeypatch: py
     assert "is HAIR_PIPELINE_TRAINING_ROOT meant?" in said["HAIR_PIPELINE_TRAINING_ROT"]
 
 
-@pytest.mark.parametrize(("variable", "value"), [("PROFILE", "rtx"), ("EXECUTOR", "slurm")])
+@pytest.mark.parametrize(
+    ("variable", "value"), [("PROFILE", "rtx"), ("EXECUTOR", "slurm"), ("TORCHRUN_OPTIONS", '--nnodes "2')]
+)
 def test_a_wrong_variable_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, variable: str, value: str):
     monkeypatch.setenv(f"HAIR_PIPELINE_{variable}", value)
     with pytest.raises(PipelineError, match=f"HAIR_PIPELINE_{variable}='{value}'"):
@@ -158,3 +164,16 @@ def test_a_webhook_that_is_refused_keeps_its_secret(url, monkeypatch):
         load_settings()
     assert "SECRET" not in "".join(traceback.format_exception(caught.value))
     assert ("htps://chat.example/..." in caught.value.message) == url.startswith("htps")
+
+
+def _help_texts(command: click.Command) -> Iterator[str]:
+    yield command.help or ""
+    yield from (getattr(parameter, "help", None) or "" for parameter in command.params)
+    for below in getattr(command, "commands", {}).values():
+        yield from _help_texts(below)
+
+
+def test_no_help_text_has_angle_brackets_that_markdown_would_swallow():
+    texts = [re.sub("`[^`]*`", "", text) for text in _help_texts(get_command(app))]
+    assert len(texts) > 50
+    assert [text for text in texts if re.search("<[^>]*>", text)] == []

@@ -1,12 +1,13 @@
 """What `hair-pipeline doctor` says about weights and folders of a profile for real cards."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from hair_pipeline.doctor import Finding, _weights, _writable
+from hair_pipeline.doctor import Finding, _executor, _inputs, _weights, _writable
 from hair_pipeline.models.weights import INCEPTION_FILE
 from hair_pipeline.profile import Profile, load_profile
 from hair_pipeline.settings import Settings
@@ -78,3 +79,30 @@ def test_the_stand_ins_are_whole(tmp_path: Path) -> None:
 def test_a_training_root_that_is_a_file_is_not_ok(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     assert "is not a folder" in _writable(tmp_path / name).what
+
+
+@pytest.mark.parametrize(("engine", "module"), [("k8s", "dagster_k8s"), ("ray", "dagster_ray")])
+def test_an_executor_without_its_extra_is_not_ok(monkeypatch: pytest.MonkeyPatch, engine: str, module: str) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    found = _executor(Settings(executor=engine))
+    assert found.level == "error"
+    assert f"uv sync --extra {engine}" in found.remedy
+    assert _executor(Settings()).level == "ok"
+
+
+def test_a_missing_sample_is_rendered_and_a_missing_folder_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("settings", "doctor"):
+        monkeypatch.setattr(f"hair_pipeline.{module}.SAMPLE_ROOT", tmp_path / "sample")
+    unset = Settings(k_hairstyle_root=tmp_path / "sample/k_hairstyle", training_face_root=tmp_path / "sample/faces")
+    for found in _inputs(unset):
+        assert found.level == "error"
+        assert "hair-pipeline demo" in found.remedy
+        assert "unset" not in found.remedy
+    *_, customers = _inputs(unset.model_copy(update={"customers_root": tmp_path / "nobody"}))
+    assert customers.remedy == "set HAIR_PIPELINE_CUSTOMERS_ROOT to a folder of photos, or unset it"
+
+
+def test_an_input_folder_without_anything_in_it_is_said_in_words(tmp_path: Path) -> None:
+    photos, faces, *_ = _inputs(Settings(k_hairstyle_root=tmp_path, training_face_root=tmp_path))
+    assert photos.what == f"HAIR_PIPELINE_K_HAIRSTYLE_ROOT: no JPEG and no zip below {tmp_path}"
+    assert faces.what == f"HAIR_PIPELINE_TRAINING_FACE_ROOT: no embedding (.npy) below {tmp_path}"

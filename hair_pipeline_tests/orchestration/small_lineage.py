@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from hair_pipeline.errors import PipelineError
 from hair_pipeline.orchestration.partitions import (
     SHARD_BACKFILL,
     SHARDS,
@@ -10,6 +11,7 @@ from hair_pipeline.orchestration.partitions import (
     record_shards,
     register_shards,
 )
+from hair_pipeline.orchestration.resources import explained
 from hair_pipeline.processing.report import ShardReport
 
 
@@ -17,11 +19,13 @@ class World:
     """What the assets see and what they did; reset by each test."""
 
     source_version = "1"
+    weights_version = "1"
     shards: tuple[str, ...] = ("s0", "s1")
     rows: dict = {}
     """Shard -> another version of its rows than the first."""
     broken_shards: frozenset[str] = frozenset()
     failing: frozenset[str] = frozenset()
+    report_fails: PipelineError | None = None
     catalog_is_bad = False
     check_breaks = False
     ran: list = []
@@ -29,6 +33,7 @@ class World:
     @classmethod
     def reset(cls) -> None:
         cls.source_version, cls.shards, cls.failing, cls.catalog_is_bad = "1", ("s0", "s1"), frozenset(), False
+        cls.report_fails, cls.weights_version = None, "1"
         cls.rows, cls.broken_shards, cls.check_breaks = {}, frozenset(), False
         cls.ran.clear()
 
@@ -38,6 +43,11 @@ def source():
     if "source" in World.failing:
         raise dg.Failure("as told", allow_retries=False)
     return dg.DataVersion(World.source_version)
+
+
+@dg.observable_source_asset
+def weights():
+    return dg.DataVersion(World.weights_version)
 
 
 @dg.asset(deps=[source], code_version="1")
@@ -58,14 +68,14 @@ def sharded(name, deps):
         good = [shard for shard in context.partition_keys if shard not in World.broken_shards]
         if len(good) == len(context.partition_keys):
             yield dg.MaterializeResult(data_version=dg.DataVersion(f"{name} of {good}"))
-        record_shards(context, [report(name, shard) for shard in good], inputs)
+        record_shards(context, [shard_report(name, shard) for shard in good], inputs)
         if len(good) < len(context.partition_keys):
             raise dg.Failure("some shards failed", allow_retries=False)
 
     return asset
 
 
-def report(asset, shard):
+def shard_report(asset, shard):
     version = f"{asset} {World.rows.get(shard, '1')}"
     return ShardReport(asset, shard, "", written=1, skipped={}, failed={}, data_version=version)
 
@@ -81,6 +91,15 @@ def whole(name, deps):
     return asset
 
 
+@dg.asset(deps=["stage"], code_version="1")
+def report():
+    World.ran.append("report")
+    with explained():
+        if World.report_fails is not None:
+            raise World.report_fails
+    return dg.MaterializeResult(data_version=dg.DataVersion("report"))
+
+
 @dg.asset_check(asset=catalog, blocking=True)
 def sound():
     if World.check_breaks:
@@ -91,15 +110,16 @@ def sound():
 defs = dg.Definitions(
     assets=[
         source,
+        weights,
         catalog,
         dg.AssetSpec("catalog_shards", deps=[catalog], partitions_def=SHARDS),
         sharded("patches", ["catalog_shards"]),
-        sharded("parts", ["patches"]),
+        sharded("parts", ["patches", "weights"]),
         whole("base", ["catalog"]),
-        whole("encoder", ["patches"]),
+        whole("encoder", ["patches", "weights"]),
         sharded("vectors", ["patches", "encoder", "base"]),
         whole("stage", ["vectors"]),
-        whole("report", ["stage"]),
+        report,
     ],
     asset_checks=[sound],
     executor=dg.in_process_executor,

@@ -6,11 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import dagster as dg
 import pytest
+from dagster._core.definitions.observe import observe
 from sqlalchemy.exc import IntegrityError
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs import catalog as catalog_module
-from hair_pipeline.orchestration.assets.inputs import catalog, k_hairstyle_images, training_face_outputs
+from hair_pipeline.orchestration.assets.inputs import (
+    catalog,
+    customer_photos,
+    k_hairstyle_images,
+    training_face_outputs,
+)
 from hair_pipeline.orchestration.checks import (
     identities_are_reliable,
     masks_agree,
@@ -61,6 +67,39 @@ def test_the_catalog_shows_what_became_of_the_files_and_its_checks_pass(inputs):
     assert sum(record.data["count"] for record in metadata["by_identity"].records) == 8
     assert {name for name, check in checks.items() if not check.passed} == set()
     assert len(checks) == len(CHECKS)
+
+
+def test_a_catalog_of_other_inputs_is_not_replaced_by_the_sample_s(inputs, monkeypatch):
+    materialise()
+    before = inputs.settings().catalog_path.read_bytes()
+    for name in ("K_HAIRSTYLE_ROOT", "TRAINING_FACE_ROOT"):
+        monkeypatch.delenv(f"HAIR_PIPELINE_{name}")
+    with dg.DagsterInstance.ephemeral() as instance:
+        done = dg.materialize(
+            [catalog], resources={"pipeline": PipelineResource()}, instance=instance, raise_on_error=False
+        )
+    (failure,) = done.get_step_failure_events()
+    assert "made of" in failure.step_failure_data.user_failure_data.description
+    assert inputs.settings().catalog_path.read_bytes() == before
+
+
+def customers_version() -> str:
+    with dg.DagsterInstance.ephemeral() as instance:
+        done = observe([customer_photos], resources={"pipeline": PipelineResource()}, instance=instance)
+    (event,) = done.get_asset_observation_events()
+    return event.asset_observation_data.asset_observation.tags["dagster/data_version"]
+
+
+def test_customer_photos_have_another_version_when_one_has_come(inputs, monkeypatch):
+    assert customers_version() == "none"
+    monkeypatch.setenv("HAIR_PIPELINE_CUSTOMERS_ROOT", str(inputs.root / "people"))
+    assert customers_version() == "none"
+    (inputs.root / "people").mkdir()
+    (inputs.root / "people" / "a.jpg").write_bytes(b"1")
+    before = customers_version()
+    assert before == customers_version() != "none"
+    (inputs.root / "people" / "b.jpg").write_bytes(b"2")
+    assert customers_version() != before
 
 
 def test_a_picture_on_both_sides_is_named(inputs):

@@ -12,7 +12,7 @@ from hair_pipeline.orchestration.executors import forwarded
 from hair_pipeline.settings import Settings
 
 GROUPS = {
-    "inputs": {"k_hairstyle_images", "training_face_outputs", "catalog", "catalog_shards"},
+    "inputs": {"k_hairstyle_images", "training_face_outputs", "customer_photos", "catalog", "catalog_shards"},
     "processed": {
         "identity_embeddings",
         "bald_images",
@@ -55,6 +55,29 @@ def test_the_base_group_comes_from_outside(profile):
     assert not any(
         graph.get(key).is_materializable for key in graph.get_all_asset_keys() if graph.get(key).group_name == "base"
     )
+
+
+def test_what_comes_from_outside_is_observed_daily_and_what_reads_it_depends_on_it():
+    definitions = build_defs()
+    graph = definitions.resolve_asset_graph()
+    outside = {dg.AssetKey(name) for name in GROUPS["base"] | {"customer_photos"}}
+    assert all(graph.get(key).is_observable for key in outside)
+    job = definitions.resolve_job_def("observe_inputs_and_catalog")
+    assert outside <= set(job.asset_layer.executable_asset_keys)
+    for name, readers in {
+        "inpainting_base": {"latents", "style_classifier", "stage1_checkpoint", "stage2_checkpoint"},
+        "customer_photos": {"ab_verdict"},
+    }.items():
+        assert {child.to_user_string() for child in graph.get(dg.AssetKey(name)).child_keys} == readers
+
+
+def test_observing_weights_imports_no_torch():
+    script = (
+        "import sys, hair_pipeline.models.outside;"
+        "print(sorted({'torch', 'diffusers', 'onnxruntime'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_every_step_carries_its_accelerator_mark_and_pool():

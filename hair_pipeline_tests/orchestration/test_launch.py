@@ -5,7 +5,7 @@ import re
 import dagster as dg
 import pytest
 
-from hair_pipeline.errors import PipelineError
+from hair_pipeline.errors import PipelineError, ReleaseRefused
 from hair_pipeline.orchestration.launch import Outcome, launch
 from hair_pipeline.orchestration.partitions import SHARDS, named_shards
 from hair_pipeline.orchestration.rounds import Round, split
@@ -86,6 +86,14 @@ def test_a_hundred_and_one_shards_are_not_too_many_to_notice_a_change(instance):
     assert not run(instance).materialised
 
 
+def test_other_weights_under_the_same_name_make_anew_what_reads_them(instance):
+    run(instance)
+    World.weights_version = "2"
+    run(instance)
+    assert World.ran == ["encoder", ("parts", "s0", "s1")]
+    assert not run(instance).materialised
+
+
 def test_only_failed_shards_are_done_again_and_their_siblings_count(instance):
     World.shards, World.broken_shards = ("s0", "s1", "s2"), frozenset({"s1"})
     outcome = run(instance, selection="key:catalog or key:patches")
@@ -116,6 +124,30 @@ def test_shards_are_named_by_lists_and_ranges_and_unknown_ones_refused(instance)
     assert named_shards(instance, "s3, s0...s2") == ["s3", "s0", "s1", "s2"]
     with pytest.raises(PipelineError, match="no such shard: s9"):
         run(instance, shards=named_shards(instance, "s0...s9"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("s3...s0", "ends before it begins.*\n.*s0...s3"), ("", "names no"), (" , ", "no shard")]
+)
+def test_shards_that_name_nothing_are_refused(instance, text, said):
+    instance.add_dynamic_partitions(SHARDS.name, ["s0", "s1", "s2", "s3"])
+    with pytest.raises(PipelineError, match=said):
+        named_shards(instance, text)
+
+
+@pytest.mark.parametrize("options", [{"shards": ["s0"]}, {"only_failed": True}])
+def test_shards_of_assets_without_shards_are_refused(instance, options):
+    instance.add_dynamic_partitions(SHARDS.name, ["s0"])
+    with pytest.raises(PipelineError, match=r"nothing that is selected has any: encoder, stage\n"):
+        run(instance, selection="key:stage or key:encoder", **options)
+
+
+def test_what_was_done_is_said_where_nothing_was_made(instance):
+    outcome = run(instance, selection="source")
+    assert outcome.if_nothing == "Looked at source, weights; nothing that is made here was selected."
+    run(instance)
+    assert "up to date" in run(instance).if_nothing
+    assert "No shard's last run failed" in run(instance, only_failed=True).if_nothing
 
 
 @pytest.mark.parametrize(
@@ -196,10 +228,16 @@ def test_force_runs_a_selection_that_is_up_to_date(instance):
     assert World.ran == ["encoder"]
 
 
-def test_a_refusal_of_the_release_gate_is_not_a_fault():
-    outcome = Outcome(failures={"exported_weights": "the verdict is reject"})
-    assert outcome.faults == {}
-    assert outcome.refusals == {"exported_weights": "the verdict is reject"}
+@pytest.mark.parametrize(
+    ("error", "is_fault"),
+    [(ReleaseRefused("the verdict is reject"), False), (PipelineError("verdict.json is not JSON"), True)],
+)
+def test_only_the_no_of_the_release_gate_is_no_fault(instance, error, is_fault):
+    World.report_fails = error
+    outcome = run(instance)
+    assert outcome.failures == {"report": error.message}
+    assert (outcome.faults if is_fault else outcome.refusals) == outcome.failures
+    assert not (outcome.refusals if is_fault else outcome.faults)
 
 
 def test_runs_take_unbroken_ranges_of_bounded_length():

@@ -460,3 +460,13 @@ def test_the_daily_look_at_the_inputs_waits_for_a_catalog_that_is_being_built(da
     answer = daemon.tick_schedule("observe_inputs_daily")
     assert not answer.run_requests
     assert "is making catalog" in answer.skip_message
+
+
+@pytest.mark.parametrize("job", ["process_shards", "encode_shards"])
+def test_the_weekly_training_waits_while_shards_are_processed(daemon, job):
+    daemon.catalog({"a": "s0", "b": "s1"})
+    daemon.process("s0", "s1")
+    run = daemon._start(job, dg.RunRequest())
+    assert "is making" in daemon.tick_weekly().skip_message
+    daemon.end(run)
+    assert daemon.tick_weekly().run_requests

@@ -13,17 +13,18 @@ from diffusers import UNet2DConditionModel
 from PIL import Image, ImageCms
 from safetensors.torch import load_file
 
-from hair_pipeline.errors import PipelineError
+from hair_pipeline.errors import PipelineError, ReleaseRefused
 from hair_pipeline.evaluation.ab_test import run_ab_test
 from hair_pipeline.evaluation.contenders import ModelContender, resolve
 from hair_pipeline.evaluation.report import evaluate
 from hair_pipeline.files import encode_image, hash_file, read_image, write_bytes
 from hair_pipeline.inputs.head_crop import head_crop
-from hair_pipeline.models.base import base_reference, load_base
+from hair_pipeline.models.base import load_base
 from hair_pipeline.models.inpainter import HairInpainter, predict
 from hair_pipeline.models.patch_encoder import PatchEncoder
 from hair_pipeline.models.pipeline import HairInpaintPipeline
 from hair_pipeline.models.style_projection import StyleProjection
+from hair_pipeline.models.weights import base_reference
 from hair_pipeline.processing.bald import make_bald
 from hair_pipeline.processing.fringe import with_forehead
 from hair_pipeline.release import export
@@ -82,12 +83,12 @@ def test_export_refuses_without_an_approving_verdict_on_this_model(world: World)
     ):
         spoilt = metrics | {"metrics": metrics["metrics"] | {name: metrics["metrics"][name] | change}}
         (report.folder / "metrics.json").write_text(json.dumps(spoilt))
-        with pytest.raises(PipelineError, match=why):
+        with pytest.raises(ReleaseRefused, match=why):
             export_weights(world.settings, world.profile)
     (report.folder / "metrics.json").write_text(json.dumps(metrics))
     for verdict in ("reject", "inconclusive"):
         judge(world, verdict)
-        with pytest.raises(PipelineError, match=verdict):
+        with pytest.raises(ReleaseRefused, match=verdict):
             export_weights(world.settings, world.profile)
     judge(world, "approve")
     pointer = world.settings.reports / "ab" / "current.json"
@@ -95,8 +96,13 @@ def test_export_refuses_without_an_approving_verdict_on_this_model(world: World)
     path = world.settings.reports / "ab" / content["folder"] / "verdict.json"
     verdict_file = json.loads(path.read_text())
     path.write_text(json.dumps(verdict_file | {"new": {"label": "x", "version": "somethingelse"}}))
-    with pytest.raises(PipelineError, match="judged version somethingelse"):
+    with pytest.raises(PipelineError, match="judged version somethingelse") as told:
         export_weights(world.settings, world.profile)
+    assert not isinstance(told.value, ReleaseRefused)
+    path.write_text("{")
+    with pytest.raises(PipelineError, match="not JSON") as told:
+        export_weights(world.settings, world.profile)
+    assert not isinstance(told.value, ReleaseRefused)
     assert not (world.settings.checkpoints / "unet_hair_inpainting.safetensors").exists()
     path.write_text(json.dumps(verdict_file))
 
@@ -245,14 +251,14 @@ def test_candidate_waits_for_a_person_then_goes_into_production(exported: World)
     registry = Registry(settings.registry_path)
     assert registry.production() is None
     registry.sign_off(waiting.version, "Kim", "reject", "halo at the ears")
-    with pytest.raises(PipelineError, match="rejected by Kim"):
+    with pytest.raises(ReleaseRefused, match="rejected by Kim"):
         record_candidate(settings, profile)
     registry.sign_off(waiting.version, "Kim", "approve")
     assert record_candidate(settings, profile).state == "promoted"
     assert registry.production() == waiting.version
     assert record_candidate(settings, profile).state == "promoted"
     judge(exported, "reject")  # the verdict is read again, whatever was recorded
-    with pytest.raises(PipelineError, match="reject"):
+    with pytest.raises(ReleaseRefused, match="reject"):
         record_candidate(settings, profile)
     judge(exported, "approve")
 

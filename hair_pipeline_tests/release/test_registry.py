@@ -153,9 +153,20 @@ def test_an_approval_counts_against_the_version_in_production_alone(tmp_path: Pa
         registry.promote("x")
     with pytest.raises(PipelineError, match=f"it was compared with .*{said}") as refused:
         registry.promote("a")
-    assert "ab_verdict" in refused.value.remedy
+    assert 'hair-pipeline run --select "key:ab_verdict+" --force' in refused.value.remedy
     registry.register("a", registry.folder("a"), registry.show("a")["files"], approval("a") | {"against_version": "x"})
     registry.promote("a")
+
+
+def test_only_what_a_person_may_promote_is_called_promotable(tmp_path: Path) -> None:
+    registry = make_version(tmp_path, "a")
+    make_version(tmp_path, "undecided", approval("undecided") | {"verdict": "inconclusive"})
+    make_version(tmp_path, "other", approval("other") | {"against_version": "x", "against_first": False})
+    assert registry.promotable() == {"a": True}
+    registry.sign_off("a", "Kim", "approve")
+    assert registry.promotable() == {"a": False}
+    registry.promote("a")
+    assert registry.promotable() == {}
 
 
 def test_a_sign_off_counts_for_the_test_it_was_given_on(tmp_path: Path) -> None:

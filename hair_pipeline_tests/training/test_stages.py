@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,15 +15,20 @@ from torch.utils.data import default_collate
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.members import Members
+from hair_pipeline.profile import Profile
+from hair_pipeline.settings import Settings
 from hair_pipeline.training import loop
+from hair_pipeline.training.context import Context
 from hair_pipeline.training.data import face_lock
 from hair_pipeline.training.latent_store import LatentStore
 from hair_pipeline.training.pixel_losses import Judges
 from hair_pipeline.training.sampler import Draw
 from hair_pipeline.training.stages import StageTask
 from hair_pipeline.training.task import Batch, LoopConfig
+from hair_pipeline.training.trainers.stage import open_sources
 from hair_pipeline.training.validation import compare, fixed_batches, hair_l2
 from hair_pipeline_tests.training.tiny_stage import (
+    SIDE,
     TERMS,
     only,
     random_judges,
@@ -41,6 +48,30 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def judges() -> Judges:
     return random_judges()
+
+
+@pytest.mark.parametrize(
+    ("stage", "value", "kinds"),
+    [
+        ("stage2", "resolution", ("photo",)),
+        ("stage1", "resolution", ("hair_only", "patch")),
+        ("stage1", "patch_resolution", ("hair_only", "patch")),
+    ],
+)
+def test_latents_of_another_size_than_the_profile_s_are_refused(
+    data: Path, tmp_path: Path, stage: str, value: str, kinds: tuple[str, ...]
+) -> None:
+    processed = tmp_path / "training" / "processed"
+    shutil.copytree(data, processed)
+    columns = {"accepted": [True], "image_id": ["p0-0"], "curl_class": [None], "has_bangs": [None], "has_face": [True]}
+    pd.DataFrame(columns).to_parquet(processed / "catalog.parquet")
+    same = Profile(name="tiny", stage1=stage_config(), stage2=stage_config())
+    context = Context(Settings(training_root=tmp_path / "training"), same, tmp_path)
+    assert len(open_sources(context, kinds).latents.index)
+    other = getattr(same, stage).model_copy(update={value: SIDE // 2})
+    changed = replace(context, profile=same.model_copy(update={stage: other}))
+    with pytest.raises(PipelineError, match=rf"latents of {SIDE} pixels, but {stage}\..*{SIDE // 2}\n.*key:latents"):
+        open_sources(changed, kinds)
 
 
 def first_batch(task: StageTask, size: int = 4) -> Batch:

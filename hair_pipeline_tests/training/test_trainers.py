@@ -12,10 +12,11 @@ import torch
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.members import Members
-from hair_pipeline.models.base import base_reference, load_base
+from hair_pipeline.models.base import load_base
 from hair_pipeline.models.inpainter import HairInpainter
 from hair_pipeline.models.patch_encoder import PatchEncoder
 from hair_pipeline.models.style_classifier import StyleClassifier
+from hair_pipeline.models.weights import base_reference
 from hair_pipeline.training.context import Context
 from hair_pipeline.training.data import read_style_vectors
 from hair_pipeline.training.entry import current, train

@@ -1,4 +1,4 @@
-"""Group `inputs`: the two read-only inputs and the catalog that says what became of every file.
+"""Group `inputs`: the read-only inputs and the catalog that says what became of every file.
 
 Heavy modules are imported inside the functions, here and in the other groups: loading definitions stays fast.
 """
@@ -47,25 +47,45 @@ def training_face_outputs(pipeline: PipelineResource) -> dg.DataVersion:
         return dg.DataVersion(fingerprint_folder(settings.training_face_root, remembered))
 
 
+@dg.observable_source_asset(
+    group_name=GROUP,
+    description="Customer photos for the A/B test (read-only; private). Its data version is a content fingerprint.",
+    tags={"dagster/kind/folder": ""},
+    op_tags=dict(CPU["op_tags"]),
+)
+def customer_photos(pipeline: PipelineResource) -> dg.DataVersion:
+    from hair_pipeline.inputs.fingerprint import fingerprint_folder
+
+    with explained():
+        settings = pipeline.settings
+        if settings.customers is None or not settings.customers.is_dir():  # the A/B test itself says if that is wrong
+            return dg.DataVersion("none")
+        remembered = settings.processed / "catalog_cache" / "customers_fingerprint.parquet"
+        return dg.DataVersion(fingerprint_folder(settings.customers, remembered))
+
+
 @dg.asset(
     group_name=GROUP,
     deps=[k_hairstyle_images, training_face_outputs],
     description="One Parquet row per image and per rejected file: paths, person, attributes, mask origin, identity "
     "reliability, shard, split, and the reason for what is left out. Registers the shards, and removes the outputs of "
     "those that are gone.",
-    code_version="2",
+    code_version="3",
     kinds={"parquet", "pandas"},
     **CPU,
 )
 def catalog(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
     from hair_pipeline.inputs.catalog import build_catalog
     from hair_pipeline.inputs.folder_state import inputs_state
+    from hair_pipeline.inputs.origin import record_origin, refuse_sample_in_place_of_others
     from hair_pipeline.inputs.shard_versions import shard_versions
 
     # Two at once would give the same shard to different people, and each would undo the other's shards.
     with explained(), one_at_a_time(pipeline.settings.processed / "catalog.lock"):
+        refuse_sample_in_place_of_others(pipeline.settings)
         state = inputs_state(pipeline.settings)  # before anything is read: what comes later is another state
         result = build_catalog(pipeline.settings, pipeline.profile)
+        record_origin(pipeline.settings)
         shards = shard_versions(pipeline.settings.catalog_path)
         new = register_shards(context.instance, list(shards))
         changed = observe_shards(context, catalog_shards.key, shards)

@@ -5,6 +5,7 @@ The release assets read the verdict and the sign-off again: a blocking check gua
 
 import dagster as dg
 
+from hair_pipeline.orchestration.assets.inputs import customer_photos
 from hair_pipeline.orchestration.assets.processed import identity_embeddings, style_vectors
 from hair_pipeline.orchestration.assets.trained import patch_encoder, stage2_checkpoint, style_classifier
 from hair_pipeline.orchestration.compute_tags import CPU, GPU
@@ -47,7 +48,7 @@ def eval_report(pipeline: PipelineResource) -> dg.MaterializeResult:
 
 @dg.asset(
     group_name="evaluation",
-    deps=[stage2_checkpoint, eval_report],
+    deps=[stage2_checkpoint, eval_report, customer_photos],
     description="The new model against the one in production (or the untrained base) on customer images: approve, "
     "reject or inconclusive; and a blind review for people.",
     code_version="5",

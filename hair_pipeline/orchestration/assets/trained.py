@@ -99,7 +99,7 @@ def style_classifier(
 
 @dg.asset(
     group_name="training",
-    deps=[latents, style_vectors, style_classifier, "perceptual_trunk"],
+    deps=[latents, style_vectors, style_classifier, "inpainting_base", "perceptual_trunk"],
     description="Stage 1, texture and style: regenerate hair-only images and patches from noise.",
     code_version="1",
     kinds={"torch", "diffusers"},
@@ -119,6 +119,7 @@ def stage1_checkpoint(
         style_vectors,
         identity_embeddings,
         style_classifier,
+        "inpainting_base",
         "face_recogniser",
         "perceptual_trunk",
     ],

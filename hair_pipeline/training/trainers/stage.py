@@ -15,12 +15,13 @@ from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.members import Members
 from hair_pipeline.models import adapters
-from hair_pipeline.models.base import Base, base_reference, load_base, refuse_uneven_sides
+from hair_pipeline.models.base import Base, load_base, refuse_uneven_sides
 from hair_pipeline.models.inpainter import HairInpainter
 from hair_pipeline.models.perceptual import load_perceptual
 from hair_pipeline.models.recogniser import load_recogniser, recogniser_path
 from hair_pipeline.models.style_classifier import StyleClassifier
-from hair_pipeline.profile import StageConfig
+from hair_pipeline.models.weights import base_reference
+from hair_pipeline.profile import Profile, StageConfig
 from hair_pipeline.training.context import Context, Finished, seed_everything
 from hair_pipeline.training.data import (
     LABEL_COLUMNS,
@@ -31,7 +32,7 @@ from hair_pipeline.training.data import (
     read_style_vectors,
 )
 from hair_pipeline.training.latent_store import LatentStore
-from hair_pipeline.training.latents import sides_of_latents
+from hair_pipeline.training.latents import SIDE_OF_KIND, sides_of_latents
 from hair_pipeline.training.memory_plan import refuse_what_cannot_fit
 from hair_pipeline.training.pixel_losses import Judges
 from hair_pipeline.training.runs import current
@@ -55,16 +56,16 @@ def run_stage(
         first_lesson: what it learns after the validation at step 0, ahead of the first step.
 
     Raises:
-        PipelineError: there is no sample to train on, a network it needs is missing, or the base's VAE cannot take a
-            resolution.
+        PipelineError: there is no sample to train on, latents are of another size than the profile's, a network it
+            needs is missing, or the base's VAE cannot take a resolution.
     """
     settings, profile = context.settings, context.profile
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     refuse_what_cannot_fit(profile, "stage1" if name == "stage1" else "stage2", settings, device)
     seed_everything(config.seed)
-    sources = open_sources(context)
     base = load_base(base_reference(settings, profile), settings.models_dir)
     refuse_uneven_sides(base.vae, sides_of_latents(profile))
+    sources = open_sources(context, kinds)
     style_dim = sources.styles.dim or profile.patch_encoder.embedding_dim
     model = HairInpainter.build(base, profile.models, style_dim, config.finetune_blocks)
     if config.precision != "fp32" and torch.cuda.is_available():
@@ -102,16 +103,36 @@ def run_stage(
     return Finished(save, metrics | timing, notes, result.pictures)
 
 
-def open_sources(context: Context) -> StageSources:
-    """The tables a stage's samples are joined from."""
+def open_sources(context: Context, kinds: tuple[str, ...]) -> StageSources:
+    """The tables a stage's samples are joined from.
+
+    Raises:
+        PipelineError: there are no latents, or those of `kinds` are of another size than the profile's.
+    """
     settings = context.settings
     members = Members.read(settings.catalog_path)
+    latents = LatentStore(settings.processed / "latents", members)
+    _refuse_other_sides(latents, kinds, context.profile)
     return StageSources(
-        LatentStore(settings.processed / "latents", members),
+        latents,
         read_style_vectors(settings.processed / "style_vectors", members),
         read_reliable_identities(settings.processed / "identity_embeddings", members),
         read_labels(read_catalog(settings.catalog_path, columns=list(LABEL_COLUMNS))),
     )
+
+
+def _refuse_other_sides(latents: LatentStore, kinds: tuple[str, ...], profile: Profile) -> None:
+    """Latents of another size than the profile's would train at that size without a word."""
+    for kind in kinds:
+        name = SIDE_OF_KIND[kind]
+        wanted = sides_of_latents(profile)[name]
+        for shard, side in latents.sides(kind).items():
+            if side != wanted:
+                raise PipelineError(
+                    f"{kind} latents of {side} pixels, but {name} of the profile makes them {wanted}",
+                    file=latents.folder / f"{shard}.safetensors",
+                    remedy="materialise latents again (`hair-pipeline run --select key:latents`)",
+                )
 
 
 def stage_task(

@@ -8,8 +8,8 @@ from __future__ import annotations
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.members import Members
 from hair_pipeline.models.attribute_tokens import ATTRIBUTES
-from hair_pipeline.models.base import base_reference
 from hair_pipeline.models.inpainter import HairInpainter
+from hair_pipeline.models.weights import base_reference
 from hair_pipeline.training.context import Context, Finished
 from hair_pipeline.training.data import read_style_vectors
 from hair_pipeline.training.style_start import start_from_prompts

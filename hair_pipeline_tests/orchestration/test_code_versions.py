@@ -1,0 +1,64 @@
+"""Code versions follow the profile: an asset is stale when, and only when, a value that concerns it changed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pandas as pd
+import pytest
+from pydantic import BaseModel
+
+from hair_pipeline.orchestration.code_versions import CONCERNS, with_profile
+from hair_pipeline.profile import Profile
+from hair_pipeline.settings import Settings
+from hair_pipeline.training import latents
+
+PROFILE = Profile(name="any")
+
+
+def changes(values: BaseModel, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The path of every single value."""
+    for name in type(values).model_fields:
+        value = getattr(values, name)
+        if isinstance(value, BaseModel):
+            yield from changes(value, (*path, name))
+        else:
+            yield (*path, name)
+
+
+def changed(values: BaseModel, path: tuple[str, ...]) -> BaseModel:
+    """The same values but for one."""
+    value = getattr(values, path[0])
+    if len(path) > 1:
+        return values.model_copy(update={path[0]: changed(value, path[1:])})
+    other = {bool: lambda: not value, int: lambda: value + 8, float: lambda: value + 0.01}.get(type(value))
+    return values.model_copy(update={path[0]: other() if other else "another"})
+
+
+def version(asset: str, profile: Profile) -> str | None:
+    return with_profile(dg.AssetSpec(asset, code_version="1"), profile).code_version
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")
+def test_latents_become_stale_with_every_value_that_enters_their_fingerprint(monkeypatch):
+    rows = pd.DataFrame({"image_id": [], "source": [], "split": [], "stage2": [], "content_hash": []})
+    monkeypatch.setattr(latents, "read_catalog", lambda *_: rows)
+    settings = Settings(training_root=Path("nowhere"))
+
+    def fingerprint(profile: Profile) -> str:
+        return latents._fingerprint("shard_0000", settings, profile, f"vae of {profile.models.base}")
+
+    entering = [path for path in changes(PROFILE) if fingerprint(changed(PROFILE, path)) != fingerprint(PROFILE)]
+    assert ("stage1", "patch_resolution") in entering
+    for path in entering:
+        assert version("latents", changed(PROFILE, path)) != version("latents", PROFILE), ".".join(path)
+
+
+def test_the_style_classifier_becomes_stale_with_the_base_that_its_training_names():
+    other = changed(PROFILE, ("models", "base"))
+    assert version("style_classifier", other) != version("style_classifier", PROFILE)
+
+
+def test_what_concerns_an_asset_exists_in_the_profile():
+    paths = {".".join(path[:depth]) for path in changes(PROFILE) for depth in range(1, len(path) + 1)}
+    assert {name for names in CONCERNS.values() for name in names} <= paths
