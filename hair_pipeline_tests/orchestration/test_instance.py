@@ -34,7 +34,7 @@ def test_storage_stays_inside_a_training_root_of_its_own(tmp_path, monkeypatch):
 def test_the_documented_command_switches_on_what_the_daemon_serves(kind, tmp_path, monkeypatch):
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     guide = (PROJECT_ROOT / "docs" / "data-engineer.md").read_text()
-    (command,) = re.findall(rf"^uv run (dagster {kind} start \S+ [^#\n]*)", guide, re.MULTILINE)
+    command, *_ = re.findall(rf"^uv run (dagster {kind} start \S+ [^#\n]*)", guide, re.MULTILINE)
     settings = Settings(training_root=tmp_path)
     with open_instance(settings) as instance:
         done = subprocess.run(

@@ -63,8 +63,8 @@ def test_latents_of_another_size_than_the_profile_s_are_refused(
 ) -> None:
     processed = tmp_path / "training" / "processed"
     shutil.copytree(data, processed)
-    columns = {"accepted": [True], "image_id": ["p0-0"], "curl_class": [None], "has_bangs": [None], "has_face": [True]}
-    pd.DataFrame(columns).to_parquet(processed / "catalog.parquet")
+    catalog = pd.read_parquet(processed / "catalog.parquet").assign(curl_class=None, has_bangs=None, has_face=True)
+    catalog.to_parquet(processed / "catalog.parquet")
     same = Profile(name="tiny", stage1=stage_config(), stage2=stage_config())
     context = Context(Settings(training_root=tmp_path / "training"), same, tmp_path)
     assert len(open_sources(context, kinds).latents.index)
