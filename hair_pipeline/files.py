@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import io
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -26,6 +27,8 @@ from PIL import Image
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.webp import encode_webp
+
+log = logging.getLogger(__name__)
 
 _FULL_BYTES = 1 << 20
 _FAST_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
@@ -165,7 +168,13 @@ def one_at_a_time(path: Path) -> Iterator[None]:
     except OSError as error:
         raise _explain_write_error(error, path) from error
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("waiting for another process that holds %s", path)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:  # a disk that knows no locks: there is nothing to wait for
+            log.warning("%s cannot be locked (%s)", path, error.strerror)
         yield
 
 

@@ -13,6 +13,8 @@ BROW = 0.2
 
 Lower down the brows would be removed with the hair, and a filling would carry the eyelids' colour up the forehead.
 """
+CHEEK = 0.65
+"""Above the mouth, as a share of the box's height: below it a beard has the colour of hair, too."""
 REACH = 0.05
 """How far from the mask hair is looked for, in heights of the face's box: 6 pixels for a face of 120."""
 SIDE = 0.1
@@ -45,10 +47,12 @@ def with_rim(image: np.ndarray, hair_mask: np.ndarray, face_mask: np.ndarray, bo
 
     Returns:
         hair, face: (H, W) bool, disjoint; the masks given, where they fit. Otherwise hair has gained the pixels of the
-        face that are no further than `REACH` from it, joined to it and coloured like it; brows and eyes stay.
+        face that are no further than `REACH` from it, joined to it and coloured like it; brows, eyes and beard stay.
     """
     if box is None or not face_mask.any():
         return hair_mask, face_mask
+    height, width = face_mask.shape
+    box = np.clip(box, (-width, -height) * 2, (2 * width, 2 * height) * 2)  # a detector's box may be anywhere
     reach = max(1.0, REACH * float(box[3] - box[1]))
     window = _around(face_mask, round(reach) + 2)
     hair, face = hair_mask[window], face_mask[window]
@@ -76,12 +80,13 @@ def _around(face: np.ndarray, margin: int) -> tuple[slice, slice]:
 
 
 def _features(window: tuple[slice, slice], box: np.ndarray) -> np.ndarray:
-    """Where brows and eyes may be: below the forehead, away from the sides of the box."""
+    """Where brows, eyes and a beard may be: below the forehead away from the sides of the box, and around the mouth."""
     x1, y1, x2, y2 = box.tolist()
     rows, columns = (np.arange(part.start, part.stop) for part in window)
     inner = SIDE * (x2 - x1)
     across = (columns >= x1 + inner) & (columns <= x2 - inner)
-    return (rows >= y1 + BROW * (y2 - y1))[:, None] & across[None, :]
+    brow, cheek = (y1 + share * (y2 - y1) for share in (BROW, CHEEK))
+    return ((rows >= brow)[:, None] & across[None, :]) | (rows >= cheek)[:, None]
 
 
 def _like_hair(image: np.ndarray, hair: np.ndarray, skin: np.ndarray, near: np.ndarray, reach: float) -> np.ndarray:

@@ -28,7 +28,7 @@ _SEQUENTIAL = (0xC0, 0xC1)
 def small_gray(image: Image.Image) -> np.ndarray:
     """An image as gray (h, w) uint8; a JPEG decoded at down to an eighth of its size. Raises as Pillow does."""
     width, height = image.size
-    if image.format == "JPEG":
+    if image.format in ("JPEG", "MPO"):
         image.draft("L", (max(_SMALL, width // 8), max(_SMALL, height // 8)))
     return np.asarray(image.convert("L"))
 

@@ -7,6 +7,7 @@ is identified by (`training.fingerprints`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hair_pipeline.errors import PipelineError
@@ -20,26 +21,35 @@ Hashes = dict[str, tuple[int, int, str]]
 """File -> size, time of modification in nanoseconds, SHA-256."""
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What was found last time."""
+
+    version: str = ABSENT
+    files: Hashes = field(default_factory=dict)
+
+
 def outside_version(name: str, settings: Settings, profile: Profile) -> str:
     """The content version of one of `OUTSIDE`: 16 hex digits, a hub id, or ABSENT.
 
     A file of the same size and time as last time is not read again. That weights are missing is no error here: what
-    needs them says so when it is made.
+    needs them says so when it is made. Until then they count as last seen, since a disk may be away for a while.
     """
+    remembered = settings.processed / "weights_cache" / f"{name}.json"
+    seen = _read(remembered)
     try:
         place = OUTSIDE[name](settings, profile)
     except PipelineError:
-        return ABSENT
+        return seen.version
     if isinstance(place, str):
         return place
     paths = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
-    remembered = settings.processed / "weights_cache" / f"{name}.json"
-    known = _read(remembered)
-    hashes = _hashes(paths, known)
-    if hashes != known:
-        write_json(remembered, hashes)
+    hashes = _hashes(paths, seen.files)
     parts = ((path.relative_to(place.parent).as_posix(), hashes[str(path)][2]) for path in paths)
-    return hash_bytes(*(text for part in parts for text in part))[:16]
+    found = _Seen(hash_bytes(*(text for part in parts for text in part))[:16], hashes)
+    if found != seen:
+        write_json(remembered, asdict(found))
+    return found.version
 
 
 def _recogniser(settings: Settings, profile: Profile) -> Path:
@@ -71,8 +81,10 @@ def _hashes(paths: list[Path], known: Hashes) -> Hashes:
     return found
 
 
-def _read(path: Path) -> Hashes:
+def _read(path: Path) -> _Seen:
     try:
-        return {name: (size, time, digest) for name, (size, time, digest) in read_json(path).items()}
-    except (PipelineError, AttributeError, TypeError, ValueError):  # none yet, or damaged: all files are read again
-        return {}
+        kept = read_json(path)
+        files = {name: (size, time, digest) for name, (size, time, digest) in kept["files"].items()}
+        return _Seen(str(kept["version"]), files)
+    except (PipelineError, KeyError, AttributeError, TypeError, ValueError):  # none yet, or damaged: all is read again
+        return _Seen()

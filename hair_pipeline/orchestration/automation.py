@@ -25,7 +25,7 @@ from dagster._core.definitions.data_version import (
 from dagster._core.storage.tags import MAX_RETRIES_TAG
 
 from hair_pipeline.files import hash_bytes
-from hair_pipeline.orchestration.instance import MACHINE_TAG
+from hair_pipeline.orchestration.instance import MACHINE_TAG, free_dead_runs
 from hair_pipeline.orchestration.whereabouts import this_machine
 
 AUTOMATION_TAG = "hair_pipeline/automation"
@@ -106,7 +106,11 @@ def assets_under_way(instance: dg.DagsterInstance, repository: dg.RepositoryDefi
 def busy(
     instance: dg.DagsterInstance, repository: dg.RepositoryDefinition, names: Sequence[str]
 ) -> dg.SkipReason | None:
-    """Which run is making one of these assets, in words; None when none is."""
+    """Which run is making one of these assets, in words; None when none is.
+
+    Runs of a machine that went down are marked as failed first: here is where their processes would run.
+    """
+    free_dead_runs(instance)
     under_way = assets_under_way(instance, repository)
     for name in names:
         if (run := under_way.get(dg.AssetKey(name))) is not None:

@@ -33,7 +33,7 @@ class _PatientExecution(ActiveExecution):
 
     def get_steps_to_execute(self, limit: int | None = None) -> Sequence[ExecutionStep]:
         steps = super().get_steps_to_execute(limit)
-        if not steps and not self.has_in_flight_steps:
+        if not steps and not self.has_in_flight_steps and not self.is_complete:
             time.sleep(_IDLE_SECONDS)
         return steps
 

@@ -21,6 +21,7 @@ import yaml
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.launcher import DefaultRunLauncher
 from dagster._core.storage.event_log import SqliteEventLogStorage
+from dagster._core.storage.tags import PARENT_RUN_ID_TAG
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import hash_bytes, make_folder, write_bytes
@@ -84,28 +85,64 @@ def open_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
 
 
 def _configure(home: Path) -> None:
-    """Write the instance's dagster.yaml, unless there is one by somebody else's hand."""
+    """Write the instance's dagster.yaml, unless there is one by somebody else's hand, or an instance without one."""
     path = home / "dagster.yaml"
-    if path.exists() and not _is_ours(path.read_bytes()):
+    if path.exists():
+        text = path.read_text(encoding="utf-8")
+        if not _is_ours(text, home):
+            _follow_home(path, text, home)
+            return
+    elif any((home / name).exists() for name in _STORAGE_WITHOUT_CONFIGURATION):
+        log.warning("%s is used without a dagster.yaml, and left so: its history would not be found otherwise", home)
         return
-    values = yaml.safe_dump(_configuration(home), sort_keys=False).encode()
-    write_bytes(path, _heading(values) + values)
+    values = yaml.safe_dump(_configuration(home), sort_keys=False)
+    write_bytes(path, (_heading(values, str(home)) + values).encode())
 
 
-def _is_ours(content: bytes) -> bool:
+_STORAGE_WITHOUT_CONFIGURATION = ("history", "schedules")
+"""Where Dagster keeps an instance's events when nobody says."""
+
+
+def _is_ours(text: str, home: Path) -> bool:
     """Is this what an earlier command wrote, as it wrote it?"""
-    values = b"".join(line for line in content.splitlines(keepends=True) if not line.startswith(b"#"))
-    return content == _heading(values) + values
+    values = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#"))
+    if (written_for := _written_for(text)) is not None:
+        return text == _heading(values, written_for) + values
+    try:
+        return _without_places(yaml.safe_load(text)) == _without_places(_configuration(home))
+    except (yaml.YAMLError, KeyError, TypeError):
+        return False
 
 
-def _heading(values: bytes) -> bytes:
-    return _HEADING.format(hash_bytes(values)[:16]).encode()
+def _follow_home(path: Path, text: str, home: Path) -> None:
+    """Let an edited file that was moved with its folder name the new place, or it would open the old one's storage."""
+    before = _written_for(text)
+    if before not in (None, str(home)):
+        write_bytes(path, text.replace(str(before), str(home)).encode())
+
+
+def _without_places(values: dict) -> dict:
+    values["storage"]["sqlite"]["base_dir"] = None
+    values["local_artifact_storage"]["config"]["base_dir"] = None
+    values["compute_logs"]["config"]["base_dir"] = None
+    return values
+
+
+def _written_for(text: str) -> str | None:
+    found = _HOME.search(text)
+    return None if found is None else found[1]
+
+
+def _heading(values: str, home: str) -> str:
+    return _HEADING.format(hash_bytes(values)[:16], home)
 
 
 _HEADING = """\
 # {}: written by hair-pipeline from the checkout's dagster.yaml, and anew by every command while nobody changes it.
 # Edit it as you like: it is then left alone. Delete it to have it written anew.
+# For {}
 """
+_HOME = re.compile(r"^# [0-9a-f]{16}: written by hair-pipeline .*\n#.*\n# For (.+)\n")
 
 
 @contextmanager
@@ -173,6 +210,8 @@ def _is_dead(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     lease = lease_state(instance, run.run_id)
     if lease == "held":
         return False
+    if PARENT_RUN_ID_TAG in run.tags:  # tried again: its tags name the process and the machine of the first try
+        return lease == "expired"
     gone = is_gone(run.tags[PID_TAG]) if PID_TAG in run.tags else _launched_process_is_gone(instance, run)
     return lease == "expired" if gone is None else gone
 

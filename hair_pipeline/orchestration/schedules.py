@@ -6,7 +6,7 @@ Belongs here: schedules. Does not belong here: what follows from a change (`sens
 import dagster as dg
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.orchestration.automation import assets_under_way, busy
+from hair_pipeline.orchestration.automation import busy
 from hair_pipeline.orchestration.instance import MACHINE_TAG
 from hair_pipeline.orchestration.jobs import TRAINING_WAITS_FOR, inputs_job, training_job, training_tags
 from hair_pipeline.orchestration.soundness import unsound
@@ -63,8 +63,5 @@ def _retrain(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipRe
         return dg.SkipReason("there are no processed shards yet: materialise the catalog and the group processed")
     if (fault := unsound(context.instance, context.repository_def.asset_graph).get(dg.AssetKey("catalog"))) is not None:
         return dg.SkipReason(f"catalog: {fault}")
-    under_way = assets_under_way(context.instance, context.repository_def)
-    for name in TRAINING_WAITS_FOR:
-        if (run := under_way.get(dg.AssetKey(name))) is not None:
-            return dg.SkipReason(f"run {run[:8]} is making {name}")
-    return dg.RunRequest(tags=tags | {MACHINE_TAG: this_machine()})
+    under_way = busy(context.instance, context.repository_def, TRAINING_WAITS_FOR)
+    return under_way or dg.RunRequest(tags=tags | {MACHINE_TAG: this_machine()})

@@ -30,7 +30,6 @@ from hair_pipeline.orchestration.automation import (
     last_made,
     short,
 )
-from hair_pipeline.orchestration.instance import free_dead_runs
 from hair_pipeline.orchestration.jobs import (
     IMAGE_ASSETS,
     TRAINING_WAITS_FOR,
@@ -114,7 +113,6 @@ def _sensor(
 
 
 def _busy(world: World, names: Sequence[str]) -> dg.SkipReason | None:
-    free_dead_runs(world.instance)  # of a machine that went down: here is where their processes would run
     return busy(world.instance, world.repository, names)
 
 

@@ -82,6 +82,23 @@ def test_brows_under_a_fringe_stay():
     assert not completed[BROW_ROWS, 95:161].any()
 
 
+def test_a_beard_beside_the_hair_stays():
+    image, hair, face = portrait()
+    below = np.arange(256)[:, None] > BOX[1] + 0.7 * (BOX[3] - BOX[1])
+    image[face & below] = HAIR
+    tight, skin = cut_tight(hair, face, 3)
+    completed, _ = with_rim(image, tight, skin, BOX)
+    assert not (completed & face & below).any()
+
+
+@pytest.mark.parametrize("far", [1e30, np.inf, -1e30])
+def test_a_box_may_be_anywhere(far: float):
+    image, hair, face = portrait()
+    box = np.array([80, 70, far, far], np.float32)
+    completed, rest = with_rim(image, *cut_tight(hair, face, 3), box)
+    assert np.array_equal(completed | rest, hair | face)
+
+
 def test_without_a_box_or_a_face_or_contrast_nothing_changes():
     image, hair, face = portrait()
     tight, skin = cut_tight(hair, face, 3)

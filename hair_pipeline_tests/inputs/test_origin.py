@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from hair_pipeline.cli import app
 from hair_pipeline.doctor import _origin
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.inputs import origin
 from hair_pipeline.inputs.origin import record_origin, refuse_sample_in_place_of_others
 from hair_pipeline.sample import write
 from hair_pipeline.settings import SAMPLE_ROOT, Settings
@@ -36,6 +38,24 @@ def test_other_inputs_may_move_and_may_take_the_sample_s_place(tmp_path: Path) -
         record_origin(Settings(training_root=tmp_path, **made_of))
         moved = Settings(training_root=tmp_path, k_hairstyle_root=tmp_path / "k", training_face_root=tmp_path / "f")
         refuse_sample_in_place_of_others(moved)
+
+
+def test_a_catalog_without_a_record_is_the_sample_s_where_its_photos_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(origin, "SAMPLE_ROOT", tmp_path / "sample")
+    roots = {name: tmp_path / "sample" / name for name in REAL}
+    sample = Settings(training_root=tmp_path / "training", **roots)
+    sample.processed.mkdir(parents=True)
+    pd.DataFrame({"accepted": [False, True], "image_path": ["x", "a.jpg"]}).to_parquet(sample.catalog_path)
+    with pytest.raises(PipelineError, match="made of other inputs"):
+        refuse_sample_in_place_of_others(sample)
+    sample.k_hairstyle_root.mkdir(parents=True)
+    (sample.k_hairstyle_root / "a.jpg").touch()
+    refuse_sample_in_place_of_others(sample)
+    (sample.processed / "inputs.json").write_text("[]")
+    with pytest.raises(PipelineError, match=r"inputs\.json.*(?s:.)*delete it"):
+        refuse_sample_in_place_of_others(sample)
 
 
 @pytest.mark.parametrize("command", ["demo", "run"])

@@ -57,3 +57,9 @@ def test_missing_weights_and_those_on_the_hub_have_a_version_too(tmp_path: Path)
     hub = PROFILE.model_copy(update={"models": ModelsConfig(base="someone/inpainting")})
     assert outside_version("inpainting_base", settings, hub) == "someone/inpainting"
     assert [outside_version(name, settings, PROFILE) for name in OUTSIDE] == [ABSENT] * 3
+
+
+def test_weights_that_are_away_count_as_last_seen(settings: Settings) -> None:
+    before = [outside_version(name, settings, PROFILE) for name in OUTSIDE]
+    settings.models_dir.rename(settings.models_dir.with_name("away"))
+    assert [outside_version(name, settings, PROFILE) for name in OUTSIDE] == before

@@ -9,6 +9,8 @@ import dagster as dg
 import pytest
 import yaml
 from dagster._core.events import EngineEventData
+from dagster._core.instance.ref import InstanceRef
+from dagster._core.storage.tags import PARENT_RUN_ID_TAG
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.orchestration import instance as own
@@ -101,6 +103,45 @@ def test_a_configuration_is_written_anew_until_somebody_edits_it(tmp_path, monke
     path.write_text(edited)
     with open_instance(moved):
         assert path.read_text() == edited
+    again = Settings(training_root=(tmp_path / "after").rename(tmp_path / "third"))
+    with open_instance(again) as instance:
+        assert str(tmp_path / "third") in instance.root_directory
+    assert "max_concurrent_runs: 7" in (dagster_home(again) / "dagster.yaml").read_text()
+    assert not (tmp_path / "after").exists()
+
+
+def test_a_configuration_of_an_earlier_version_follows_its_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    settings = Settings(training_root=tmp_path)
+    path = dagster_home(settings) / "dagster.yaml"
+    with open_instance(settings):
+        written = path.read_text()
+    path.write_text("".join(line for line in written.splitlines(True) if not line.startswith("#")).replace("/", "/x"))
+    with open_instance(settings):
+        assert path.read_text() == written
+
+
+def test_an_instance_without_configuration_keeps_its_history(tmp_path, monkeypatch):
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(tmp_path))) as instance:
+        instance.add_dynamic_partitions("shards", ["shard_0000"])
+    with open_instance(Settings(training_root=tmp_path / "training")) as instance:
+        assert instance.get_dynamic_partitions("shards") == ["shard_0000"]
+    assert not (tmp_path / "dagster.yaml").exists()
+
+
+def test_a_run_that_is_tried_again_is_not_judged_by_the_process_of_its_first_try(tmp_path, monkeypatch):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+
+    @dg.job
+    def nothing():
+        pass
+
+    gone = f"{this_machine()}/999999999:1"
+    with open_instance(Settings(training_root=tmp_path)) as instance:
+        for tags in ({PID_TAG: gone}, {PID_TAG: gone, PARENT_RUN_ID_TAG: "first"}):
+            run = instance.create_run_for_job(nothing, tags=tags, status=dg.DagsterRunStatus.STARTED)
+            assert (free_dead_runs(instance) == [run.run_id]) == (PARENT_RUN_ID_TAG not in tags)
 
 
 def test_the_closing_line_opens_the_instance_that_was_used(tmp_path, monkeypatch):
