@@ -72,6 +72,17 @@ def test_each_form_is_read_and_each_gap_is_named(tmp_path: Path) -> None:
         assert np.array_equal(cases[name].bald[outside], cases[name].sample.image[outside])
 
 
+def test_the_fingerprint_sees_how_photos_are_framed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_rgb(tmp_path / "anna.jpg", draw_person(0, size=64).photo)
+    settings = write_tiny_inputs(tmp_path / "elsewhere", people=1, views=1, size=64).settings()
+    found = find_customers(tmp_path, settings, Problems())
+    before = fingerprint(found)
+    for name in ("MARGIN", "WHOLE", "PADDING"):
+        with monkeypatch.context() as changed:
+            changed.setattr(f"hair_pipeline.evaluation.customers.{name}", 0)
+            assert fingerprint(found) != before, name
+
+
 def test_the_fingerprint_sees_every_file_that_is_read(tmp_path: Path) -> None:
     folder = tmp_path / "customers"
     person = draw_person(0, size=64)
