@@ -191,7 +191,8 @@ class PictureContender:
         height, width = picture.shape[:2]
         size = case.sample.image.shape[0]
         photo_height, photo_width = case.sample.image[case.sample.window or ()].shape[:2]
-        if (width, height) != (size, size) and not same_framing(width, height, photo_width, photo_height):
+        fits = case.framing is not None or (width, height) == (size, size)
+        if not fits and not same_framing(width, height, photo_width, photo_height):
             return f"{path.name} is {width}x{height}, of another shape than the photo: cropped or rotated?"
         return Drawing(letterbox(width, height, size).image(picture), None)
 

@@ -25,6 +25,7 @@ import numpy as np
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.cases import Case, make_case
 from hair_pipeline.files import UnreadableImage, hash_bytes, hash_file
+from hair_pipeline.inputs.geometry import PADDING
 from hair_pipeline.inputs.hair_rim import REACH, with_rim
 from hair_pipeline.inputs.head_crop import MARGIN, WHOLE, Framing, cut_photo, head_crop
 from hair_pipeline.inputs.k_hairstyle import Rejected, check_image, image_id_of
@@ -153,7 +154,7 @@ def fingerprint(customers: list[Customer]) -> str:
     A file that cannot be read counts as that; `customer_cases` says which.
     """
     parts = [(c.id, path.name, _hash(path)) for c in customers for path in c.files]
-    return hash_bytes(f"{MARGIN} {WHOLE} {REACH}", *(part for entry in parts for part in entry))
+    return hash_bytes(f"{MARGIN} {WHOLE} {REACH} {PADDING}", *(part for entry in parts for part in entry))
 
 
 def _hash(path: Path) -> str:

@@ -1,7 +1,7 @@
 """The square around a head in which the hair of a photo of any framing is drawn: for serving and for the A/B test.
 
-Belongs here: where it lies, and cutting it out. Does not belong here: the processed squares of K-Hairstyle, which are
-never cropped (`geometry`), and pasting back (`release.serving`).
+Belongs here: where it lies, and cutting it out. Does not belong here: the processed square, which a part that is not
+square is letterboxed into like a whole photo (`geometry`), and pasting back (`release.serving`).
 """
 
 from __future__ import annotations
@@ -25,11 +25,24 @@ sample's are): the photo stays whole."""
 
 @dataclass(frozen=True)
 class Crop:
-    """A square around the head in photo pixels; it may reach over the photo's edge."""
+    """The part of a photo that a square around the head shows; where the square is wider or higher than the photo, the
+    part is not square. In photo pixels, all of them inside.
+    """
 
     x: int
     y: int
-    side: int
+    width: int
+    height: int
+
+    @property
+    def side(self) -> int:
+        """Of the square."""
+        return max(self.width, self.height)
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns of the photo."""
+        return slice(self.y, self.y + self.height), slice(self.x, self.x + self.width)
 
 
 def head_crop(hair_mask: np.ndarray, face_mask: np.ndarray) -> Crop:
@@ -42,41 +55,29 @@ def head_crop(hair_mask: np.ndarray, face_mask: np.ndarray) -> Crop:
         raise PipelineError("the hair mask is empty", remedy="give a mask that is white where the hair is")
     both = hair_mask | face_mask
     x, y, width, height = cv2.boundingRect(both.astype(np.uint8))
-    side, longer = round(max(width, height) * (1 + 2 * MARGIN)), max(hair_mask.shape)
-    if side >= WHOLE * longer:
-        side = longer
-    left = _placed(x + width / 2 - side / 2, side, hair_mask.shape[1])
-    top = _placed(y + height / 2 - side / 2, side, hair_mask.shape[0])
-    return Crop(left, top, side)
+    side, (photo_height, photo_width) = round(max(width, height) * (1 + 2 * MARGIN)), hair_mask.shape
+    if side >= WHOLE * max(photo_width, photo_height):
+        return Crop(0, 0, photo_width, photo_height)
+    left, width = _placed(x + width / 2 - side / 2, side, photo_width)
+    top, height = _placed(y + height / 2 - side / 2, side, photo_height)
+    return Crop(left, top, width, height)
 
 
-def _placed(start: float, side: int, limit: int) -> int:
-    """Inside the photo where the square fits, else centred on it."""
-    if side >= limit:
-        return (limit - side) // 2
-    return int(np.clip(round(start), 0, limit - side))
+def _placed(start: float, side: int, limit: int) -> tuple[int, int]:
+    """Where the square starts and how far it goes: moved inside the photo, and no further than the photo."""
+    extent = min(side, limit)
+    return int(np.clip(round(start), 0, limit - extent)), extent
 
 
-def cut(array: np.ndarray, crop: Crop, *, padding: int = cv2.BORDER_REPLICATE) -> np.ndarray:
-    """The crop's pixels; beyond the photo's edge its last pixels repeat, or zeros for BORDER_CONSTANT."""
-    height, width = array.shape[:2]
-    top, left = max(0, -crop.y), max(0, -crop.x)
-    bottom, right = max(0, crop.y + crop.side - height), max(0, crop.x + crop.side - width)
-    inside = array[max(0, crop.y) : crop.y + crop.side, max(0, crop.x) : crop.x + crop.side]
-    if not (top or left or bottom or right):
-        return np.ascontiguousarray(inside)
-    is_mask = inside.dtype == bool
-    padded = cv2.copyMakeBorder(inside.astype(np.uint8), top, bottom, left, right, padding, value=0)
-    result: np.ndarray = padded.astype(bool) if is_mask else padded
-    return result
+def cut(array: np.ndarray, crop: Crop) -> np.ndarray:
+    """The crop's pixels of a picture or a mask of the photo's size."""
+    return np.ascontiguousarray(array[crop.window])
 
 
 def cut_photo(photo: Photo, crop: Crop) -> Photo:
-    """The crop of a photo with its masks and its box."""
-    hair, face, blurred = (
-        cut(mask, crop, padding=cv2.BORDER_CONSTANT) for mask in (photo.hair_mask, photo.face_mask, photo.blurred)
-    )
-    outline = None if photo.outline is None else cut(photo.outline, crop, padding=cv2.BORDER_CONSTANT)
+    """The crop of a photo with its masks and its box; `to_sample` makes a square of it, as of a photo."""
+    hair, face, blurred = (cut(mask, crop) for mask in (photo.hair_mask, photo.face_mask, photo.blurred))
+    outline = None if photo.outline is None else cut(photo.outline, crop)
     box = None if photo.box is None else (photo.box - [crop.x, crop.y, crop.x, crop.y]).astype(np.float32)
     return replace(
         photo, image=cut(photo.image, crop), hair_mask=hair, face_mask=face, blurred=blurred, box=box, outline=outline
@@ -85,10 +86,10 @@ def cut_photo(photo: Photo, crop: Crop) -> Photo:
 
 @dataclass(frozen=True)
 class Framing:
-    """How a square was cut from a photo, for pictures that others made of the whole of it.
+    """How a part was cut from a photo, for pictures that others made of the whole of it.
 
     Attributes:
-        width, height: of the upright photo. orientation: EXIF's, that it was stored with. crop: the square.
+        width, height: of the upright photo. orientation: EXIF's, that it was stored with. crop: the part.
     """
 
     width: int
@@ -101,14 +102,14 @@ class Framing:
         return cls(*photo.size, photo.orientation, crop)
 
     def cut(self, picture: np.ndarray) -> np.ndarray | None:
-        """The same square of a picture of the whole photo.
+        """The same part of a picture of the whole photo.
 
         Args:
             picture: uint8 RGB, of the photo's size or another one of its framing (also as stored), or its letterbox
                 into a square.
 
         Returns:
-            (side, side, 3) uint8; None where the picture shows another framing.
+            (crop.height, crop.width, 3) uint8; None where the picture shows another framing.
         """
         height, width = picture.shape[:2]
         if same_framing(width, height, self.width, self.height):

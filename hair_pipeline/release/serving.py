@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.contenders import ModelContender, resolve
+from hair_pipeline.inputs.geometry import letterbox
 from hair_pipeline.inputs.hair_rim import with_rim
 from hair_pipeline.inputs.head_crop import Crop, cut_photo, head_crop
 from hair_pipeline.inputs.k_hairstyle import image_id_of
@@ -102,9 +102,8 @@ class TryOn:
         crop = head_crop(hair_mask, face_mask)
         head = cut_photo(Photo("photo", "photo", photo, hair_mask, face_mask, np.zeros_like(hair_mask), box), crop)
         sample = to_sample(head, self.profile.processing.size)
-        generated = cv2.resize(
-            self._draw(sample, identity, style, seed), (crop.side, crop.side), interpolation=cv2.INTER_CUBIC
-        )
+        geometry = letterbox(crop.width, crop.height, self.profile.processing.size)
+        generated = geometry.image_back(self._draw(sample, identity, style, seed))
         removal = self.profile.processing.bald
         bald, repaint = make_bald(head.image, head.hair_mask, head.face_mask, removal, box=head.box)
         return self._into_photo(photo, crop, generated, bald, repaint)
@@ -155,13 +154,8 @@ class TryOn:
 
         The bald crop is the photo outside the mask; over the photo itself the old hair would show in the blend.
         """
-        height, width = photo.shape[:2]
-        top, left = max(0, crop.y), max(0, crop.x)
-        bottom, right = min(height, crop.y + crop.side), min(width, crop.x + crop.side)
-        window = slice(top - crop.y, bottom - crop.y), slice(left - crop.x, right - crop.x)
         result = photo.copy()
-        feather_px = max(1.0, FEATHER * crop.side)
-        result[top:bottom, left:right] = paste_back(bald[window], generated[window], repaint[window], feather_px)
+        result[crop.window] = paste_back(bald, generated, repaint, max(1.0, FEATHER * crop.side))
         return result
 
 

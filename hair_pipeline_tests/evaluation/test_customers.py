@@ -72,6 +72,17 @@ def test_each_form_is_read_and_each_gap_is_named(tmp_path: Path) -> None:
         assert np.array_equal(cases[name].bald[outside], cases[name].sample.image[outside])
 
 
+def test_the_fingerprint_sees_how_photos_are_framed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_rgb(tmp_path / "anna.jpg", draw_person(0, size=64).photo)
+    settings = write_tiny_inputs(tmp_path / "elsewhere", people=1, views=1, size=64).settings()
+    found = find_customers(tmp_path, settings, Problems())
+    before = fingerprint(found)
+    for name in ("MARGIN", "WHOLE", "PADDING"):
+        with monkeypatch.context() as changed:
+            changed.setattr(f"hair_pipeline.evaluation.customers.{name}", 0)
+            assert fingerprint(found) != before, name
+
+
 def test_the_fingerprint_sees_every_file_that_is_read(tmp_path: Path) -> None:
     folder = tmp_path / "customers"
     person = draw_person(0, size=64)
@@ -185,6 +196,20 @@ def test_pictures_of_another_system_are_seen_through_the_same_square(tmp_path: P
     for name, drawing in drawn.items():
         assert isinstance(drawing, Drawing)
         assert np.abs(drawing.final.astype(int) - cases[name].sample.image).mean() < 1, name
+
+
+def test_pictures_of_a_narrow_photo_fit_though_its_width_in_the_square_is_rounded(tmp_path: Path) -> None:
+    folder, pictures = tmp_path / "customers", tmp_path / "pictures"
+    photo = np.full((400, 61, 3), 60, np.uint8)  # 19.5 of 128 columns
+    bald = photo.copy()
+    bald[50:350] = 200
+    for picture in (folder / "anna.png", pictures / "anna.png"):
+        write_rgb(picture, photo)
+    write_rgb(folder / "anna_bald.png", bald)
+    cases, _ = read(folder)
+    (drawing,) = PictureContender(pictures).draw([cases["anna"]])
+    assert isinstance(drawing, Drawing)
+    assert np.array_equal(drawing.final, cases["anna"].sample.image)
 
 
 def test_no_folder_and_no_photo_are_explained(tmp_path: Path) -> None:

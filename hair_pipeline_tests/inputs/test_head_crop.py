@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from hair_pipeline.inputs.geometry import letterbox
-from hair_pipeline.inputs.head_crop import Crop, Framing, cut, head_crop
+from hair_pipeline.inputs.head_crop import Crop, Framing, cut, cut_photo, head_crop
+from hair_pipeline.inputs.samples import Photo, to_sample
 
 
 def masks(width: int, height: int, x: int, y: int, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -15,8 +16,8 @@ def masks(width: int, height: int, x: int, y: int, side: int) -> tuple[np.ndarra
 
 
 def test_a_small_head_is_cut_out_of_a_large_photo() -> None:
-    assert head_crop(*masks(3000, 4000, 1000, 500, 400)) == Crop(900, 400, 600)
-    assert head_crop(*masks(3000, 4000, 0, 500, 400)) == Crop(0, 400, 600)
+    assert head_crop(*masks(3000, 4000, 1000, 500, 400)) == Crop(900, 400, 600, 600)
+    assert head_crop(*masks(3000, 4000, 0, 500, 400)) == Crop(0, 400, 600, 600)
 
 
 @pytest.mark.parametrize(("head", "side"), [(270, 405), (274, 512), (500, 512)])
@@ -26,11 +27,26 @@ def test_a_photo_framed_like_those_of_training_stays_whole(head: int, side: int)
     assert (found.x, found.y) == (0, 0)
 
 
-def test_of_a_photo_that_is_not_square_the_whole_is_its_letterbox() -> None:
-    assert head_crop(*masks(300, 400, 20, 50, 240)) == Crop(-50, 0, 400)
+@pytest.mark.parametrize(("width", "height"), [(301, 400), (400, 301), (300, 300)])
+def test_a_photo_that_stays_whole_is_the_square_that_training_sees(width: int, height: int) -> None:
+    hair, face = masks(width, height, 20, 30, 230)
+    face[60:120, 60:120], hair[60:120, 60:120] = True, False
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    photo = Photo("x", "p", image, hair, face, face, np.array([60, 60, 120, 120], np.float32), hair)
+    served, trained = to_sample(cut_photo(photo, head_crop(hair, face)), 128), to_sample(photo, 128)
+    assert served.window == trained.window
+    assert (served.window is None) == (width == height)
+    for name in ("image", "hair_mask", "face_mask", "box"):
+        np.testing.assert_array_equal(getattr(served, name), getattr(trained, name), name)
 
 
-FRAMING = Framing(120, 160, 6, Crop(30, 20, 64))
+def test_a_square_wider_than_the_photo_shows_its_whole_width() -> None:
+    hair, face = masks(120, 400, 10, 100, 100)
+    assert head_crop(hair, face) == Crop(0, 75, 120, 150)
+    assert head_crop(hair.T, face.T) == Crop(75, 0, 150, 120)
+
+
+FRAMING = Framing(120, 160, 6, Crop(30, 20, 64, 64))
 
 
 def test_pictures_of_the_whole_photo_are_cut_alike() -> None:

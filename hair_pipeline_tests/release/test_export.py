@@ -353,7 +353,7 @@ def test_try_on_changes_nothing_outside_the_mask(exported: World, width: int, he
     changed = (result != canvas).any(2)
     crop = head_crop(hair, face)
     grown = np.zeros_like(changed)
-    grown[max(0, crop.y) : crop.y + crop.side, max(0, crop.x) : crop.x + crop.side] = True
+    grown[crop.window] = True
     assert not changed[~grown].any()
     assert not changed[~repaint].any()
     assert changed[hair].mean() > 0.5

@@ -11,6 +11,7 @@ import pytest
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.customers import Problems, customer_cases, find_customers
 from hair_pipeline.files import encode_image, write_bytes
+from hair_pipeline.inputs.samples import Photo, to_sample
 from hair_pipeline.processing.bald import make_bald
 from hair_pipeline.release.serving import Request, TryOn, read_request
 from hair_pipeline.settings import Settings
@@ -137,6 +138,44 @@ def test_nothing_of_the_old_hair_shows_in_the_blend(settings: Settings) -> None:
     first, second = (serving(photo, person.hair_mask, person.face_mask, None, None) for photo in (person.photo, other))
     assert np.array_equal(first[person.hair_mask], second[person.hair_mask])
     assert np.array_equal(second[~repainted], other[~repainted])
+
+
+@pytest.mark.parametrize(("width", "height"), [(191, 256), (256, 191)])
+def test_a_photo_that_is_not_square_is_drawn_as_training_sees_it(width: int, height: int) -> None:
+    """Also in the photo itself nothing but its own pixels enters the removal: it keeps its one bright colour."""
+    photo = np.full((height, width, 3), (40, 230, 200), np.uint8)
+    hair, nobody = np.zeros((2, height, width), bool)
+    hair[height // 3 :, width // 4 :] = True
+
+    class Bald:
+        def __call__(self, **given: Any) -> SimpleNamespace:
+            self.given = given
+            return SimpleNamespace(raw=given["bald_images"])
+
+    pipeline = Bald()
+    serving = TryOn(SimpleNamespace(version="x", pipeline=pipeline, resolution=64), PROFILE)  # type: ignore[arg-type]
+    served = serving(photo, hair, nobody, None, None)
+    seen = to_sample(Photo("x", "p", photo, hair, nobody, nobody, None), PROFILE.processing.size)
+    bald, repaint = make_bald(seen.image, seen.hair_mask, seen.face_mask, PROFILE.processing.bald, window=seen.window)
+    assert np.array_equal(pipeline.given["images"][0], seen.image)
+    assert np.array_equal(pipeline.given["bald_images"][0], bald)
+    assert np.array_equal(pipeline.given["repaint_masks"][0], repaint)
+    assert np.abs(served.astype(int) - (40, 230, 200)).max() <= 25  # Telea alone strays by 20
+
+
+def test_a_photo_smaller_than_the_square_gets_the_mean_of_what_is_drawn() -> None:
+    hair = np.zeros((32, 32), bool)
+    hair[6:26, 6:26] = True
+
+    class Stripes:
+        def __call__(self, **given: Any) -> SimpleNamespace:
+            raw = np.zeros_like(given["images"][0])
+            raw[:, ::4] = 200
+            return SimpleNamespace(raw=[raw])
+
+    serving = TryOn(SimpleNamespace(version="x", pipeline=Stripes(), resolution=64), PROFILE)  # type: ignore[arg-type]
+    served = serving(np.full((32, 32, 3), 90, np.uint8), hair, np.zeros_like(hair), None, None)
+    assert (served[12:20, 12:20] == 50).all()
 
 
 def test_a_mask_in_the_alpha_channel_and_one_that_is_empty(tmp_path: Path, settings: Settings) -> None:

@@ -1,11 +1,14 @@
 """The example's worker and API, started for real: a request, a promotion with its restart, the same request."""
 
+import asyncio
+import http.client
 import importlib
 import json
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -30,6 +33,7 @@ from hair_pipeline_tests.release.test_export import judge
 
 Celery = pytest.importorskip("celery", reason="uv sync --extra serving").Celery
 HTTPException = pytest.importorskip("fastapi", reason="uv sync --extra serving").HTTPException
+uvicorn = pytest.importorskip("uvicorn", reason="uv sync --extra serving")
 pytestmark = pytest.mark.timeout(400)
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "serving"
@@ -77,16 +81,54 @@ def test_the_health_check_does_not_queue_behind_requests(example: None) -> None:
 
     def says(status: int) -> None:
         with pytest.raises(HTTPException) as said:
-            api.health()
+            asyncio.run(api.health())
         assert said.value.status_code == status
 
     says(503)
     api.worker.backend.set(api.HEARTBEAT, json.dumps({"version": "abc", "at": time.time()}))
-    assert api.health() == {"version": "abc"}
+    assert asyncio.run(api.health()) == {"version": "abc"}
     api.worker.backend.set(api.HEARTBEAT, json.dumps({"version": "abc", "at": time.time() - 60}))
     says(503)
     api.worker.backend.set(api.HEARTBEAT, '{"version": "ab')  # half written
     says(503)
+
+
+def until(number: int, folder: Path) -> list[Path]:
+    """So many files in a folder, waited for."""
+    deadline = time.monotonic() + 20
+    while len(found := list(folder.glob("*.msg"))) < number:
+        assert time.monotonic() < deadline, f"{len(found)} of {number}"
+        time.sleep(0.05)
+    return found
+
+
+def test_fifty_open_requests_delay_neither_the_health_check_nor_each_other(example: None, tmp_path: Path) -> None:
+    api: Any = importlib.import_module("api")
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(api.app, port=port, log_level="warning"))
+    running = threading.Thread(target=server.run)
+    running.start()
+    while not server.started:
+        time.sleep(0.01)
+    body = json.dumps({"person": "anna.png", "style": "bob.png", "result": "x.png"})
+    open_requests = [http.client.HTTPConnection("127.0.0.1", port, timeout=20) for _ in range(50)]
+    try:
+        for connection in open_requests:
+            connection.request("POST", "/try-on", body, {"Content-Type": "application/json"})
+        until(40, tmp_path / "broker" / "queue")  # Starlette's threads for sync endpoints
+        api.worker.backend.set(api.HEARTBEAT, json.dumps({"version": "abc", "at": time.time()}))
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            assert json.load(answer) == {"version": "abc"}
+        waiting = until(50, tmp_path / "broker" / "queue")
+        for message in waiting:
+            task = json.loads(message.read_text())["headers"]["id"]
+            api.worker.backend.store_result(task, {"version": "abc", "result": "x.png"}, "SUCCESS")
+        for connection in open_requests:
+            assert json.load(connection.getresponse()) == {"version": "abc", "result": "x.png"}
+    finally:
+        server.force_exit = server.should_exit = True
+        running.join(timeout=20)
+    assert not list((tmp_path / "broker" / "results").glob("celery-task-meta-*"))
 
 
 def test_the_worker_says_its_version_until_it_ends(example: None, monkeypatch: pytest.MonkeyPatch) -> None:
