@@ -25,6 +25,7 @@ from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.cases import Case
 from hair_pipeline.evaluation.picture_settings import PictureSettings, drawn_with
+from hair_pipeline.evaluation.registered import require_intact
 from hair_pipeline.evaluation.styles import StyleSource, TableStyles, current_styles, exported_styles
 from hair_pipeline.inputs.geometry import letterbox, same_framing
 from hair_pipeline.inputs.k_hairstyle import image_id_of
@@ -76,7 +77,8 @@ class ModelContender:
     Args:
         pipeline: a `HairInpaintPipeline`. styles: where its style vectors come from; None for a model that takes none.
         resolution: side at which it generates. profile: what it draws with.
-        card: hair_pipeline.json of an exported version. prepared: the hair removal that its cases come with.
+        folder, card: of an exported version, the card being its hair_pipeline.json.
+        prepared: the hair removal that its cases come with.
     """
 
     def __init__(
@@ -87,12 +89,13 @@ class ModelContender:
         styles: StyleSource | None,
         resolution: int,
         profile: Profile,
+        folder: Path | None = None,
         card: dict[str, Any] | None = None,
         prepared: BaldConfig | None = None,
     ) -> None:
         self.label, self.version = label, version
         self.pipeline, self.styles, self.resolution, self.profile = pipeline, styles, resolution, profile
-        self.card, self.prepared = card, prepared
+        self.folder, self.prepared = folder, prepared
         own = PictureSettings.of(profile) if card is None else PictureSettings.of_card(card)
         self.settings: PictureSettings | None = own
         self.pipeline.set_progress_bar_config(disable=True)
@@ -199,15 +202,21 @@ class PictureContender:
 def resolve(spec: str, settings: Settings, profile: Profile) -> Contender:
     """The contender a SPEC names.
 
+    The files of a registered version are compared with their registered hashes first, by whichever SPEC it is named.
+
     Raises:
-        PipelineError: it names nothing, or what it names cannot be loaded.
+        PipelineError: it names nothing, what it names cannot be loaded, or a file of a registered version is damaged.
     """
     if spec == "untrained":
         return untrained(settings, profile)
     if spec == "current":
         return stage2_current(settings, profile)
-    registered = spec == "production" or spec in _registry(settings)["versions"]
+    registry = _registry(settings)
+    registered = spec == "production" or spec in registry["versions"]
     folder = Path(spec) if not registered and Path(spec).is_dir() else version_folder(spec, settings)
+    version = folder.resolve().name
+    if version in registry["versions"] and version_folder(version, settings) == folder.resolve():
+        require_intact(registry, version, folder)
     if (folder / "model_index.json").exists():
         return exported(folder, settings, profile)
     if any(path.suffix.lower() in PICTURE_SUFFIXES for path in folder.iterdir()):
@@ -285,7 +294,8 @@ def exported(folder: Path, settings: Settings, profile: Profile) -> ModelContend
     styles = exported_styles(folder, settings, profile)
     version = card["version"]
     own, prepared = drawn_with(profile, card), profile.processing.bald
-    return ModelContender(f"version {version}", version, pipeline, styles, card["resolution"], own, card, prepared)
+    given = f"version {version}", version, pipeline, styles, card["resolution"], own
+    return ModelContender(*given, folder=folder, card=card, prepared=prepared)
 
 
 def version_folder(spec: str, settings: Settings) -> Path:

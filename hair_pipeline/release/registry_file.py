@@ -30,6 +30,7 @@ from typing import Any, Literal, get_args
 
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.evaluation.registered import damaged_files, require_intact
 
 SCHEMA = 1
 Decision = Literal["approve", "reject"]
@@ -105,13 +106,15 @@ class Registry:
     def damaged_files(self, version: str) -> Names:
         """Artifacts that are gone or whose content is not what was registered."""
         record = self._record(self.state(), version)
-        folder = files.confined(self.artifacts_root, record["folder"])
-        bad = []
-        for name, digest in record["files"].items():
-            path = files.confined(folder, name)
-            if not path.is_file() or files.hash_file(path) != digest:
-                bad.append(name)
-        return bad
+        return damaged_files(files.confined(self.artifacts_root, record["folder"]), record["files"])
+
+    def require_intact(self, version: str) -> None:
+        """Check that every artifact is what was registered.
+
+        Raises:
+            PipelineError: no such version, or a file is gone or changed.
+        """
+        require_intact(self.state(), version, self.folder(version))
 
     def obstacles(self, version: str) -> Names:
         """Why the version may not be promoted; empty when it may. Hashes are not checked here: they take time."""
@@ -233,7 +236,7 @@ class Registry:
                 file=self.path,
                 remedy=self._next_step(version, obstacles),
             )
-        self._require_intact(version)
+        self.require_intact(version)
         with self._changing() as state:
             current: str | None = state["production"]
             if current == version:
@@ -273,7 +276,7 @@ class Registry:
                 file=self.path,
                 remedy="to restore it all the same (and from it the one before): registry rollback --force",
             )
-        self._require_intact(target)
+        self.require_intact(target)
         with self._changing() as state:
             moved_on = leaving is not None and state["production"] != leaving
             if moved_on or not state["previous"] or state["previous"][-1] != target:
@@ -334,16 +337,6 @@ class Registry:
                 f"production changed from {expected} to {current} meanwhile; {version} was not promoted",
                 file=self.path,
                 remedy=f"compare with {current} and run: uv run hair-pipeline registry promote {version}",
-            )
-
-    def _require_intact(self, version: str) -> None:
-        damaged = self.damaged_files(version)
-        if damaged:
-            raise PipelineError(
-                f"files of version {version} are gone or changed since they were registered: {', '.join(damaged)}",
-                file=self.folder(version),
-                remedy="restore them from a backup; or, while it is the current Stage 2 model, materialise "
-                "exported_weights, which makes them again as they were",
             )
 
     def _next_step(self, version: str, obstacles: Names) -> str:

@@ -461,6 +461,20 @@ def test_health_asks_the_server_which_version_it_serves(tmp_path: Path) -> None:
         server.server_close()
 
 
+def test_a_damaged_version_is_not_deployed_again(tmp_path: Path) -> None:
+    registry = signed(tmp_path, "a")
+    config = ReleaseConfig(server_config=tmp_path / "server.json")
+    promote_and_deploy(registry, "a", config)
+    config.server_config.unlink()  # type: ignore[union-attr]
+    (registry.folder("a") / "weights.safetensors").write_bytes(b"other")
+    with pytest.raises(PipelineError, match=r"gone or changed.*weights\.safetensors") as said:
+        release.deploy_production(registry, config)
+    assert "restore them" in said.value.remedy
+    assert "registry rollback" in said.value.remedy
+    assert not (tmp_path / "server.json").exists()
+    assert registry.state()["history"][-1]["event"] == "deploy_failed"
+
+
 def test_a_second_deployment_at_the_same_time_is_refused(tmp_path: Path) -> None:
     registry = signed(tmp_path, "a")
     with registry.deploying(), pytest.raises(PipelineError, match="another promotion or rollback"):
