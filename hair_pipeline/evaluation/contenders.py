@@ -42,6 +42,7 @@ from hair_pipeline.training.fingerprints import base_version
 from hair_pipeline.training.runs import current
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+NOT_FINITE = "the model returned values that are not finite"
 VERSION_DIGITS = 12
 """A version is named by this many hex digits of its content hash."""
 
@@ -110,11 +111,6 @@ class ModelContender:
         )
         identity, identity_present = _stack([case.identity for case in cases])
         config = self.profile.evaluation
-        finite = torch.ones(len(cases), dtype=torch.bool)
-
-        def watch(_pipeline: object, _step: int, _t: object, state: dict[str, torch.Tensor]) -> None:
-            finite.logical_and_(torch.isfinite(state["latents"]).flatten(1).all(1).cpu())
-
         output = self.pipeline(
             images=[case.sample.image for case in cases],
             hair_masks=[case.sample.hair_mask for case in cases],
@@ -129,12 +125,9 @@ class ModelContender:
             generator=[torch.Generator().manual_seed(case.seed) for case in cases],
             repaint_masks=[case.repaint_mask for case in cases],
             bald_images=[case.bald for case in cases],
-            callback_on_step_end=watch,
         )
-        pairs = zip(output.images, output.raw, finite.tolist(), strict=True)
-        return [
-            Drawing(final, raw) if ok else "the model returned values that are not finite" for final, raw, ok in pairs
-        ]
+        drawn = zip(output.images, output.raw, output.finite, strict=True)
+        return [Drawing(final, raw) if finite else NOT_FINITE for final, raw, finite in drawn]
 
     def _with_own_removal(self, case: Case) -> Case:
         """The case with the hair removed as this version removes it; a bald image that a customer sent stays."""

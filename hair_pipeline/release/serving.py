@@ -15,7 +15,7 @@ import torch
 
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.evaluation.contenders import ModelContender, resolve
+from hair_pipeline.evaluation.contenders import NOT_FINITE, ModelContender, resolve
 from hair_pipeline.inputs.hair_rim import with_rim
 from hair_pipeline.inputs.head_crop import Crop, cut_photo, head_crop
 from hair_pipeline.inputs.k_hairstyle import image_id_of
@@ -36,7 +36,7 @@ FEATHER = 0.016
 
 
 class TryOn:
-    """A loaded model, ready for requests.
+    """A loaded model, ready for requests; these may come from several threads.
 
     Args:
         contender: a model of this project. profile: removal of the hair and sampler settings.
@@ -92,7 +92,8 @@ class TryOn:
             uint8 RGB (H, W, 3), byte-identical to the photo outside the grown, feathered hair mask.
 
         Raises:
-            PipelineError: the masks do not fit the photo, or the hair mask is empty.
+            PipelineError: the masks do not fit the photo, the hair mask is empty, or the model draws values that are
+                not finite.
         """
         if hair_mask.shape != photo.shape[:2] or face_mask.shape != photo.shape[:2]:
             raise PipelineError(
@@ -145,6 +146,12 @@ class TryOn:
             repaint_masks=[repaint],
             bald_images=[bald],
         )
+        if not output.finite[0]:
+            raise PipelineError(
+                f"{self.contender.label}: {NOT_FINITE}",
+                remedy="try another photo; if it is so with all, load another version, or go back: "
+                "uv run hair-pipeline registry rollback",
+            )
         raw: np.ndarray = output.raw[0]
         return raw
 

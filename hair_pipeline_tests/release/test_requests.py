@@ -83,7 +83,7 @@ class Recorder:
 
     def __call__(self, **given: Any) -> SimpleNamespace:
         self.given = given
-        return SimpleNamespace(raw=given["images"])
+        return SimpleNamespace(raw=given["images"], finite=[True])
 
 
 @pytest.mark.parametrize(("size", "height"), [(96, 400), (300, 340)])
@@ -124,6 +124,18 @@ def test_a_style_is_seen_at_the_size_of_the_person_it_belongs_to(tmp_path: Path,
     assert np.array_equal(seen[0].hair_mask, case.reference.hair_mask)
 
 
+def test_a_model_that_returns_no_numbers_is_an_error(settings: Settings) -> None:
+    person = draw_person(0, size=96)
+
+    class Broken:
+        def __call__(self, **given: Any) -> SimpleNamespace:
+            return SimpleNamespace(raw=given["images"], finite=[False])
+
+    contender = SimpleNamespace(label="version x", version="x", pipeline=Broken(), resolution=64)
+    with pytest.raises(PipelineError, match="version x: the model returned values that are not finite"):
+        TryOn(contender, PROFILE)(person.photo, person.hair_mask, person.face_mask, None, None)  # type: ignore[arg-type]
+
+
 def test_nothing_of_the_old_hair_shows_in_the_blend(settings: Settings) -> None:
     person = place(draw_person(0, size=256), 320, 300, 30, 20)
     repainted = make_bald(person.photo, person.hair_mask, person.face_mask, PROFILE.processing.bald)[1]
@@ -131,7 +143,7 @@ def test_nothing_of_the_old_hair_shows_in_the_blend(settings: Settings) -> None:
 
     class Painter:
         def __call__(self, **given: Any) -> SimpleNamespace:
-            return SimpleNamespace(raw=[np.full_like(image, 90) for image in given["images"]])
+            return SimpleNamespace(raw=[np.full_like(image, 90) for image in given["images"]], finite=[True])
 
     serving = TryOn(SimpleNamespace(version="x", pipeline=Painter(), resolution=64), PROFILE)  # type: ignore[arg-type]
     first, second = (serving(photo, person.hair_mask, person.face_mask, None, None) for photo in (person.photo, other))
