@@ -303,6 +303,8 @@ def decode_image(data: bytes, *, alpha: bool = False, max_pixels: int = MAX_IMAG
         raise UnreadableImage("cannot be decoded")
     if not alpha:
         return image
+    if image.dtype == np.uint16:
+        image = np.rint(image / 257).astype(np.uint8)
     if image.ndim == 2:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGBA)
     return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if image.shape[2] == 4 else cv2.COLOR_BGR2RGBA)

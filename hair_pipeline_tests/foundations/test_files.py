@@ -7,6 +7,7 @@ import zlib
 from collections import namedtuple
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -120,6 +121,16 @@ def test_a_truncated_jpeg_is_refused(cut: int):
     data = encode_image(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8), ".jpg")
     with pytest.raises(UnreadableImage):
         decode_image(data[:-cut])
+
+
+@pytest.mark.parametrize("channels", [(), (3,), (4,)])
+def test_sixteen_bits_are_scaled_to_eight(channels: tuple[int, ...]):
+    values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8, *[1 for _ in channels])
+    done, data = cv2.imencode(".png", np.broadcast_to(values, (8, 8, *channels)).copy())
+    assert done
+    image = decode_image(data.tobytes(), alpha=True)
+    assert image.dtype == np.uint8
+    assert np.array_equal(image[..., 0], np.rint(values.reshape(8, 8) / 257))
 
 
 @pytest.mark.parametrize("extension", [".png", ".webp"])
