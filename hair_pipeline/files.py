@@ -265,6 +265,17 @@ def confined(root: Path, relative: str | Path) -> Path:
     return path
 
 
+def confined_in_folder(root: Path, relative: str | Path) -> Path:
+    """As `confined`, but the folder of `root` that the path begins with may be a link to elsewhere.
+
+    An operator may so keep `checkpoints/` on another disk; within that folder nothing may climb out.
+    """
+    first, *rest = Path(relative).parts or ("",)
+    if not rest or first == ".." or Path(first).is_absolute():
+        return confined(root, relative)
+    return confined(root / first, Path(*rest))
+
+
 class UnreadableImage(Exception):
     """The bytes are not an image that may be decoded; the message says why."""
 

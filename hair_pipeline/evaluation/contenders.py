@@ -312,7 +312,7 @@ def version_folder(spec: str, settings: Settings) -> Path:
             file=path,
             remedy="say untrained, current, production, a registered version or a folder",
         )
-    return files.confined(settings.training_root, registry["versions"][version]["folder"])
+    return files.confined_in_folder(settings.training_root, registry["versions"][version]["folder"])
 
 
 def _registry(settings: Settings) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def reload_exported(settings: Settings) -> Reloaded:
         OSError, ValueError: a file is missing or cannot be loaded.
     """
     exported = files.read_json(settings.checkpoints / EXPORTED)
-    folder = files.confined(settings.training_root, exported["folder"])
+    folder = files.confined_in_folder(settings.training_root, exported["folder"])
     hashes: dict[str, str] = exported["files"]
     damaged = [n for n, h in hashes.items() if not (folder / n).is_file() or files.hash_file(folder / n) != h]
     not_finite: list[str] = []

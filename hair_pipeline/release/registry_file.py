@@ -101,12 +101,12 @@ class Registry:
 
     def folder(self, version: str) -> Path:
         """The version's exported folder."""
-        return files.confined(self.artifacts_root, self._record(self.state(), version)["folder"])
+        return files.confined_in_folder(self.artifacts_root, self._record(self.state(), version)["folder"])
 
     def damaged_files(self, version: str) -> Names:
         """Artifacts that are gone or whose content is not what was registered."""
         record = self._record(self.state(), version)
-        return damaged_files(files.confined(self.artifacts_root, record["folder"]), record["files"])
+        return damaged_files(files.confined_in_folder(self.artifacts_root, record["folder"]), record["files"])
 
     def require_intact(self, version: str) -> None:
         """Check that every artifact is what was registered.
@@ -162,13 +162,12 @@ class Registry:
         Raises:
             PipelineError: the version is known with other files.
         """
-        relative = folder.resolve().relative_to(self.artifacts_root.resolve()).as_posix()
         with self._changing() as state:
             known = state["versions"].get(version)
             if known is None:
                 state["versions"][version] = {
                     "registered_at": _now(),
-                    "folder": relative,
+                    "folder": self._relative(folder),
                     "files": dict(hashes),
                     "verdict": dict(verdict),
                     "sign_offs": [],
@@ -330,6 +329,13 @@ class Registry:
                 remedy="run: uv run hair-pipeline registry list",
             )
         return record
+
+    def _relative(self, folder: Path) -> str:
+        """The folder relative to the artifacts' root, as named: a folder on the way may be a link to another disk."""
+        root = self.artifacts_root
+        if not folder.is_relative_to(root):
+            folder, root = folder.resolve(), root.resolve()
+        return folder.relative_to(root).as_posix()
 
     def _require_unmoved(self, version: str, expected: str | None, current: str | None) -> None:
         if current != expected:

@@ -20,6 +20,7 @@ from hair_pipeline.files import (
     atomic_open,
     atomic_path,
     confined,
+    confined_in_folder,
     decode_image,
     encode_image,
     find_image,
@@ -86,6 +87,19 @@ def test_paths_stay_in_their_root(tmp_path: Path, hostile: str):
     (root / "link").symlink_to(tmp_path)
     with pytest.raises(PipelineError, match="climbs out of its root"):
         confined(root, hostile)
+
+
+def test_a_folder_of_the_root_may_be_a_link_but_nothing_climbs_out_of_it(tmp_path: Path):
+    root, disk = tmp_path / "root", tmp_path / "disk"
+    (disk / "versions").mkdir(parents=True)
+    root.mkdir()
+    (root / "checkpoints").symlink_to(disk)
+    (disk / "out").symlink_to(tmp_path)
+    assert confined_in_folder(root, "checkpoints/versions") == (disk / "versions").resolve()
+    assert confined_in_folder(root, "plain/folder") == (root / "plain" / "folder").resolve()
+    for hostile in ("checkpoints/../x", "checkpoints/out/x", "../disk/versions", str(disk / "versions"), "..", "/"):
+        with pytest.raises(PipelineError, match="climbs out of its root"):
+            confined_in_folder(root, hostile)
 
 
 @given(

@@ -313,6 +313,21 @@ def test_a_registered_version_with_a_changed_weight_is_not_loaded(exported: Worl
     load(result.version, settings, profile)
 
 
+def test_checkpoints_and_reports_may_be_links_to_another_disk(exported: World, tmp_path: Path) -> None:
+    result = export_weights(exported.settings, exported.profile)
+    for folder in exported.settings.training_root.iterdir():
+        if folder.name != "registry":
+            (tmp_path / folder.name).symlink_to(folder)
+    settings = exported.settings.model_copy(update={"training_root": tmp_path})
+    assert export_weights(settings, exported.profile).hashes == result.hashes
+    assert record_candidate(settings, exported.profile).state == "awaiting sign-off"
+    registry = Registry(settings.registry_path)
+    registry.sign_off(result.version, "Kim", "approve")
+    assert record_candidate(settings, exported.profile).state == "promoted"
+    assert load("production", settings, exported.profile).version == result.version
+    assert reload_exported(settings).damaged == []
+
+
 def test_no_path_of_this_machine_is_exported(exported: World) -> None:
     folder = export_weights(exported.settings, exported.profile).folder
     texts = [path.read_text() for pattern in ("*.json", "*.md") for path in folder.rglob(pattern)]
