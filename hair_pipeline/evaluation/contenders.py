@@ -25,7 +25,7 @@ from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.cases import Case
 from hair_pipeline.evaluation.picture_settings import PictureSettings, drawn_with
-from hair_pipeline.evaluation.registered import require_intact
+from hair_pipeline.evaluation.registered import read_registry, require_intact
 from hair_pipeline.evaluation.styles import StyleSource, TableStyles, current_styles, exported_styles
 from hair_pipeline.inputs.geometry import letterbox, same_framing
 from hair_pipeline.inputs.k_hairstyle import image_id_of
@@ -204,7 +204,7 @@ def resolve(spec: str, settings: Settings, profile: Profile) -> Contender:
         return untrained(settings, profile)
     if spec == "current":
         return stage2_current(settings, profile)
-    registry = _registry(settings)
+    registry = read_registry(settings.registry_path)
     registered = spec == "production" or spec in registry["versions"]
     folder = Path(spec) if not registered and Path(spec).is_dir() else version_folder(spec, settings)
     version = folder.resolve().name
@@ -233,7 +233,7 @@ def opponent(new: Contender, settings: Settings) -> str:
     production = version_folder("production", settings).name
     if production != new.version:
         return "production"
-    previous: list[str] = files.read_json(settings.registry_path)["previous"]
+    previous: list[str] = read_registry(settings.registry_path)["previous"]
     return previous[-1] if previous else "untrained"
 
 
@@ -297,7 +297,8 @@ def version_folder(spec: str, settings: Settings) -> Path:
     Raises:
         PipelineError: no such version, or nothing is in production.
     """
-    path, registry = settings.registry_path, _registry(settings)
+    path = settings.registry_path
+    registry = read_registry(path)
     version = registry["production"] if spec == "production" else spec
     if version is None:
         raise PipelineError(
@@ -313,15 +314,6 @@ def version_folder(spec: str, settings: Settings) -> Path:
             remedy="say untrained, current, production, a registered version or a folder",
         )
     return files.confined_in_folder(settings.training_root, registry["versions"][version]["folder"])
-
-
-def _registry(settings: Settings) -> dict[str, Any]:
-    """The registry's file; of a pipeline that has released nothing, an empty one."""
-    path = settings.registry_path
-    if not path.exists():
-        return {"production": None, "versions": {}}
-    registry: dict[str, Any] = files.read_json(path, remedy=f"restore it: cp {path}.bak {path}")
-    return registry
 
 
 class _FittingStyles:

@@ -30,9 +30,8 @@ from typing import Any, Literal, get_args
 
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.evaluation.registered import damaged_files, require_intact
+from hair_pipeline.evaluation.registered import backup_of, damaged_files, read_registry, require_intact
 
-SCHEMA = 1
 Decision = Literal["approve", "reject"]
 Names = list[str]
 AS_READ = "as read"
@@ -57,7 +56,7 @@ class Registry:
 
     def __init__(self, path: Path, artifacts_root: Path | None = None) -> None:
         self.path = path
-        self.backup = path.with_name(f"{path.name}.bak")
+        self.backup = backup_of(path)
         self.artifacts_root = artifacts_root or path.parent.parent
 
     # --- reading ---
@@ -66,17 +65,9 @@ class Registry:
         """The whole content.
 
         Raises:
-            PipelineError: the file is not a registry of this schema, or is gone while its copy is there.
+            PipelineError: as `read_registry`.
         """
-        remedy = f"restore it: cp {self.backup} {self.path}"
-        if not self.path.exists():
-            if self.backup.exists():
-                raise PipelineError("the registry is gone, its copy is there", file=self.path, remedy=remedy)
-            return {"schema": SCHEMA, "production": None, "previous": [], "versions": {}, "history": []}
-        state = files.read_json(self.path, remedy=remedy)
-        if not isinstance(state, dict) or state.get("schema") != SCHEMA:
-            raise PipelineError(f"is not a registry of schema {SCHEMA}", file=self.path, remedy=remedy)
-        return state
+        return read_registry(self.path)
 
     def production(self) -> str | None:
         """The version in production, or None."""

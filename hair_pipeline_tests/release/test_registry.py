@@ -22,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pydantic import ValidationError
 
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.evaluation.contenders import version_folder
 from hair_pipeline.evaluation.picture_settings import PictureSettings
 from hair_pipeline.evaluation.verdicts import VerdictRecord
 from hair_pipeline.files import hash_file, write_json
@@ -132,7 +133,12 @@ def test_a_broken_registry_is_restored_from_its_copy(tmp_path: Path) -> None:
 
     def spoil(how: Callable[[], object]) -> None:
         how()
-        for call in (registry.list, lambda: registry.sign_off("a", "Lee", "reject")):
+        settings = Settings(training_root=tmp_path)
+        for call in (
+            registry.list,
+            lambda: registry.sign_off("a", "Lee", "reject"),
+            lambda: version_folder("a", settings),
+        ):
             with pytest.raises(PipelineError) as said:
                 call()
             assert said.value.remedy == f"restore it: cp {registry.backup} {registry.path}"
@@ -142,6 +148,11 @@ def test_a_broken_registry_is_restored_from_its_copy(tmp_path: Path) -> None:
 
     spoil(lambda: registry.path.write_text(whole[: len(whole) // 2]))
     spoil(registry.path.unlink)
+    state = json.loads(whole)
+    spoil(lambda: write_json(registry.path, {key: value for key, value in state.items() if key != "previous"}))
+    spoil(lambda: write_json(registry.path, state | {"versions": {}}))
+    del state["versions"]["a"]["files"]
+    spoil(lambda: write_json(registry.path, state))
 
 
 @pytest.mark.parametrize(("first", "said"), [(False, "nothing is in production"), (True, "x is in production")])
