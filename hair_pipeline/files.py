@@ -254,8 +254,10 @@ def confined(root: Path, relative: str | Path) -> Path:
     """`root / relative`, refused when it climbs out of `root` (also through symbolic links).
 
     Raises:
-        PipelineError: the path leaves the root.
+        PipelineError: the path leaves the root, or is none.
     """
+    if "\0" in str(relative):
+        raise PipelineError(f"{str(relative)!r} is no path", file=root, remedy="mend or remove the entry")
     base = root.resolve()
     path = (base / relative).resolve()
     if not path.is_relative_to(base):

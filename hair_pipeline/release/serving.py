@@ -239,12 +239,18 @@ def try_on_files(
         `out`.
 
     Raises:
-        PipelineError: a file is missing or unreadable, or a photo has neither outputs nor a mask.
+        PipelineError: a file is missing or unreadable, a photo has neither outputs nor a mask, or `out` is one of the
+            files read.
     """
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise PipelineError(
             f"cannot write {out.suffix or 'a file without suffix'}", file=out, remedy="name it .png or .jpg"
         )
+    for given in (image, style, hair_mask, style_mask):
+        if given is not None and out.resolve() == given.resolve():
+            raise PipelineError(
+                "the result would overwrite this photo or mask", file=given, remedy="choose another --out"
+            )
     request = read_request(image, training_face, hair_mask, settings, profile.inputs, "--hair-mask")
     reference = read_request(style, training_face, style_mask, settings, profile.inputs, "--style-mask")
     result = load(model, settings, profile).redraw(request, reference)

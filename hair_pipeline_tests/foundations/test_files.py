@@ -102,6 +102,11 @@ def test_a_folder_of_the_root_may_be_a_link_but_nothing_climbs_out_of_it(tmp_pat
             confined_in_folder(root, hostile)
 
 
+def test_a_zero_byte_is_no_path(tmp_path: Path):
+    with pytest.raises(PipelineError, match="is no path"):
+        confined(tmp_path, "a\0b")
+
+
 @given(
     st.lists(
         st.from_regex(r"[a-z가-힣0-9._ -]{1,12}", fullmatch=True).filter(lambda part: part not in (".", "..")),

@@ -448,7 +448,10 @@ def test_rollback_deploys_the_previous_version(tmp_path: Path) -> None:
     assert registry.production() == "a"
 
 
-def test_health_asks_the_server_which_version_it_serves(tmp_path: Path) -> None:
+def test_health_asks_the_server_which_version_it_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # never asked for a server of this machine
+    monkeypatch.delenv("no_proxy", raising=False)
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = json.dumps({"version": "a"}).encode()

@@ -12,7 +12,7 @@ from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.customers import Problems, customer_cases, find_customers
 from hair_pipeline.files import encode_image, write_bytes
 from hair_pipeline.processing.bald import make_bald
-from hair_pipeline.release.serving import Request, TryOn, read_request
+from hair_pipeline.release.serving import Request, TryOn, read_request, try_on_files
 from hair_pipeline.settings import Settings
 from hair_pipeline_tests.evaluation.tiny_world import tiny_profile
 from hair_pipeline_tests.inputs.tiny_inputs import (
@@ -162,6 +162,14 @@ def test_a_mask_in_the_alpha_channel_and_one_that_is_empty(tmp_path: Path, setti
     write_rgb(tmp_path / "ones.png", np.repeat(person.hair_mask[..., None], 3, 2).astype(np.uint8))
     with pytest.raises(PipelineError, match="its largest value is 1"):
         request_for(tmp_path / "anna.png", settings, tmp_path / "ones.png")
+
+
+@pytest.mark.parametrize("name", ["anna.png", "style.png", "folder/../anna.png"])
+def test_a_result_never_overwrites_what_it_is_made_from(tmp_path: Path, settings: Settings, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    photo, style = tmp_path / "anna.png", tmp_path / "style.png"
+    with pytest.raises(PipelineError, match="would overwrite"):
+        try_on_files("production", photo, style, tmp_path / name, None, settings, PROFILE)
 
 
 def test_a_person_without_hair_and_a_style_with_hardly_any_are_refused(settings: Settings) -> None:
