@@ -263,8 +263,10 @@ def confined(root: Path, relative: str | Path) -> Path:
     """`root / relative`, refused when it climbs out of `root` (also through symbolic links).
 
     Raises:
-        PipelineError: the path leaves the root.
+        PipelineError: the path leaves the root, or is none.
     """
+    if "\0" in str(relative):
+        raise PipelineError(f"{str(relative)!r} is no path", file=root, remedy="mend or remove the entry")
     base = root.resolve()
     path = (base / relative).resolve()
     if not path.is_relative_to(base):
@@ -272,6 +274,17 @@ def confined(root: Path, relative: str | Path) -> Path:
             f"the path {str(relative)!r} climbs out of its root", file=root, remedy="mend or remove the entry"
         )
     return path
+
+
+def confined_in_folder(root: Path, relative: str | Path) -> Path:
+    """As `confined`, but the folder of `root` that the path begins with may be a link to elsewhere.
+
+    An operator may so keep `checkpoints/` on another disk; within that folder nothing may climb out.
+    """
+    first, *rest = Path(relative).parts or ("",)
+    if not rest or first == ".." or Path(first).is_absolute():
+        return confined(root, relative)
+    return confined(root / first, Path(*rest))
 
 
 class UnreadableImage(Exception):
@@ -312,6 +325,8 @@ def decode_image(data: bytes, *, alpha: bool = False, max_pixels: int = MAX_IMAG
         raise UnreadableImage("cannot be decoded")
     if not alpha:
         return image
+    if image.dtype == np.uint16:
+        image = np.rint(image / 257).astype(np.uint8)
     if image.ndim == 2:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGBA)
     return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if image.shape[2] == 4 else cv2.COLOR_BGR2RGBA)

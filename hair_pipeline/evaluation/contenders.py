@@ -25,6 +25,7 @@ from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.cases import Case
 from hair_pipeline.evaluation.picture_settings import PictureSettings, drawn_with
+from hair_pipeline.evaluation.registered import read_registry, require_intact
 from hair_pipeline.evaluation.styles import StyleSource, TableStyles, current_styles, exported_styles
 from hair_pipeline.inputs.geometry import letterbox, same_framing
 from hair_pipeline.inputs.k_hairstyle import image_id_of
@@ -41,6 +42,7 @@ from hair_pipeline.training.fingerprints import base_version
 from hair_pipeline.training.runs import current
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+NOT_FINITE = "the model returned values that are not finite"
 VERSION_DIGITS = 12
 """A version is named by this many hex digits of its content hash."""
 
@@ -76,7 +78,8 @@ class ModelContender:
     Args:
         pipeline: a `HairInpaintPipeline`. styles: where its style vectors come from; None for a model that takes none.
         resolution: side at which it generates. profile: what it draws with.
-        card: hair_pipeline.json of an exported version. prepared: the hair removal that its cases come with.
+        folder, card: of an exported version, the card being its hair_pipeline.json.
+        prepared: the hair removal that its cases come with.
     """
 
     def __init__(
@@ -87,12 +90,13 @@ class ModelContender:
         styles: StyleSource | None,
         resolution: int,
         profile: Profile,
+        folder: Path | None = None,
         card: dict[str, Any] | None = None,
         prepared: BaldConfig | None = None,
     ) -> None:
         self.label, self.version = label, version
         self.pipeline, self.styles, self.resolution, self.profile = pipeline, styles, resolution, profile
-        self.card, self.prepared = card, prepared
+        self.folder, self.prepared = folder, prepared
         own = PictureSettings.of(profile) if card is None else PictureSettings.of_card(card)
         self.settings: PictureSettings | None = own
         self.pipeline.set_progress_bar_config(disable=True)
@@ -107,11 +111,6 @@ class ModelContender:
         )
         identity, identity_present = _stack([case.identity for case in cases])
         config = self.profile.evaluation
-        finite = torch.ones(len(cases), dtype=torch.bool)
-
-        def watch(_pipeline: object, _step: int, _t: object, state: dict[str, torch.Tensor]) -> None:
-            finite.logical_and_(torch.isfinite(state["latents"]).flatten(1).all(1).cpu())
-
         output = self.pipeline(
             images=[case.sample.image for case in cases],
             hair_masks=[case.sample.hair_mask for case in cases],
@@ -126,12 +125,9 @@ class ModelContender:
             generator=[torch.Generator().manual_seed(case.seed) for case in cases],
             repaint_masks=[case.repaint_mask for case in cases],
             bald_images=[case.bald for case in cases],
-            callback_on_step_end=watch,
         )
-        pairs = zip(output.images, output.raw, finite.tolist(), strict=True)
-        return [
-            Drawing(final, raw) if ok else "the model returned values that are not finite" for final, raw, ok in pairs
-        ]
+        drawn = zip(output.images, output.raw, output.finite, strict=True)
+        return [Drawing(final, raw) if finite else NOT_FINITE for final, raw, finite in drawn]
 
     def _with_own_removal(self, case: Case) -> Case:
         """The case with the hair removed as this version removes it; a bald image that a customer sent stays."""
@@ -200,15 +196,21 @@ class PictureContender:
 def resolve(spec: str, settings: Settings, profile: Profile) -> Contender:
     """The contender a SPEC names.
 
+    The files of a registered version are compared with their registered hashes first, by whichever SPEC it is named.
+
     Raises:
-        PipelineError: it names nothing, or what it names cannot be loaded.
+        PipelineError: it names nothing, what it names cannot be loaded, or a file of a registered version is damaged.
     """
     if spec == "untrained":
         return untrained(settings, profile)
     if spec == "current":
         return stage2_current(settings, profile)
-    registered = spec == "production" or spec in _registry(settings)["versions"]
+    registry = read_registry(settings.registry_path)
+    registered = spec == "production" or spec in registry["versions"]
     folder = Path(spec) if not registered and Path(spec).is_dir() else version_folder(spec, settings)
+    version = folder.resolve().name
+    if version in registry["versions"] and version_folder(version, settings) == folder.resolve():
+        require_intact(registry, version, folder)
     if (folder / "model_index.json").exists():
         return exported(folder, settings, profile)
     if any(path.suffix.lower() in PICTURE_SUFFIXES for path in folder.iterdir()):
@@ -232,7 +234,7 @@ def opponent(new: Contender, settings: Settings) -> str:
     production = version_folder("production", settings).name
     if production != new.version:
         return "production"
-    previous: list[str] = files.read_json(settings.registry_path)["previous"]
+    previous: list[str] = read_registry(settings.registry_path)["previous"]
     return previous[-1] if previous else "untrained"
 
 
@@ -286,7 +288,8 @@ def exported(folder: Path, settings: Settings, profile: Profile) -> ModelContend
     styles = exported_styles(folder, settings, profile)
     version = card["version"]
     own, prepared = drawn_with(profile, card), profile.processing.bald
-    return ModelContender(f"version {version}", version, pipeline, styles, card["resolution"], own, card, prepared)
+    given = f"version {version}", version, pipeline, styles, card["resolution"], own
+    return ModelContender(*given, folder=folder, card=card, prepared=prepared)
 
 
 def version_folder(spec: str, settings: Settings) -> Path:
@@ -295,7 +298,8 @@ def version_folder(spec: str, settings: Settings) -> Path:
     Raises:
         PipelineError: no such version, or nothing is in production.
     """
-    path, registry = settings.registry_path, _registry(settings)
+    path = settings.registry_path
+    registry = read_registry(path)
     version = registry["production"] if spec == "production" else spec
     if version is None:
         raise PipelineError(
@@ -310,16 +314,7 @@ def version_folder(spec: str, settings: Settings) -> Path:
             file=path,
             remedy="say untrained, current, production, a registered version or a folder",
         )
-    return files.confined(settings.training_root, registry["versions"][version]["folder"])
-
-
-def _registry(settings: Settings) -> dict[str, Any]:
-    """The registry's file; of a pipeline that has released nothing, an empty one."""
-    path = settings.registry_path
-    if not path.exists():
-        return {"production": None, "versions": {}}
-    registry: dict[str, Any] = files.read_json(path, remedy=f"restore it: cp {path}.bak {path}")
-    return registry
+    return files.confined_in_folder(settings.training_root, registry["versions"][version]["folder"])
 
 
 class _FittingStyles:

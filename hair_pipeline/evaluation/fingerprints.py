@@ -6,8 +6,6 @@ content `ab_test` and `report` know.
 
 from __future__ import annotations
 
-import json
-
 from hair_pipeline.evaluation.contenders import Contender, ModelContender
 from hair_pipeline.evaluation.judges import judges_version
 from hair_pipeline.evaluation.schema import SCHEMA
@@ -15,7 +13,7 @@ from hair_pipeline.evaluation.styles import styles_version
 from hair_pipeline.files import hash_bytes
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
-from hair_pipeline.training.fingerprints import asset_versions, base_version
+from hair_pipeline.training.fingerprints import asset_versions, base_version, weights_version
 
 READING = {"min_face_confidence", "max_identity_yaw"}
 """Values of `inputs` by which a photo's face and identity are read; the others decide which photos there are."""
@@ -42,8 +40,8 @@ def drawn_by(contender: Contender, settings: Settings, profile: Profile) -> str:
     """Changes whenever the contender's pictures may."""
     if not isinstance(contender, ModelContender):
         return contender.version
-    if contender.card is not None:
-        return hash_bytes(contender.version, json.dumps(contender.card, sort_keys=True))
+    if contender.folder is not None:
+        return hash_bytes(contender.version, weights_version(contender.folder))
     if contender.styles is None:
         return hash_bytes(contender.version, str(contender.resolution))
     return current_model(contender.version, settings, profile)

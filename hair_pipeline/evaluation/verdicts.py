@@ -68,7 +68,8 @@ def read_verdict(settings: Settings, version: str) -> VerdictRecord:
         raise PipelineError("no A/B test has been run yet", file=pointer_path, remedy=REMEDY)
     pointer = files.read_json(pointer_path)
     try:
-        path = files.confined(settings.reports / "ab", pointer["folder"]) / "verdict.json"
+        files.confined(settings.reports / "ab", pointer["folder"])
+        path = settings.reports / "ab" / pointer["folder"] / "verdict.json"
         data = files.read_json(path)
         drawn_with = data["new"].get("settings")
         record = VerdictRecord(
@@ -80,7 +81,7 @@ def read_verdict(settings: Settings, version: str) -> VerdictRecord:
             against_version=data["old"]["version"],
             against_first=bool(data["old"].get("first_opponent", False)),
             settings=None if drawn_with is None else PictureSettings.model_validate(drawn_with),
-            path=path.relative_to(settings.training_root.resolve()).as_posix(),
+            path=path.relative_to(settings.training_root).as_posix(),
             sha256=files.hash_file(path),
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from hair_pipeline.files import UnreadableImage, decode_image, encode_image
+from hair_pipeline.inputs.jpeg import lost_data, small_gray
 from hair_pipeline.inputs.training_face import BadFace, Face, SheetMasks, choose_face, read_sheet
 from hair_pipeline.profile import InputsConfig
 
@@ -84,8 +85,13 @@ def read_upright(path: Path) -> UprightPhoto:
 
 
 def decode_upright(data: bytes) -> UprightPhoto:
-    """Decode a photo, its size checked before, and turn it upright. Raises as `files.decode_image`."""
+    """Decode a photo, its size checked before, and turn it upright.
+
+    Raises:
+        UnreadableImage: as `files.decode_image`, or a JPEG of which data are gone (`jpeg.lost_data`).
+    """
     stored = decode_image(data)
+    _require_whole(data)
     with Image.open(io.BytesIO(data)) as header:
         profile = header.info.get("icc_profile")
         try:
@@ -95,6 +101,18 @@ def decode_upright(data: bytes) -> UprightPhoto:
     orientation = orientation if orientation in _TURNS else 1
     is_rgb = isinstance(profile, bytes) and profile[16:20] == b"RGB "  # gray and CMYK were converted on decoding
     return UprightPhoto(turned(stored, orientation), orientation, profile if is_rgb else None)
+
+
+def _require_whole(data: bytes) -> None:
+    if not data.startswith(b"\xff\xd8"):
+        return
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            lost = lost_data(data, small_gray(image))
+    except Exception as error:  # Pillow raises many types on damaged data
+        raise UnreadableImage(f"cannot be decoded ({type(error).__name__})") from error
+    if lost:
+        raise UnreadableImage(f"truncated JPEG: {lost}")
 
 
 def encode_picture(image: np.ndarray, suffix: str, icc_profile: bytes | None) -> bytes:

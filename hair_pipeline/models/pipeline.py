@@ -39,10 +39,12 @@ class HairInpaintOutput(BaseOutput):
     Attributes:
         images: uint8 RGB at the inputs' size, after paste-back: identical to the input outside the feathered mask.
         raw: uint8 RGB at the inputs' size, before paste-back.
+        finite: whether the networks gave numbers for every pixel; pictures of others show nothing.
     """
 
     images: list[np.ndarray]
     raw: list[np.ndarray]
+    finite: list[bool]
 
 
 class HairInpaintPipeline(DiffusionPipeline):
@@ -142,7 +144,7 @@ class HairInpaintPipeline(DiffusionPipeline):
         feather_px: int = 8,
         callback_on_step_end: Callable[[HairInpaintPipeline, int, Tensor, dict[str, Tensor]], Any] | None = None,
     ) -> HairInpaintOutput:
-        """Redraw the hair inside the repaint masks.
+        """Redraw the hair inside the repaint masks. Several threads may call at once, without CPU offload.
 
         Args:
             images: B photos, uint8 RGB (S, S, 3); sizes may differ.
@@ -202,7 +204,7 @@ class HairInpaintPipeline(DiffusionPipeline):
             paste_back(bald_image, image, mask, feather_px)
             for bald_image, image, mask in zip(bald_images, raw, repaint_masks, strict=True)
         ]
-        return HairInpaintOutput(images=results, raw=raw)
+        return HairInpaintOutput(images=results, raw=raw, finite=pixels.isfinite().flatten(1).all(1).tolist())
 
     def _conditions(
         self,
@@ -256,19 +258,20 @@ class HairInpaintPipeline(DiffusionPipeline):
         """
         tokens, identity, weight = conditions
         copies = len(tokens) // len(bald)
-        self.scheduler.set_timesteps(steps, device=bald.device)
-        timesteps = self.scheduler.timesteps
-        latents = self._blend(noise * self.scheduler.init_noise_sigma, bald, noise, locked, timesteps[:1])
+        scheduler = type(self.scheduler).from_config(self.scheduler.config)  # it counts steps: one for each call
+        scheduler.set_timesteps(steps, device=bald.device)
+        timesteps = scheduler.timesteps
+        latents = _blend(scheduler, noise * scheduler.init_noise_sigma, bald, noise, locked, timesteps[:1])
         ip_mask = identity_mask.repeat(copies, 1, 1, 1) * weight[:, None, None, None]
         inputs = repaint.repeat(copies, 1, 1, 1), bald.repeat(copies, 1, 1, 1)
         for index, t in enumerate(self.progress_bar(timesteps)):
-            scaled = self.scheduler.scale_model_input(latents, t).repeat(copies, 1, 1, 1)
+            scaled = scheduler.scale_model_input(latents, t).repeat(copies, 1, 1, 1)
             prediction = self._predict(scaled, t.expand(len(scaled)), *inputs, tokens, identity, ip_mask).float()
             if copies == 2:
                 without, with_ = prediction.chunk(2)
                 prediction = with_ + (guidance_scale - 1) * guided * (with_ - without)
-            latents = self.scheduler.step(prediction, t, latents, return_dict=False)[0]
-            latents = self._blend(latents, bald, noise, locked, timesteps[index + 1 : index + 2])
+            latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
+            latents = _blend(scheduler, latents, bald, noise, locked, timesteps[index + 1 : index + 2])
             if callback is not None:
                 changed = callback(self, index, t, {"latents": latents})
                 latents = (changed or {}).get("latents", latents)
@@ -288,11 +291,6 @@ class HairInpaintPipeline(DiffusionPipeline):
             return predict(self.unet, noisy, t, mask, masked, tokens, identity, identity_mask)
         prediction: Tensor = self.unet(torch.cat([noisy, mask, masked], 1), t, tokens, return_dict=False)[0]
         return prediction
-
-    def _blend(self, latents: Tensor, kept: Tensor, noise: Tensor, locked: Tensor, t: Tensor) -> Tensor:
-        """Put `kept` into the locked cells: noised to timestep t (1,), or clean if t is empty."""
-        noised = self.scheduler.add_noise(kept, noise, t) if len(t) else kept
-        return torch.where(locked > 0, noised, latents)
 
     def _noise(self, like: Tensor, generator: Generators) -> Tensor:
         """Standard normal noise, drawn sample by sample."""
@@ -343,6 +341,12 @@ def make_scheduler(base: Base, name: SchedulerName) -> DDIMScheduler | DPMSolver
             base.noise_scheduler.config, algorithm_type="dpmsolver++", timestep_spacing="trailing"
         )
     raise ValueError(f"scheduler {name!r} is neither ddim nor dpm++")
+
+
+def _blend(scheduler: Any, latents: Tensor, kept: Tensor, noise: Tensor, locked: Tensor, t: Tensor) -> Tensor:
+    """Put `kept` into the locked cells: noised to timestep t (1,), or clean if t is empty."""
+    noised = scheduler.add_noise(kept, noise, t) if len(t) else kept
+    return torch.where(locked > 0, noised, latents)
 
 
 def _resize(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -7,12 +7,14 @@ deployed, and going back when a step fails (`registry`).
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import json
 import logging
 import os
 import subprocess
 import tempfile
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -157,7 +159,8 @@ def _problem(version: str, config: ReleaseConfig, seconds: float) -> str | None:
 
 def _url_problem(url: str, version: str, seconds: float) -> str | None:
     try:
-        with urllib.request.urlopen(url, timeout=min(seconds, 10.0)) as answer:
+        proxies = urllib.request.ProxyHandler({} if _on_this_machine(url) else None)
+        with urllib.request.build_opener(proxies).open(url, timeout=min(seconds, 10.0)) as answer:
             body = answer.read(MAX_ANSWER_BYTES)
     except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
         return f"{url}: {error or type(error).__name__}"
@@ -167,3 +170,12 @@ def _url_problem(url: str, version: str, seconds: float) -> str | None:
         return None
     serving = said.get("version") if isinstance(said, dict) else None
     return None if serving in (None, version) else f"{url} serves version {serving}, not {version}"
+
+
+def _on_this_machine(url: str) -> bool:
+    """Whether the URL is one of a loopback address, which no proxy can reach."""
+    host = urllib.parse.urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -30,6 +30,7 @@ from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.contenders import VERSION_DIGITS
 from hair_pipeline.evaluation.picture_settings import PictureSettings, require_judged
+from hair_pipeline.evaluation.registered import damaged_files
 from hair_pipeline.evaluation.styles import ENCODER_FILE, export_styles
 from hair_pipeline.evaluation.verdicts import VerdictRecord, require_approval, require_evaluation
 from hair_pipeline.models.base import load_base
@@ -130,9 +131,9 @@ def reload_exported(settings: Settings) -> Reloaded:
         OSError, ValueError: a file is missing or cannot be loaded.
     """
     exported = files.read_json(settings.checkpoints / EXPORTED)
-    folder = files.confined(settings.training_root, exported["folder"])
+    folder = files.confined_in_folder(settings.training_root, exported["folder"])
     hashes: dict[str, str] = exported["files"]
-    damaged = [n for n, h in hashes.items() if not (folder / n).is_file() or files.hash_file(folder / n) != h]
+    damaged = damaged_files(folder, hashes)
     not_finite: list[str] = []
     parameters = 0
     if not damaged:

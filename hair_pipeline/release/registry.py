@@ -75,7 +75,7 @@ def promote_and_deploy(registry: Registry, version: str, config: ReleaseConfig) 
     with registry.deploying():
         before = registry.promote(version)
         try:
-            deploy_production(registry, config)
+            deploy_production(registry, config, checked=True)
         except PipelineError as error:
             told = f"{error.what}; {_take_back(registry, version, before, error.what, config)}"
             raise PipelineError(told, file=error.file, remedy=error.remedy) from error
@@ -116,14 +116,20 @@ def _named(error: BaseException) -> str:
     return error.what if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
-def deploy_production(registry: Registry, config: ReleaseConfig) -> list[str]:
+def deploy_production(registry: Registry, config: ReleaseConfig, *, checked: bool = False) -> list[str]:
     """Bring the server to the version that the registry names; what was done, in words.
 
+    Args:
+        checked: the version's files were compared with their registered hashes a moment ago, as `promote` and
+            `rollback` do; otherwise that comes first.
+
     Raises:
-        PipelineError: a step failed; the history says so, as after any other error.
+        PipelineError: a file is gone or changed, or a step failed; the history says so, as after any other error.
     """
     version = registry.production()
     try:
+        if version is not None and not checked:
+            registry.require_intact(version)
         done = deploy(version, None if version is None else registry.folder(version), config)
     except BaseException as error:
         if version is not None:
@@ -151,7 +157,7 @@ def rollback_and_deploy(registry: Registry, reason: str, config: ReleaseConfig, 
     with registry.deploying():
         version = registry.rollback(reason, force=force)
         try:
-            deploy_production(registry, config)
+            deploy_production(registry, config, checked=True)
         except PipelineError as error:
             raise PipelineError(
                 f"{error.what}; the registry says {version} again, but the server may not serve it",

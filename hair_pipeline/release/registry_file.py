@@ -30,8 +30,8 @@ from typing import Any, Literal, get_args
 
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.evaluation.registered import backup_of, damaged_files, read_registry, require_intact
 
-SCHEMA = 1
 Decision = Literal["approve", "reject"]
 Names = list[str]
 AS_READ = "as read"
@@ -56,7 +56,7 @@ class Registry:
 
     def __init__(self, path: Path, artifacts_root: Path | None = None) -> None:
         self.path = path
-        self.backup = path.with_name(f"{path.name}.bak")
+        self.backup = backup_of(path)
         self.artifacts_root = artifacts_root or path.parent.parent
 
     # --- reading ---
@@ -65,17 +65,9 @@ class Registry:
         """The whole content.
 
         Raises:
-            PipelineError: the file is not a registry of this schema, or is gone while its copy is there.
+            PipelineError: as `read_registry`.
         """
-        remedy = f"restore it: cp {self.backup} {self.path}"
-        if not self.path.exists():
-            if self.backup.exists():
-                raise PipelineError("the registry is gone, its copy is there", file=self.path, remedy=remedy)
-            return {"schema": SCHEMA, "production": None, "previous": [], "versions": {}, "history": []}
-        state = files.read_json(self.path, remedy=remedy)
-        if not isinstance(state, dict) or state.get("schema") != SCHEMA:
-            raise PipelineError(f"is not a registry of schema {SCHEMA}", file=self.path, remedy=remedy)
-        return state
+        return read_registry(self.path)
 
     def production(self) -> str | None:
         """The version in production, or None."""
@@ -100,18 +92,20 @@ class Registry:
 
     def folder(self, version: str) -> Path:
         """The version's exported folder."""
-        return files.confined(self.artifacts_root, self._record(self.state(), version)["folder"])
+        return files.confined_in_folder(self.artifacts_root, self._record(self.state(), version)["folder"])
 
     def damaged_files(self, version: str) -> Names:
         """Artifacts that are gone or whose content is not what was registered."""
         record = self._record(self.state(), version)
-        folder = files.confined(self.artifacts_root, record["folder"])
-        bad = []
-        for name, digest in record["files"].items():
-            path = files.confined(folder, name)
-            if not path.is_file() or files.hash_file(path) != digest:
-                bad.append(name)
-        return bad
+        return damaged_files(files.confined_in_folder(self.artifacts_root, record["folder"]), record["files"])
+
+    def require_intact(self, version: str) -> None:
+        """Check that every artifact is what was registered.
+
+        Raises:
+            PipelineError: no such version, or a file is gone or changed.
+        """
+        require_intact(self.state(), version, self.folder(version))
 
     def obstacles(self, version: str) -> Names:
         """Why the version may not be promoted; empty when it may. Hashes are not checked here: they take time."""
@@ -159,13 +153,12 @@ class Registry:
         Raises:
             PipelineError: the version is known with other files.
         """
-        relative = folder.resolve().relative_to(self.artifacts_root.resolve()).as_posix()
         with self._changing() as state:
             known = state["versions"].get(version)
             if known is None:
                 state["versions"][version] = {
                     "registered_at": _now(),
-                    "folder": relative,
+                    "folder": self._relative(folder),
                     "files": dict(hashes),
                     "verdict": dict(verdict),
                     "sign_offs": [],
@@ -233,7 +226,7 @@ class Registry:
                 file=self.path,
                 remedy=self._next_step(version, obstacles),
             )
-        self._require_intact(version)
+        self.require_intact(version)
         with self._changing() as state:
             current: str | None = state["production"]
             if current == version:
@@ -273,7 +266,7 @@ class Registry:
                 file=self.path,
                 remedy="to restore it all the same (and from it the one before): registry rollback --force",
             )
-        self._require_intact(target)
+        self.require_intact(target)
         with self._changing() as state:
             moved_on = leaving is not None and state["production"] != leaving
             if moved_on or not state["previous"] or state["previous"][-1] != target:
@@ -328,22 +321,19 @@ class Registry:
             )
         return record
 
+    def _relative(self, folder: Path) -> str:
+        """The folder relative to the artifacts' root, as named: a folder on the way may be a link to another disk."""
+        root = self.artifacts_root
+        if not folder.is_relative_to(root):
+            folder, root = folder.resolve(), root.resolve()
+        return folder.relative_to(root).as_posix()
+
     def _require_unmoved(self, version: str, expected: str | None, current: str | None) -> None:
         if current != expected:
             raise PipelineError(
                 f"production changed from {expected} to {current} meanwhile; {version} was not promoted",
                 file=self.path,
                 remedy=f"compare with {current} and run: uv run hair-pipeline registry promote {version}",
-            )
-
-    def _require_intact(self, version: str) -> None:
-        damaged = self.damaged_files(version)
-        if damaged:
-            raise PipelineError(
-                f"files of version {version} are gone or changed since they were registered: {', '.join(damaged)}",
-                file=self.folder(version),
-                remedy="restore them from a backup; or, while it is the current Stage 2 model, materialise "
-                "exported_weights, which makes them again as they were",
             )
 
     def _next_step(self, version: str, obstacles: Names) -> str:

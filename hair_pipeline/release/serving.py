@@ -14,7 +14,7 @@ import torch
 
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.evaluation.contenders import ModelContender, resolve
+from hair_pipeline.evaluation.contenders import NOT_FINITE, ModelContender, resolve
 from hair_pipeline.inputs.geometry import letterbox
 from hair_pipeline.inputs.hair_rim import with_rim
 from hair_pipeline.inputs.head_crop import Crop, cut_photo, head_crop
@@ -36,7 +36,7 @@ FEATHER = 0.016
 
 
 class TryOn:
-    """A loaded model, ready for requests.
+    """A loaded model, ready for requests; these may come from several threads.
 
     Args:
         contender: a model of this project. profile: removal of the hair and sampler settings.
@@ -92,7 +92,8 @@ class TryOn:
             uint8 RGB (H, W, 3), byte-identical to the photo outside the grown, feathered hair mask.
 
         Raises:
-            PipelineError: the masks do not fit the photo, or the hair mask is empty.
+            PipelineError: the masks do not fit the photo, the hair mask is empty, or the model draws values that are
+                not finite.
         """
         if hair_mask.shape != photo.shape[:2] or face_mask.shape != photo.shape[:2]:
             raise PipelineError(
@@ -144,6 +145,12 @@ class TryOn:
             repaint_masks=[repaint],
             bald_images=[bald],
         )
+        if not output.finite[0]:
+            raise PipelineError(
+                f"{self.contender.label}: {NOT_FINITE}",
+                remedy="try another photo; if it is so with all, load another version, or go back: "
+                "uv run hair-pipeline registry rollback",
+            )
         raw: np.ndarray = output.raw[0]
         return raw
 
@@ -226,12 +233,18 @@ def try_on_files(
         `out`.
 
     Raises:
-        PipelineError: a file is missing or unreadable, or a photo has neither outputs nor a mask.
+        PipelineError: a file is missing or unreadable, a photo has neither outputs nor a mask, or `out` is one of the
+            files read.
     """
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise PipelineError(
             f"cannot write {out.suffix or 'a file without suffix'}", file=out, remedy="name it .png or .jpg"
         )
+    for given in (image, style, hair_mask, style_mask):
+        if given is not None and out.resolve() == given.resolve():
+            raise PipelineError(
+                "the result would overwrite this photo or mask", file=given, remedy="choose another --out"
+            )
     request = read_request(image, training_face, hair_mask, settings, profile.inputs, "--hair-mask")
     reference = read_request(style, training_face, style_mask, settings, profile.inputs, "--style-mask")
     result = load(model, settings, profile).redraw(request, reference)

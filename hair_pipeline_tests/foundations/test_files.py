@@ -7,6 +7,7 @@ import zlib
 from collections import namedtuple
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,6 +20,7 @@ from hair_pipeline.files import (
     atomic_open,
     atomic_path,
     confined,
+    confined_in_folder,
     decode_image,
     encode_image,
     find_image,
@@ -87,6 +89,24 @@ def test_paths_stay_in_their_root(tmp_path: Path, hostile: str):
         confined(root, hostile)
 
 
+def test_a_folder_of_the_root_may_be_a_link_but_nothing_climbs_out_of_it(tmp_path: Path):
+    root, disk = tmp_path / "root", tmp_path / "disk"
+    (disk / "versions").mkdir(parents=True)
+    root.mkdir()
+    (root / "checkpoints").symlink_to(disk)
+    (disk / "out").symlink_to(tmp_path)
+    assert confined_in_folder(root, "checkpoints/versions") == (disk / "versions").resolve()
+    assert confined_in_folder(root, "plain/folder") == (root / "plain" / "folder").resolve()
+    for hostile in ("checkpoints/../x", "checkpoints/out/x", "../disk/versions", str(disk / "versions"), "..", "/"):
+        with pytest.raises(PipelineError, match="climbs out of its root"):
+            confined_in_folder(root, hostile)
+
+
+def test_a_zero_byte_is_no_path(tmp_path: Path):
+    with pytest.raises(PipelineError, match="is no path"):
+        confined(tmp_path, "a\0b")
+
+
 @given(
     st.lists(
         st.from_regex(r"[a-z가-힣0-9._ -]{1,12}", fullmatch=True).filter(lambda part: part not in (".", "..")),
@@ -120,6 +140,16 @@ def test_a_truncated_jpeg_is_refused(cut: int):
     data = encode_image(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8), ".jpg")
     with pytest.raises(UnreadableImage):
         decode_image(data[:-cut])
+
+
+@pytest.mark.parametrize("channels", [(), (3,), (4,)])
+def test_sixteen_bits_are_scaled_to_eight(channels: tuple[int, ...]):
+    values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8, *[1 for _ in channels])
+    done, data = cv2.imencode(".png", np.broadcast_to(values, (8, 8, *channels)).copy())
+    assert done
+    image = decode_image(data.tobytes(), alpha=True)
+    assert image.dtype == np.uint8
+    assert np.array_equal(image[..., 0], np.rint(values.reshape(8, 8) / 257))
 
 
 @pytest.mark.parametrize("extension", [".png", ".webp"])

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
+from hair_pipeline.files import UnreadableImage, encode_image
 from hair_pipeline.inputs.training_face import BadFace, faces_of
-from hair_pipeline.inputs.upright import encode_picture, read_face, read_upright
+from hair_pipeline.inputs.upright import decode_upright, encode_picture, read_face, read_upright
 from hair_pipeline.profile import InputsConfig
 from hair_pipeline_tests.inputs.tiny_inputs import draw_person, embedding, lay, place, write_face, write_tagged
 
@@ -32,6 +33,13 @@ def test_a_tag_that_makes_no_sense_turns_nothing(tmp_path: Path) -> None:
     stored = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     write_tagged(tmp_path / "a.png", stored, 77)
     assert np.array_equal(read_upright(tmp_path / "a.png").image, stored)
+
+
+def test_a_jpeg_of_which_data_are_gone_is_refused() -> None:
+    data = encode_image(draw_person(0, size=256).photo, ".jpg")
+    assert decode_upright(data).size == (256, 256)
+    with pytest.raises(UnreadableImage, match="its data end before its pixels"):
+        decode_upright(data[: len(data) // 2].rstrip(b"\xff") + b"\xff\xd9")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,32 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
     assert largest_difference(both.raw, again.raw) == 0
     with pytest.raises(ValueError, match="1 generators for 2 images"):
         pipeline(**inputs, **given, **STEPS, generator=generators(0))
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++"])
+def test_threads_draw_what_one_after_another_draws(scheduler: SchedulerName) -> None:
+    pipeline, _, _ = make_pipeline(scheduler)
+    inputs = {**photos(1), **conditions(1), "resolution": 64}
+
+    def draw(seed: int) -> np.ndarray:
+        return pipeline(**inputs, num_inference_steps=4 + seed % 3, generator=generators(seed)).raw[0]
+
+    seeds = range(8)
+    expected = [draw(seed) for seed in seeds]
+    with ThreadPoolExecutor(4) as threads:
+        drawn = list(threads.map(draw, seeds))
+    assert all(np.array_equal(first, second) for first, second in zip(drawn, expected, strict=True))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_the_result_says_whether_the_networks_gave_numbers(part: str) -> None:
+    pipeline, _, _ = make_pipeline()
+    inputs = {**photos(1), **conditions(1), **STEPS}
+    assert pipeline(**inputs, generator=generators(0)).finite == [True]
+    last = pipeline.unet.conv_out if part == "unet" else pipeline.vae.decoder.conv_out
+    with torch.no_grad():
+        last.bias[0] = float("nan")
+    assert pipeline(**inputs, generator=generators(0)).finite == [False]
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm++"])

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from hair_pipeline.errors import PipelineError, ReleaseRefused
 from hair_pipeline.evaluation.ab_test import run_ab_test
 from hair_pipeline.evaluation.contenders import ModelContender, resolve
+from hair_pipeline.evaluation.fingerprints import drawn_by
 from hair_pipeline.evaluation.report import evaluate
 from hair_pipeline.files import encode_image, hash_file, read_image, write_bytes
 from hair_pipeline.inputs.head_crop import head_crop
@@ -291,6 +292,40 @@ def test_a_registered_version_is_made_again_as_it_was_or_not_at_all(
     assert (result.folder / "hair_pipeline.json").exists()
     monkeypatch.undo()
     assert export_weights(settings, profile).hashes == result.hashes
+
+
+def test_a_registered_version_with_a_changed_weight_is_not_loaded(exported: World, tmp_path: Path) -> None:
+    settings, profile = exported.settings, exported.profile
+    result = export_weights(settings, profile)
+    record_candidate(settings, profile)
+    copy = tmp_path / result.version
+    shutil.copytree(result.folder, copy)
+    before = drawn_by(resolve(str(copy), settings, profile), settings, profile)
+    for folder in (result.folder, copy):
+        weights = next((folder / "unet").glob("*.safetensors"))
+        data = weights.read_bytes()
+        weights.write_bytes(data[:-64] + bytes(64))
+    for spec in (result.version, str(result.folder)):
+        with pytest.raises(PipelineError, match=rf"gone or changed since they were registered: unet/{weights.name}"):
+            load(spec, settings, profile)
+    assert drawn_by(resolve(str(copy), settings, profile), settings, profile) != before
+    (result.folder / "unet" / weights.name).write_bytes(data)
+    load(result.version, settings, profile)
+
+
+def test_checkpoints_and_reports_may_be_links_to_another_disk(exported: World, tmp_path: Path) -> None:
+    result = export_weights(exported.settings, exported.profile)
+    for folder in exported.settings.training_root.iterdir():
+        if folder.name != "registry":
+            (tmp_path / folder.name).symlink_to(folder)
+    settings = exported.settings.model_copy(update={"training_root": tmp_path})
+    assert export_weights(settings, exported.profile).hashes == result.hashes
+    assert record_candidate(settings, exported.profile).state == "awaiting sign-off"
+    registry = Registry(settings.registry_path)
+    registry.sign_off(result.version, "Kim", "approve")
+    assert record_candidate(settings, exported.profile).state == "promoted"
+    assert load("production", settings, exported.profile).version == result.version
+    assert reload_exported(settings).damaged == []
 
 
 def test_no_path_of_this_machine_is_exported(exported: World) -> None:

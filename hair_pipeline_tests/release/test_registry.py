@@ -22,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pydantic import ValidationError
 
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.evaluation.contenders import version_folder
 from hair_pipeline.evaluation.picture_settings import PictureSettings
 from hair_pipeline.evaluation.verdicts import VerdictRecord
 from hair_pipeline.files import hash_file, write_json
@@ -132,7 +133,12 @@ def test_a_broken_registry_is_restored_from_its_copy(tmp_path: Path) -> None:
 
     def spoil(how: Callable[[], object]) -> None:
         how()
-        for call in (registry.list, lambda: registry.sign_off("a", "Lee", "reject")):
+        settings = Settings(training_root=tmp_path)
+        for call in (
+            registry.list,
+            lambda: registry.sign_off("a", "Lee", "reject"),
+            lambda: version_folder("a", settings),
+        ):
             with pytest.raises(PipelineError) as said:
                 call()
             assert said.value.remedy == f"restore it: cp {registry.backup} {registry.path}"
@@ -142,6 +148,11 @@ def test_a_broken_registry_is_restored_from_its_copy(tmp_path: Path) -> None:
 
     spoil(lambda: registry.path.write_text(whole[: len(whole) // 2]))
     spoil(registry.path.unlink)
+    state = json.loads(whole)
+    spoil(lambda: write_json(registry.path, {key: value for key, value in state.items() if key != "previous"}))
+    spoil(lambda: write_json(registry.path, state | {"versions": {}}))
+    del state["versions"]["a"]["files"]
+    spoil(lambda: write_json(registry.path, state))
 
 
 @pytest.mark.parametrize(("first", "said"), [(False, "nothing is in production"), (True, "x is in production")])
@@ -437,7 +448,10 @@ def test_rollback_deploys_the_previous_version(tmp_path: Path) -> None:
     assert registry.production() == "a"
 
 
-def test_health_asks_the_server_which_version_it_serves(tmp_path: Path) -> None:
+def test_health_asks_the_server_which_version_it_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # never asked for a server of this machine
+    monkeypatch.delenv("no_proxy", raising=False)
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = json.dumps({"version": "a"}).encode()
@@ -459,6 +473,20 @@ def test_health_asks_the_server_which_version_it_serves(tmp_path: Path) -> None:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_a_damaged_version_is_not_deployed_again(tmp_path: Path) -> None:
+    registry = signed(tmp_path, "a")
+    config = ReleaseConfig(server_config=tmp_path / "server.json")
+    promote_and_deploy(registry, "a", config)
+    config.server_config.unlink()  # type: ignore[union-attr]
+    (registry.folder("a") / "weights.safetensors").write_bytes(b"other")
+    with pytest.raises(PipelineError, match=r"gone or changed.*weights\.safetensors") as said:
+        release.deploy_production(registry, config)
+    assert "restore them" in said.value.remedy
+    assert "registry rollback" in said.value.remedy
+    assert not (tmp_path / "server.json").exists()
+    assert registry.state()["history"][-1]["event"] == "deploy_failed"
 
 
 def test_a_second_deployment_at_the_same_time_is_refused(tmp_path: Path) -> None:

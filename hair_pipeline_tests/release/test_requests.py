@@ -13,7 +13,7 @@ from hair_pipeline.evaluation.customers import Problems, customer_cases, find_cu
 from hair_pipeline.files import encode_image, write_bytes
 from hair_pipeline.inputs.samples import Photo, to_sample
 from hair_pipeline.processing.bald import make_bald
-from hair_pipeline.release.serving import Request, TryOn, read_request
+from hair_pipeline.release.serving import Request, TryOn, read_request, try_on_files
 from hair_pipeline.settings import Settings
 from hair_pipeline_tests.evaluation.tiny_world import tiny_profile
 from hair_pipeline_tests.inputs.tiny_inputs import (
@@ -84,7 +84,7 @@ class Recorder:
 
     def __call__(self, **given: Any) -> SimpleNamespace:
         self.given = given
-        return SimpleNamespace(raw=given["images"])
+        return SimpleNamespace(raw=given["images"], finite=[True])
 
 
 @pytest.mark.parametrize(("size", "height"), [(96, 400), (300, 340)])
@@ -125,6 +125,18 @@ def test_a_style_is_seen_at_the_size_of_the_person_it_belongs_to(tmp_path: Path,
     assert np.array_equal(seen[0].hair_mask, case.reference.hair_mask)
 
 
+def test_a_model_that_returns_no_numbers_is_an_error(settings: Settings) -> None:
+    person = draw_person(0, size=96)
+
+    class Broken:
+        def __call__(self, **given: Any) -> SimpleNamespace:
+            return SimpleNamespace(raw=given["images"], finite=[False])
+
+    contender = SimpleNamespace(label="version x", version="x", pipeline=Broken(), resolution=64)
+    with pytest.raises(PipelineError, match="version x: the model returned values that are not finite"):
+        TryOn(contender, PROFILE)(person.photo, person.hair_mask, person.face_mask, None, None)  # type: ignore[arg-type]
+
+
 def test_nothing_of_the_old_hair_shows_in_the_blend(settings: Settings) -> None:
     person = place(draw_person(0, size=256), 320, 300, 30, 20)
     repainted = make_bald(person.photo, person.hair_mask, person.face_mask, PROFILE.processing.bald)[1]
@@ -132,7 +144,7 @@ def test_nothing_of_the_old_hair_shows_in_the_blend(settings: Settings) -> None:
 
     class Painter:
         def __call__(self, **given: Any) -> SimpleNamespace:
-            return SimpleNamespace(raw=[np.full_like(image, 90) for image in given["images"]])
+            return SimpleNamespace(raw=[np.full_like(image, 90) for image in given["images"]], finite=[True])
 
     serving = TryOn(SimpleNamespace(version="x", pipeline=Painter(), resolution=64), PROFILE)  # type: ignore[arg-type]
     first, second = (serving(photo, person.hair_mask, person.face_mask, None, None) for photo in (person.photo, other))
@@ -189,6 +201,14 @@ def test_a_mask_in_the_alpha_channel_and_one_that_is_empty(tmp_path: Path, setti
     write_rgb(tmp_path / "ones.png", np.repeat(person.hair_mask[..., None], 3, 2).astype(np.uint8))
     with pytest.raises(PipelineError, match="its largest value is 1"):
         request_for(tmp_path / "anna.png", settings, tmp_path / "ones.png")
+
+
+@pytest.mark.parametrize("name", ["anna.png", "style.png", "folder/../anna.png"])
+def test_a_result_never_overwrites_what_it_is_made_from(tmp_path: Path, settings: Settings, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    photo, style = tmp_path / "anna.png", tmp_path / "style.png"
+    with pytest.raises(PipelineError, match="would overwrite"):
+        try_on_files("production", photo, style, tmp_path / name, None, settings, PROFILE)
 
 
 def test_a_person_without_hair_and_a_style_with_hardly_any_are_refused(settings: Settings) -> None:
