@@ -40,6 +40,8 @@ SHOWN_PHOTOS = 100
 """Photos on the page and in the blind review."""
 PICTURE_SIDE = 384
 MODELS = ("old", "new")
+LOCK = ".ab_test.lock"
+"""Held in the folder while a test runs there; it stays, and no reader of the folder looks at it."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def run_ab_test(
     """Compare two models on the same photos, masks, style references (each person's own hair) and seeds.
 
     A finished test is reused; one that was killed goes on with the photos that were not finished. No more than one
-    batch of photos is held at a time.
+    batch of photos is held at a time. Of two tests in one folder the second waits for the first.
 
     Args:
         customers: folder of photos (see `customers`); None takes the held-out validation people, and the verdict says
@@ -87,7 +89,10 @@ def run_ab_test(
     folder = out / identifier if managed else out
     done = reusable(folder, identifier)
     if done is None:
-        done = _run(folder, identifier, contenders, photos, settings, profile, first_opponent)
+        with files.one_at_a_time(folder / LOCK):  # another process may be running this test, or another one, here
+            done = reusable(folder, identifier)
+            if done is None:
+                done = _run(folder, identifier, contenders, photos, settings, profile, first_opponent)
     if managed:
         write_pointer(out, identifier, done.version, done.verdict, folder)
     return done
