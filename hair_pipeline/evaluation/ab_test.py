@@ -29,7 +29,7 @@ from hair_pipeline.evaluation.judges import Judges, load_judges
 from hair_pipeline.evaluation.ledger import Ledger
 from hair_pipeline.evaluation.measure import measure
 from hair_pipeline.evaluation.results import summarise
-from hair_pipeline.evaluation.verdicts import write_pointer
+from hair_pipeline.evaluation.verdicts import earlier_verdicts, write_pointer
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.members import Members
 from hair_pipeline.profile import Profile
@@ -85,7 +85,7 @@ def run_ab_test(
     photos = _customer_photos(customers, settings, profile) if customers else _validation_photos(settings, profile)
     first_opponent = other in ("untrained", profile.ab_test.first_opponent)
     identifier = _identifier(contenders, photos, settings, profile, first_opponent)
-    managed = out.absolute() == (settings.reports / "ab").absolute()
+    managed = out.resolve() == (settings.reports / "ab").resolve()
     folder = out / identifier if managed else out
     done = reusable(folder, identifier)
     if done is None:
@@ -133,6 +133,8 @@ def _run(
         profile.ab_test,
         failures=failures,
     )
+    versions = contenders["old"].version, contenders["new"].version
+    earlier = earlier_verdicts(settings.reports / "ab", identifier, *versions)
     measured = {name: ledger.measurements(name) for name in MODELS}
     results = {
         "old": summarise(measured["old"], judges),
@@ -140,7 +142,7 @@ def _run(
     }
     told = Photos(photos.origin, photos.fingerprint, left_out, failures)
     arguments = decision, identity, results, frames, contenders, told, ledger, profile
-    result = write_verdict(folder, identifier, *arguments, first_opponent=first_opponent)
+    result = write_verdict(folder, identifier, *arguments, first_opponent=first_opponent, earlier=earlier)
     ledger.close()
     return result
 

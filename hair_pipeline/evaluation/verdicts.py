@@ -100,6 +100,19 @@ def read_verdict(settings: Settings, version: str) -> VerdictRecord:
     return record
 
 
+def earlier_verdicts(ab_folder: Path, identifier: str, old: str, new: str) -> int:
+    """How many other tests in `reports/ab` have a verdict on the same two versions: each look may approve by chance."""
+    found = 0
+    for path in ab_folder.glob("*/verdict.json"):
+        try:
+            data = files.read_json(path)
+            versions = data["old"]["version"], data["new"]["version"]
+            found += versions == (old, new) and data["id"] != identifier
+        except (PipelineError, KeyError, TypeError):
+            continue  # not finished, or damaged: that is no verdict
+    return found
+
+
 def require_evaluation(settings: Settings, version: str) -> None:
     """The validation report of `version`, which must be whole.
 
