@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.evaluation import blind_review
 from hair_pipeline.evaluation.ab_test import run_ab_test
 from hair_pipeline.evaluation.blind_review import COLUMNS, read_review
 from hair_pipeline.profile import AbTestConfig
@@ -55,9 +56,9 @@ def old_is(number: int) -> str:
 
 @pytest.mark.parametrize("delimiter", [",", ";"])
 def test_a_clean_preferred_model_is_approved(tmp_path: Path, key: Path, delimiter: str) -> None:
-    sheet = fill(tmp_path / "sheet.csv", lambda n: (new_is(n) if n < 15 else "Equal", "no", "NO"), delimiter)
+    sheet = fill(tmp_path / "sheet.csv", lambda n: (new_is(n).title(), "no", "NO"), delimiter)
     result = read_review(sheet, key, CONFIG)
-    assert (result.decision, result.new_better, result.old_better, result.equal) == ("approve", 15, 0, 5)
+    assert (result.decision, result.new_better, result.old_better, result.equal) == ("approve", 20, 0, 0)
     assert result.notes == {"photo 3": "rim; left"}
 
 
@@ -78,10 +79,23 @@ def test_artifacts_on_the_new_models_side_reject_and_on_the_olds_do_not(tmp_path
     assert read_review(tmp_path / "new.csv", key, tolerant).decision == "approve"
 
 
-@pytest.mark.parametrize(("wins", "decision"), [(20, "reject"), (15, "reject"), (12, "approve"), (0, "approve")])
-def test_the_old_model_must_not_be_preferred_significantly(tmp_path: Path, key: Path, wins: int, decision: str) -> None:
+@pytest.mark.parametrize(
+    ("wins", "decision"),
+    [(20, "reject"), (15, "reject"), (12, "inconclusive"), (8, "inconclusive"), (7, "approve"), (0, "approve")],
+)
+def test_the_old_model_must_surely_not_be_preferred(tmp_path: Path, key: Path, wins: int, decision: str) -> None:
     sheet = fill(tmp_path / "sheet.csv", lambda n: (old_is(n) if n < wins else new_is(n), "no", "no"))
-    assert read_review(sheet, key, CONFIG).decision == decision
+    result = read_review(sheet, key, CONFIG)
+    assert result.decision == decision
+    assert decision != "inconclusive" or "must be below 60%" in result.reasons[0]
+
+
+@pytest.mark.parametrize("decided", [0, 19])
+def test_too_few_decided_photos_approve_nothing(tmp_path: Path, key: Path, decided: int) -> None:
+    sheet = fill(tmp_path / "sheet.csv", lambda n: (new_is(n) if n < decided else "equal", "no", "no"))
+    result = read_review(sheet, key, CONFIG)
+    assert (result.decision, result.old_better, result.equal) == ("inconclusive", 0, 20 - decided)
+    assert f"better on {decided} photos, at least 20" in result.reasons[0]
 
 
 def test_unfinished_foreign_and_broken_sheets_are_explained(tmp_path: Path, key: Path) -> None:
@@ -157,7 +171,10 @@ def test_a_review_that_was_given_away_keeps_its_sides_whatever_is_run_again(
     assert (out / "blind" / "review.html").read_text() == page
 
 
-def test_the_test_hides_the_sides_and_its_sheet_becomes_a_sign_off(world: World, tmp_path: Path) -> None:
+def test_the_test_hides_the_sides_and_its_sheet_becomes_a_sign_off(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blind_review, "MIN_DECIDED", 6)
     out = tmp_path / "ab"
     result = run_ab_test(world.inputs.customers, "untrained", "current", out, world.settings, world.profile)
     key = json.loads((out / "blind_key.json").read_text())
