@@ -37,7 +37,7 @@ from hair_pipeline.settings import Settings
 from hair_pipeline.training.data import read_reliable_identities, read_style_vectors
 
 SHOWN_PHOTOS = 100
-"""Photos on the page and in the blind review."""
+"""Photos on the page and in the blind review, drawn at random by `ab_test.seed`."""
 PICTURE_SIDE = 384
 MODELS = ("old", "new")
 LOCK = ".ab_test.lock"
@@ -112,7 +112,7 @@ def _run(
     lost = dict(ledger.left_out)
     with tqdm(total=len(photos.ids), initial=len(ledger.done), desc="A/B test", unit="image") as bar:
         for cases in photos.batches(ledger.done, lost):
-            _run_batch(cases, contenders, judges, ledger, lost)
+            _run_batch(cases, contenders, judges, ledger, lost, profile.ab_test.seed)
             bar.update(len(cases))
     left_out = photos.left_out | lost
     if not ledger.rows["new"]:
@@ -204,7 +204,7 @@ def _identifier(
 
 
 def _run_batch(
-    cases: list[Case], contenders: dict[str, Contender], judges: Judges, ledger: Ledger, lost: dict[str, str]
+    cases: list[Case], contenders: dict[str, Contender], judges: Judges, ledger: Ledger, lost: dict[str, str], seed: int
 ) -> None:
     """Draw a batch with both models, measure what both have drawn, and save it."""
     if not cases:
@@ -223,13 +223,21 @@ def _run_batch(
     kept = [cases[i] for i in both]
     pairs = {name: [d for i in both if isinstance(d := drawings[i], Drawing)] for name, drawings in drawn.items()}
     measured = measure(kept, pairs, judges) if kept else {}
-    shown = len(ledger.rows["new"])
-    for i, case in enumerate(kept[: max(0, SHOWN_PHOTOS - shown)]):
+    shown = _shown([str(row["case"]) for row in ledger.rows["new"]] + [case.key for case in kept], seed)
+    for i, case in enumerate(kept):
+        if case.key not in shown:
+            continue
         finals = {name: drawings[i].final for name, drawings in pairs.items()}
         ledger.keep(case.key, {"photo": case.sample.image, "bald": case.bald} | finals, side=PICTURE_SIDE)
         if (seams := pictures.seam_strip(case, finals["old"], finals["new"])) is not None:
             ledger.keep(case.key, {"seams": seams}, side=seams.shape[1])
     ledger.add([case.key for case in cases], measured, lost)
+    ledger.drop_all_but(shown)
+
+
+def _shown(keys: list[str], seed: int) -> set[str]:
+    """The cases to show, drawn so that a case which is not among them never will be when more come."""
+    return set(sorted(keys, key=lambda key: files.hash_bytes(str(seed), key))[:SHOWN_PHOTOS])
 
 
 def _identity_column(frames: dict[str, pd.DataFrame]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.evaluation import blind_review
+from hair_pipeline.evaluation import ab_test, blind_review
 from hair_pipeline.evaluation.ab_test import run_ab_test
 from hair_pipeline.evaluation.blind_review import COLUMNS, read_review
 from hair_pipeline.profile import AbTestConfig
@@ -169,6 +169,20 @@ def test_a_review_that_was_given_away_keeps_its_sides_whatever_is_run_again(
     run_ab_test(*arguments)
     assert (out / "blind_key.json").read_text() == key
     assert (out / "blind" / "review.html").read_text() == page
+
+
+def test_the_photos_shown_are_drawn_by_seed_not_by_name(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ab_test, "SHOWN_PHOTOS", 2)
+    run_ab_test(world.inputs.customers, "untrained", "current", tmp_path, world.settings, world.profile)
+    names = sorted(path.stem for path in world.inputs.customers.glob("*.jpg"))
+    keys = [f"{name}|{name}" for name in names]
+    shown = ab_test._shown(keys, world.profile.ab_test.seed)
+    cases = json.loads((tmp_path / "blind_key.json").read_text())["cases"]
+    assert {f"{case['photo']}|{case['photo']}" for case in cases} == shown
+    assert len(shown) == 2
+    assert len({frozenset(ab_test._shown(keys, seed)) for seed in range(10)}) > 3
 
 
 def test_the_test_hides_the_sides_and_its_sheet_becomes_a_sign_off(
