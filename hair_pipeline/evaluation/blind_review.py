@@ -6,7 +6,8 @@ belong here: recording the decision (`release.registry`).
 `blind/` is what a reviewer gets: `review.html` (works without a network and saves `sheet_filled.csv`) and `sheet.csv`
 for those who prefer a table. `blind_key.json`, beside the folder, says which side is the new model; it stays with the
 operator. Sides are drawn for every photo from the system's randomness: nothing a reviewer has gives them away. They are
-drawn once: a test that is run again keeps its key while it shows the same photos. A random review id stands in the key,
+drawn once: a test that is run again keeps its key while it shows the same photos, and another test in the same folder
+sets the old key aside as `blind_key.<review>.json`. A random review id stands in the key,
 the page and the sheet, so that a sheet is never read with another key; rows are found by their case number, since
 spreadsheets rewrite names such as 00001.
 
@@ -50,6 +51,7 @@ MIN_DECIDED = 20
 """Photos on which one model is better; with fewer a review approves nothing."""
 PREFERENCE_MARGIN = 0.60
 """The old model's share of the decided photos must surely be below this."""
+FORMULA = ("=", "+", "-", "@")
 MAX_SHEET_BYTES = 4_000_000
 REVIEW_LETTERS = "bcdfghjkmnpqrtvwxz"
 """Of review ids: no digits and no words, which a spreadsheet would rewrite."""
@@ -128,14 +130,20 @@ def write_review(folder: Path, identifier: str, version: str, photos: list[tuple
     for number, ((image_id, case_key), side) in enumerate(zip(photos, key.new_side, strict=True), 1):
         left, right = (ledger.data_uri(case_key, model) for model in _in_order(side))
         original = ledger.data_uri(case_key, "photo")
-        cases.append({"number": number, "photo": image_id, "original": original, "left": left, "right": right})
+        pictures = {"original": original, "left": left, "right": right}
+        cases.append({"number": number, "photo": image_id, "sheet_name": _as_text(image_id)} | pictures)
     page = folder / REVIEW_FOLDER / "review.html"
     write_page("blind.html.j2", page, id=identifier, review=key.review, cases=cases, columns=COLUMNS)
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
-    writer.writerows([key.review, case["number"], case["photo"], "", "", "", ""] for case in cases)
+    writer.writerows([key.review, case["number"], case["sheet_name"], "", "", "", ""] for case in cases)
     files.write_bytes(folder / REVIEW_FOLDER / SHEET_FILE, text.getvalue().encode("utf-8-sig"))
+
+
+def _as_text(name: str) -> str:
+    """The name as a spreadsheet takes it for text: one that begins like a formula gets an apostrophe in front."""
+    return f"'{name}" if name.startswith(FORMULA) else name
 
 
 def _in_order(new_side: str) -> tuple[str, str]:
@@ -144,7 +152,8 @@ def _in_order(new_side: str) -> tuple[str, str]:
 
 
 def _kept_or_new_key(path: Path, identifier: str, version: str, photos: list[str]) -> _Key:
-    """The key in the folder if it is of this test and these photos: a reviewer may have its page. Else a new one."""
+    """The key in the folder if it is of this test and these photos: a reviewer may have its page. Else a new one, and
+    the other is set aside."""
     if path.exists():
         try:
             kept = _read_key(path)
@@ -152,6 +161,8 @@ def _kept_or_new_key(path: Path, identifier: str, version: str, photos: list[str
             kept = None
         if kept is not None and (kept.test, kept.version, kept.photos) == (identifier, version, photos):
             return kept
+        if kept is not None:  # its sheet may still be out
+            path.replace(path.with_name(f"{path.stem}.{kept.review}{path.suffix}"))
     review = "".join(secrets.choice(REVIEW_LETTERS) for _ in range(8))
     key = _Key(review, identifier, version, photos, [secrets.choice(("left", "right")) for _ in photos])
     key.write(path)
@@ -272,6 +283,7 @@ def _number(text: str) -> float:
 
 def _same_name(written: str, name: str) -> bool:
     """Is it the name, or what a spreadsheet makes of it: 1 of 00001, 1.23E+11 of 123456789012?"""
+    written = written.removeprefix("'") if name.startswith(FORMULA) else written
     if unicodedata.normalize("NFC", written).casefold() == unicodedata.normalize("NFC", name).strip().casefold():
         return True
     return math.isclose(_number(written), _number(name), rel_tol=SAME_NUMBER)

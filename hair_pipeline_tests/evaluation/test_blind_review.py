@@ -1,6 +1,7 @@
 """Blind review: sides are hidden and mixed, a filled sheet is understood only with its key, the rule decides."""
 
 import csv
+import html
 import io
 import json
 import re
@@ -13,7 +14,8 @@ import pytest
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation import ab_test, blind_review
 from hair_pipeline.evaluation.ab_test import run_ab_test
-from hair_pipeline.evaluation.blind_review import COLUMNS, read_review
+from hair_pipeline.evaluation.blind_review import COLUMNS, read_review, write_review
+from hair_pipeline.evaluation.ledger import Ledger
 from hair_pipeline.profile import AbTestConfig
 from hair_pipeline.release.registry import import_review
 from hair_pipeline.release.registry_file import Registry
@@ -149,6 +151,34 @@ def test_names_that_a_spreadsheet_rewrites_are_understood_and_swapped_ones_are_n
     sheet.write_text("\n".join([head, *rows]).replace("1,1,left", "1,4,left"))
     with pytest.raises(PipelineError, match="case 1 is photo '4', in the key '00001'"):
         read_review(sheet, key, CONFIG)
+
+
+def test_names_that_begin_like_formulas_are_text_in_the_sheet(tmp_path: Path) -> None:
+    names = ["=1+1", "+49", "-5", "@sum", "anna"]
+    ledger = Ledger(tmp_path / "ledger", ["old", "new"])
+    write_review(tmp_path, "t1", "v1", [(name, f"{name}|{name}") for name in names], ledger)
+    sheet, key = tmp_path / "blind" / "sheet.csv", tmp_path / "blind_key.json"
+    rows = list(csv.reader(io.StringIO(sheet.read_text("utf-8-sig"))))
+    assert [row[2] for row in rows[1:]] == ["'=1+1", "'+49", "'-5", "'@sum", "anna"]
+    page = html.unescape((tmp_path / "blind" / "review.html").read_text())
+    assert all(f'data-photo="{row[2]}"' in page for row in rows[1:])
+    for written in (names, [row[2] for row in rows[1:]]):  # spreadsheets drop the apostrophe or keep it
+        filled = [[*row[:2], name, "equal", "no", "no", ""] for row, name in zip(rows[1:], written, strict=True)]
+        with (tmp_path / "filled.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([COLUMNS, *filled])
+        assert read_review(tmp_path / "filled.csv", key, CONFIG).equal == 5
+
+
+def test_another_test_in_the_folder_sets_the_old_key_aside(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger", ["old", "new"])
+    key = tmp_path / "blind_key.json"
+    for test in ("t1", "t1", "t2"):
+        before = key.read_text() if key.exists() else ""
+        write_review(tmp_path, test, "v1", [("anna", "anna|anna")], ledger)
+    review = json.loads(before)["review"]
+    assert json.loads(key.read_text())["id"] == "t2"
+    assert (tmp_path / f"blind_key.{review}.json").read_text() == before
+    assert len(list(tmp_path.glob("blind_key*.json"))) == 2
 
 
 def test_a_review_that_was_given_away_keeps_its_sides_whatever_is_run_again(
