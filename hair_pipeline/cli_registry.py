@@ -58,14 +58,15 @@ def import_sheet(
     key: Annotated[Path, typer.Option(help="blind_key.json of the same A/B test.")],
     reviewer: Annotated[str, typer.Option(help="Who filled the sheet.")],
 ) -> None:
-    """Record a filled blind-review sheet as a sign-off: approve or reject by the rule in docs/operator.md."""
+    """Record a filled blind-review sheet as a sign-off, by the rule in docs/operator.md; inconclusive signs nothing."""
     from hair_pipeline.release.registry import import_review
 
     settings = load_settings()
     result = import_review(_registry(), version, sheet, key, reviewer, settings.profile_values.ab_test)
     for reason in result.reasons:
         typer.echo(f"- {reason}")
-    typer.echo(f"{version}: {result.decision} by {reviewer} ({result.photos} photos)")
+    signed = "; nothing was signed off" if result.decision == "inconclusive" else ""
+    typer.echo(f"{version}: {result.decision} by {reviewer} ({result.photos} photos){signed}")
 
 
 @registry_app.command(name="promote")

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation import pictures
-from hair_pipeline.evaluation.ab_page import decision_numbers, decision_rows, rule_text, warnings
+from hair_pipeline.evaluation.ab_page import decision_numbers, decision_rows, earlier_looks, rule_text, warnings
 from hair_pipeline.evaluation.ab_rule import Decision
 from hair_pipeline.evaluation.blind_review import REVIEW_FOLDER, write_review
 from hair_pipeline.evaluation.contenders import Contender
@@ -124,6 +124,7 @@ def write_verdict(
     profile: Profile,
     *,
     first_opponent: bool,
+    earlier: int,
 ) -> VerdictResult:
     """Write all files of the test; verdict.json last.
 
@@ -131,7 +132,9 @@ def write_verdict(
         identity: column that the decision used: identity_raw or identity.
         results, frames, contenders: each by "old" and "new".
         first_opponent: whether the old model is what a first version is compared with.
+        earlier: other tests with a verdict on the same two versions.
     """
+    reasons = decision.reasons + earlier_looks(earlier)
     table = pd.concat([frame.assign(model=name) for name, frame in frames.items()], ignore_index=True)
     with files.atomic_path(folder / "per_image.parquet") as path:
         table.to_parquet(path, index=False)
@@ -146,13 +149,14 @@ def write_verdict(
         "id": identifier,
         "made_at": made_at.isoformat(timespec="seconds"),
         "verdict": decision.verdict,
-        "reasons": decision.reasons,
+        "reasons": reasons,
         "old": _side(old) | {"first_opponent": first_opponent},
         "new": _side(new),
         "photos": photos.origin,
         "images": len(frames["new"]),
         "people": decision.people,
         "failures": photos.failures,
+        "earlier_verdicts": earlier,
         "left_out": photos.left_out,
         "identity_measured": f"{from_raw} paste-back",
         "numbers": decision_numbers(decision),
@@ -182,9 +186,10 @@ def write_verdict(
         images=len(frames["new"]),
         people=people,
         cases_from=photos.origin,
+        earlier=earlier,
         made_at=made_at.strftime("%Y-%m-%d %H:%M UTC"),
         verdict=decision.verdict,
-        reasons=decision.reasons,
+        reasons=reasons,
         sign_off=f"uv run hair-pipeline registry sign-off {new.version} --reviewer NAME --decision approve",
         review=f"{REVIEW_FOLDER}/review.html",
         warnings=warnings(results["new"], photos.origin, photos.left_out, people),

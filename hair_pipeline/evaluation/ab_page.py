@@ -81,6 +81,14 @@ def decision_rows(decision: Decision, when: str, distance: str, config: AbTestCo
     ]
 
 
+def earlier_looks(count: int) -> list[str]:
+    """The warning among the reasons where the same two models were compared before."""
+    if not count:
+        return []
+    tests = "1 earlier test has a verdict" if count == 1 else f"{count} earlier tests have a verdict"
+    return [f"caution: {tests} on the same two models; every further look makes a wrong approval more likely"]
+
+
 def rule_text(config: AbTestConfig) -> str:
     """The rule in words, with the profile's numbers."""
     need, margin, hair = f"{config.min_improvement:.0%}", config.identity_margin, f"-{config.lpips_margin:.0%}"

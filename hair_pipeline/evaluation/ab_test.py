@@ -29,7 +29,7 @@ from hair_pipeline.evaluation.judges import Judges, load_judges
 from hair_pipeline.evaluation.ledger import Ledger
 from hair_pipeline.evaluation.measure import measure
 from hair_pipeline.evaluation.results import summarise
-from hair_pipeline.evaluation.verdicts import write_pointer
+from hair_pipeline.evaluation.verdicts import earlier_verdicts, write_pointer
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.members import Members
 from hair_pipeline.profile import Profile
@@ -37,9 +37,11 @@ from hair_pipeline.settings import Settings
 from hair_pipeline.training.data import read_reliable_identities, read_style_vectors
 
 SHOWN_PHOTOS = 100
-"""Photos on the page and in the blind review."""
+"""Photos on the page and in the blind review, drawn at random by `ab_test.seed`."""
 PICTURE_SIDE = 384
 MODELS = ("old", "new")
+LOCK = ".ab_test.lock"
+"""Held in the folder while a test runs there; it stays, and no reader of the folder looks at it."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def run_ab_test(
     """Compare two models on the same photos, masks, style references (each person's own hair) and seeds.
 
     A finished test is reused; one that was killed goes on with the photos that were not finished. No more than one
-    batch of photos is held at a time.
+    batch of photos is held at a time. Of two tests in one folder the second waits for the first.
 
     Args:
         customers: folder of photos (see `customers`); None takes the held-out validation people, and the verdict says
@@ -83,11 +85,14 @@ def run_ab_test(
     photos = _customer_photos(customers, settings, profile) if customers else _validation_photos(settings, profile)
     first_opponent = other in ("untrained", profile.ab_test.first_opponent)
     identifier = _identifier(contenders, photos, settings, profile, first_opponent)
-    managed = out.absolute() == (settings.reports / "ab").absolute()
+    managed = out.resolve() == (settings.reports / "ab").resolve()
     folder = out / identifier if managed else out
     done = reusable(folder, identifier)
     if done is None:
-        done = _run(folder, identifier, contenders, photos, settings, profile, first_opponent)
+        with files.one_at_a_time(folder / LOCK):  # another process may be running this test, or another one, here
+            done = reusable(folder, identifier)
+            if done is None:
+                done = _run(folder, identifier, contenders, photos, settings, profile, first_opponent)
     if managed:
         write_pointer(out, identifier, done.version, done.verdict, folder)
     return done
@@ -107,7 +112,7 @@ def _run(
     lost = dict(ledger.left_out)
     with tqdm(total=len(photos.ids), initial=len(ledger.done), desc="A/B test", unit="image") as bar:
         for cases in photos.batches(ledger.done, lost):
-            _run_batch(cases, contenders, judges, ledger, lost)
+            _run_batch(cases, contenders, judges, ledger, lost, profile.ab_test.seed)
             bar.update(len(cases))
     left_out = photos.left_out | lost
     if not ledger.rows["new"]:
@@ -128,6 +133,8 @@ def _run(
         profile.ab_test,
         failures=failures,
     )
+    versions = contenders["old"].version, contenders["new"].version
+    earlier = earlier_verdicts(settings.reports / "ab", identifier, *versions)
     measured = {name: ledger.measurements(name) for name in MODELS}
     results = {
         "old": summarise(measured["old"], judges),
@@ -135,7 +142,7 @@ def _run(
     }
     told = Photos(photos.origin, photos.fingerprint, left_out, failures)
     arguments = decision, identity, results, frames, contenders, told, ledger, profile
-    result = write_verdict(folder, identifier, *arguments, first_opponent=first_opponent)
+    result = write_verdict(folder, identifier, *arguments, first_opponent=first_opponent, earlier=earlier)
     ledger.close()
     return result
 
@@ -197,7 +204,7 @@ def _identifier(
 
 
 def _run_batch(
-    cases: list[Case], contenders: dict[str, Contender], judges: Judges, ledger: Ledger, lost: dict[str, str]
+    cases: list[Case], contenders: dict[str, Contender], judges: Judges, ledger: Ledger, lost: dict[str, str], seed: int
 ) -> None:
     """Draw a batch with both models, measure what both have drawn, and save it."""
     if not cases:
@@ -216,13 +223,21 @@ def _run_batch(
     kept = [cases[i] for i in both]
     pairs = {name: [d for i in both if isinstance(d := drawings[i], Drawing)] for name, drawings in drawn.items()}
     measured = measure(kept, pairs, judges) if kept else {}
-    shown = len(ledger.rows["new"])
-    for i, case in enumerate(kept[: max(0, SHOWN_PHOTOS - shown)]):
+    shown = _shown([str(row["case"]) for row in ledger.rows["new"]] + [case.key for case in kept], seed)
+    for i, case in enumerate(kept):
+        if case.key not in shown:
+            continue
         finals = {name: drawings[i].final for name, drawings in pairs.items()}
         ledger.keep(case.key, {"photo": case.sample.image, "bald": case.bald} | finals, side=PICTURE_SIDE)
         if (seams := pictures.seam_strip(case, finals["old"], finals["new"])) is not None:
             ledger.keep(case.key, {"seams": seams}, side=seams.shape[1])
     ledger.add([case.key for case in cases], measured, lost)
+    ledger.drop_all_but(shown)
+
+
+def _shown(keys: list[str], seed: int) -> set[str]:
+    """The cases to show, drawn so that a case which is not among them never will be when more come."""
+    return set(sorted(keys, key=lambda key: files.hash_bytes(str(seed), key))[:SHOWN_PHOTOS])
 
 
 def _identity_column(frames: dict[str, pd.DataFrame]) -> str:

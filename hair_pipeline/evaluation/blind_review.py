@@ -6,14 +6,19 @@ belong here: recording the decision (`release.registry`).
 `blind/` is what a reviewer gets: `review.html` (works without a network and saves `sheet_filled.csv`) and `sheet.csv`
 for those who prefer a table. `blind_key.json`, beside the folder, says which side is the new model; it stays with the
 operator. Sides are drawn for every photo from the system's randomness: nothing a reviewer has gives them away. They are
-drawn once: a test that is run again keeps its key while it shows the same photos. A random review id stands in the key,
+drawn once: a test that is run again keeps its key while it shows the same photos, and another test in the same folder
+sets the old key aside as `blind_key.<review>.json`. A random review id stands in the key,
 the page and the sheet, so that a sheet is never read with another key; rows are found by their case number, since
 spreadsheets rewrite names such as 00001.
 
-A filled sheet approves when
-    artifacts on the new model's pictures are at most `ab_test.max_artifacts` of the photos (by default none), and
-    the old model is not preferred significantly more often (one-sided sign test at 5%, "equal" left out);
-otherwise it rejects.
+A filled sheet rejects when
+    artifacts are seen on more than `ab_test.max_artifacts` of the new model's pictures (by default on any), or
+    the old model is preferred significantly more often (one-sided sign test at 5%, "equal" left out);
+approves when
+    at least `MIN_DECIDED` photos are decided, that is not "equal", and
+    the upper 95% bound (one-sided, Clopper-Pearson) of the share on which the old model is preferred is below
+    `PREFERENCE_MARGIN`: the new model is not inferior by more than that;
+and is inconclusive otherwise. Too few photos to tell are no approval.
 """
 
 from __future__ import annotations
@@ -42,6 +47,11 @@ COLUMNS = ("review", "case", "photo", "better", "artifacts_left", "artifacts_rig
 BETTER = ("left", "right", "equal")
 YES_NO = ("yes", "no")
 SIGNIFICANCE = 0.05
+MIN_DECIDED = 20
+"""Photos on which one model is better; with fewer a review approves nothing."""
+PREFERENCE_MARGIN = 0.60
+"""The old model's share of the decided photos must surely be below this."""
+FORMULA = ("=", "+", "-", "@")
 MAX_SHEET_BYTES = 4_000_000
 REVIEW_LETTERS = "bcdfghjkmnpqrtvwxz"
 """Of review ids: no digits and no words, which a spreadsheet would rewrite."""
@@ -54,9 +64,10 @@ class BlindResult:
     """What a filled sheet says once the key is known.
 
     Attributes:
-        decision: approve or reject. reasons: why, in words.
+        decision: approve, reject or inconclusive. reasons: why, in words.
         photos: judged. new_better, old_better, equal: counts. new_artifacts, old_artifacts: photos with artifacts.
-        p_old_better: of the one-sided sign test that the old model is preferred.
+        p_old_better: of the one-sided sign test that the old model is preferred. old_share_high: upper 95% bound of its
+            share of the decided photos.
         review: id of the review. test: id of the A/B test. version: the new model's.
         notes: the reviewer's notes by photo, those that are not empty.
     """
@@ -70,6 +81,7 @@ class BlindResult:
     new_artifacts: int
     old_artifacts: int
     p_old_better: float
+    old_share_high: float
     review: str
     test: str
     version: str
@@ -118,14 +130,20 @@ def write_review(folder: Path, identifier: str, version: str, photos: list[tuple
     for number, ((image_id, case_key), side) in enumerate(zip(photos, key.new_side, strict=True), 1):
         left, right = (ledger.data_uri(case_key, model) for model in _in_order(side))
         original = ledger.data_uri(case_key, "photo")
-        cases.append({"number": number, "photo": image_id, "original": original, "left": left, "right": right})
+        pictures = {"original": original, "left": left, "right": right}
+        cases.append({"number": number, "photo": image_id, "sheet_name": _as_text(image_id)} | pictures)
     page = folder / REVIEW_FOLDER / "review.html"
     write_page("blind.html.j2", page, id=identifier, review=key.review, cases=cases, columns=COLUMNS)
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
-    writer.writerows([key.review, case["number"], case["photo"], "", "", "", ""] for case in cases)
+    writer.writerows([key.review, case["number"], case["sheet_name"], "", "", "", ""] for case in cases)
     files.write_bytes(folder / REVIEW_FOLDER / SHEET_FILE, text.getvalue().encode("utf-8-sig"))
+
+
+def _as_text(name: str) -> str:
+    """The name as a spreadsheet takes it for text: one that begins like a formula gets an apostrophe in front."""
+    return f"'{name}" if name.startswith(FORMULA) else name
 
 
 def _in_order(new_side: str) -> tuple[str, str]:
@@ -134,7 +152,8 @@ def _in_order(new_side: str) -> tuple[str, str]:
 
 
 def _kept_or_new_key(path: Path, identifier: str, version: str, photos: list[str]) -> _Key:
-    """The key in the folder if it is of this test and these photos: a reviewer may have its page. Else a new one."""
+    """The key in the folder if it is of this test and these photos: a reviewer may have its page. Else a new one, and
+    the other is set aside."""
     if path.exists():
         try:
             kept = _read_key(path)
@@ -142,6 +161,8 @@ def _kept_or_new_key(path: Path, identifier: str, version: str, photos: list[str
             kept = None
         if kept is not None and (kept.test, kept.version, kept.photos) == (identifier, version, photos):
             return kept
+        if kept is not None:  # its sheet may still be out
+            path.replace(path.with_name(f"{path.stem}.{kept.review}{path.suffix}"))
     review = "".join(secrets.choice(REVIEW_LETTERS) for _ in range(8))
     key = _Key(review, identifier, version, photos, [secrets.choice(("left", "right")) for _ in photos])
     key.write(path)
@@ -166,23 +187,39 @@ def read_review(sheet: Path, key: Path, config: AbTestConfig) -> BlindResult:
     new_artifacts = sum(row[f"artifacts_{side}"] == "yes" for row, side in zip(rows, sides, strict=True))
     old_artifacts = sum(row[f"artifacts_{_other(side)}"] == "yes" for row, side in zip(rows, sides, strict=True))
     decided = new_better + old_better
-    p_value = float(stats.binomtest(old_better, decided, alternative="greater").pvalue) if decided else 1.0
-    reasons = []
+    p_value, high = _preference(old_better, decided)
+    rejected, unsure = [], []
     if new_artifacts > config.max_artifacts * len(rows):
-        reasons.append(f"artifacts on {new_artifacts} of {len(rows)} pictures of the new model")
+        rejected.append(f"artifacts on {new_artifacts} of {len(rows)} pictures of the new model")
     if p_value < SIGNIFICANCE:
-        reasons.append(f"the old model is preferred {old_better} to {new_better} (p = {p_value:.3f})")
-    decision = "reject" if reasons else "approve"
-    if not reasons:
-        reasons = [
-            f"the new model is better on {new_better} photos, the old one on {old_better}, {equal} are equal; "
-            f"artifacts on {new_artifacts} pictures of the new model"
-        ]
+        rejected.append(f"the old model is preferred {old_better} to {new_better} (p = {p_value:.3f})")
+    if decided < MIN_DECIDED:
+        unsure.append(f"one model is better on {decided} photos, at least {MIN_DECIDED} are needed")
+    if high >= PREFERENCE_MARGIN:
+        unsure.append(
+            f"the old model may be preferred on {high:.0%} of the decided photos ({old_better} of {decided}, upper 95% "
+            f"bound), must be below {PREFERENCE_MARGIN:.0%}"
+        )
+    counted = (
+        f"the new model is better on {new_better} photos, the old one on {old_better}, {equal} are equal; "
+        f"artifacts on {new_artifacts} pictures of the new model"
+    )
+    decision = "reject" if rejected else "inconclusive" if unsure else "approve"
+    reasons = rejected or unsure or [counted]
     notes = {photo: row["notes"] for row, photo in zip(rows, known.photos, strict=True) if row["notes"]}
     return BlindResult(
         decision, reasons, len(rows), new_better, old_better, equal, new_artifacts, old_artifacts, p_value,
-        known.review, known.test, known.version, notes,
+        high, known.review, known.test, known.version, notes,
     )  # fmt: skip
+
+
+def _preference(old_better: int, decided: int) -> tuple[float, float]:
+    """Of the photos that are not equal: p that the old model is no more preferred; upper 95% bound of its share."""
+    if not decided:
+        return 1.0, 1.0
+    more = stats.binomtest(old_better, decided, alternative="greater")
+    less = stats.binomtest(old_better, decided, alternative="less")
+    return float(more.pvalue), float(less.proportion_ci(1 - SIGNIFICANCE).high)
 
 
 def _other(side: str) -> str:
@@ -246,6 +283,7 @@ def _number(text: str) -> float:
 
 def _same_name(written: str, name: str) -> bool:
     """Is it the name, or what a spreadsheet makes of it: 1 of 00001, 1.23E+11 of 123456789012?"""
+    written = written.removeprefix("'") if name.startswith(FORMULA) else written
     if unicodedata.normalize("NFC", written).casefold() == unicodedata.normalize("NFC", name).strip().casefold():
         return True
     return math.isclose(_number(written), _number(name), rel_tol=SAME_NUMBER)

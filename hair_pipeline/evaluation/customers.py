@@ -10,11 +10,14 @@ A customer is `<id>.jpg|.jpeg|.png` with either or both of
                               size, its hair removed. What differs is then what is repainted, whatever made it.
 Without training_face's outputs the face's place is not known: the customer counts for LPIPS, not for identity.
 
+Each photo counts as a person; copies of one file are left out.
+
 A photo is turned upright by its EXIF orientation and cut around the head, as serving does both.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,6 +52,7 @@ from hair_pipeline.settings import Settings
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 BALD_FOLDER, BALD_ENDING = "bald", "_bald"
+UNREADABLE = "cannot be read"
 CHANGED = 24
 """Gray levels by which a bald image differs where hair was removed; less is the noise of its JPEG."""
 
@@ -95,10 +99,11 @@ class Problems:
 
 
 def find_customers(folder: Path, settings: Settings, problems: Problems) -> list[Customer]:
-    """List the customers of a folder, by name; nothing is read yet.
+    """List the customers of a folder, by name; of the photos only those of equal size are read, to tell copies.
 
     Args:
-        problems: receives what is named like a photo and is no file, and a second photo with the id of another.
+        problems: receives what is named like a photo and is no file, names that are not UTF-8, a second photo with the
+            id of another, and copies of one file.
 
     Raises:
         PipelineError: no such folder, or no photo in it.
@@ -109,7 +114,12 @@ def find_customers(folder: Path, settings: Settings, problems: Problems) -> list
             file=folder,
             remedy="set HAIR_PIPELINE_CUSTOMERS_ROOT or --customers to a folder of customer photos",
         )
-    pictures = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+    pictures = []
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
+        if (name := _storable(path.name)) == path.name:
+            pictures.append(path)
+        else:
+            problems.left_out[name] = "its name is not UTF-8: rename it"
     bald = {path.stem.removesuffix(BALD_ENDING): path for path in pictures if path.stem.endswith(BALD_ENDING)}
     bald_folder = folder / BALD_FOLDER
     if bald_folder.is_dir():
@@ -126,10 +136,33 @@ def find_customers(folder: Path, settings: Settings, problems: Problems) -> list
         raise PipelineError(
             "holds no photo", file=folder, remedy="put <id>.jpg and training_face's <id>/face_01/ there"
         )
+    _drop_copies(photos, problems)
     root, faces = _find_faces(folder, photos, settings, problems)
     return [
         Customer(name, path, bald.get(path.stem), root, tuple(faces.get(name, ()))) for name, path in photos.items()
     ]
+
+
+def _storable(name: str) -> str:
+    """The file name as text that any file can hold: bytes that are not UTF-8 are written as `\\xNN`."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _drop_copies(photos: dict[str, Path], problems: Problems) -> None:
+    """Take out photos that equal an earlier one byte by byte: each photo counts as a person."""
+    by_size: dict[int, list[str]] = {}
+    for name, path in photos.items():
+        by_size.setdefault(path.stat().st_size, []).append(name)
+    for names in by_size.values():
+        if len(names) == 1:
+            continue
+        first: dict[str, Path] = {}
+        for name in names:
+            path = photos[name]
+            content = _hash(path)
+            if not content.startswith(UNREADABLE) and (original := first.setdefault(content, path)) != path:
+                del photos[name]
+                problems.left_out[path.name] = f"the same file as {original.name}"
 
 
 def _find_faces(
@@ -153,7 +186,7 @@ def fingerprint(customers: list[Customer]) -> str:
 
     A file that cannot be read counts as that; `customer_cases` says which.
     """
-    parts = [(c.id, path.name, _hash(path)) for c in customers for path in c.files]
+    parts = [(c.id, os.fsencode(path.name), _hash(path)) for c in customers for path in c.files]
     return hash_bytes(f"{MARGIN} {WHOLE} {REACH} {PADDING}", *(part for entry in parts for part in entry))
 
 
@@ -161,7 +194,7 @@ def _hash(path: Path) -> str:
     try:
         return hash_file(path)
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        return f"{UNREADABLE} ({error.strerror})"
 
 
 def customer_cases(customers: list[Customer], profile: Profile, problems: Problems) -> Iterator[list[Case]]:

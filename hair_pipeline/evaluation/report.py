@@ -43,7 +43,8 @@ def evaluate(settings: Settings, profile: Profile) -> ReportResult:
 
     Writes `reports/eval/<version>/{metrics.json,per_image.parquet,report.html,preview.jpg}`, metrics.json last, and
     the pointer `reports/eval/current.json`. A report of the same model, data and settings is reused; one that was
-    killed goes on with the cases that were not finished. No more than one batch of photos is held at a time.
+    killed goes on with the cases that were not finished. No more than one batch of photos is held at a time. Of two
+    evaluations of one model the second waits for the first.
 
     Raises:
         PipelineError: Stage 2 is not trained, no held-out photo can be evaluated, or a model returned values that are
@@ -57,16 +58,31 @@ def evaluate(settings: Settings, profile: Profile) -> ReportResult:
     model = current("stage2", settings)
     fingerprint = _fingerprint(model.version, plan, settings, profile)
     folder = settings.reports / "eval" / model.version[:12]
-    done = reusable(folder, fingerprint)
-    if done is not None:
-        write_pointer(folder, done.version)
-        return done
     if plan.rows.empty:
         raise PipelineError(
             "no held-out photo can be evaluated: none has both a face (Stage 2) and a style vector",
             file=settings.catalog_path,
             remedy="look at split, stage2 and stage2_reason in the catalog; more people or front views are needed",
         )
+    done = reusable(folder, fingerprint)
+    if done is None:
+        with files.one_at_a_time(folder.with_name(f".{folder.name}.lock")):  # another process may be making it
+            done = reusable(folder, fingerprint)
+            if done is None:
+                return _make(folder, fingerprint, plan, styles, identities, settings, profile)
+    write_pointer(folder, done.version)
+    return done
+
+
+def _make(
+    folder: Path,
+    fingerprint: str,
+    plan: ValidationPlan,
+    styles: VectorTable,
+    identities: VectorTable,
+    settings: Settings,
+    profile: Profile,
+) -> ReportResult:
     judges = load_judges(settings, profile)
     contenders = {"model": stage2_current(settings, profile, styles), "base": untrained(settings, profile)}
     ledger = Ledger(_unfinished(folder, fingerprint), list(contenders))

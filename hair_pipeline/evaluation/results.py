@@ -170,7 +170,8 @@ def _estimate(name: str, frame: pd.DataFrame, measured: Measurements) -> Estimat
     }
     reason = "the labels name no class to ask for" if name in ACCURACIES else "no picture allows it"
     values = values_of(name, frame)
-    return mean_by_person(values, frame["person"].to_numpy(str), why_empty=why.get(name, reason))
+    people = frame["person"].to_numpy(str)
+    return mean_by_person(values, people, why_empty=why.get(name, reason), share=name in ACCURACIES)
 
 
 def values_of(name: str, frame: pd.DataFrame) -> np.ndarray:

@@ -93,6 +93,7 @@ class VerdictFile(_Entry):
     images: int
     people: int = Field(description="people with both LPIPS and identity measured")
     failures: int = Field(description="photos on which the new model returned no usable picture")
+    earlier_verdicts: int = Field(0, description="other tests in reports/ab with a verdict on the same two versions")
     left_out: dict[str, str] = Field(description="file or image id -> why it takes no part")
     identity_measured: str = Field(description="before or after paste-back")
     numbers: dict[str, Interval] = Field(description="improvement, lpips_gain, identity_gain, identity_difference")

@@ -86,6 +86,15 @@ def expanded_interval(draws: np.ndarray, clusters: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def wilson_interval(share: float, people: int) -> tuple[float, float]:
+    """95% score interval of a share seen on so many people (Wilson 1927, doi:10.1080/01621459.1927.10502953)."""
+    z2 = float(special.ndtri((1 + CONFIDENCE) / 2)) ** 2
+    middle = share + z2 / (2 * people)
+    reach = math.sqrt(z2 * (share * (1 - share) / people + z2 / (4 * people**2)))
+    scale = 1 + z2 / people
+    return max(0.0, min(share, (middle - reach) / scale)), min(1.0, max(share, (middle + reach) / scale))
+
+
 def mean_by_person(
     values: Sequence[float] | np.ndarray,
     people: Sequence[str] | np.ndarray,
@@ -93,6 +102,7 @@ def mean_by_person(
     samples: int = BOOTSTRAP_SAMPLES,
     seed: int = 0,
     why_empty: str = "no image could be measured",
+    share: bool = False,
 ) -> Estimate:
     """Mean over images with a 95% bootstrap interval that resamples persons, not images.
 
@@ -101,6 +111,8 @@ def mean_by_person(
         people: the person of each image.
         samples: bootstrap draws. seed: of the draws.
         why_empty: the reason given when nothing was measured.
+        share: the values are 0 or 1. Where all people agree the bootstrap knows no uncertainty, though there is some
+            (ten of ten is no certainty): the interval is then Wilson's, with people as its number of observations.
     """
     numbers = np.asarray(values, np.float64)
     names = np.asarray(people, str)
@@ -114,4 +126,6 @@ def mean_by_person(
     sums, counts = cluster_sums(numbers[keep], names[keep])
     weights = cluster_weights(clusters, samples, seed)
     low, high = expanded_interval((weights @ sums) / (weights @ counts), clusters)
+    if share and low == high:
+        low, high = wilson_interval(mean, clusters)
     return Estimate(mean, low, high, n, clusters)

@@ -179,7 +179,7 @@ def _go_back(registry: Registry, config: ReleaseConfig) -> str:
 def import_review(
     registry: Registry, version: str, sheet: Path, key: Path, reviewer: str, config: AbTestConfig
 ) -> BlindResult:
-    """Record a filled blind-review sheet as a reviewer's sign-off.
+    """Record a filled blind-review sheet as a reviewer's sign-off; an inconclusive one signs nothing.
 
     Args:
         sheet: filled `sheet.csv`. key: the test's `blind_key.json`.
@@ -205,7 +205,8 @@ def import_review(
             file=key,
             remedy="review the pictures of the registered test",
         )
-    registry.sign_off(version, reviewer, result.decision, "; ".join(result.reasons), review=result.as_json())
+    if result.decision != "inconclusive":
+        registry.sign_off(version, reviewer, result.decision, "; ".join(result.reasons), review=result.as_json())
     return result
 
 

@@ -1,5 +1,7 @@
 """Customers folders: every form they may have, and what is said of each that is incomplete."""
 
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -29,6 +31,17 @@ from hair_pipeline_tests.inputs.tiny_inputs import (
 PROFILE = tiny_profile()
 
 
+def write_own(path: Path, image: np.ndarray) -> None:
+    """A photo of its own, since copies of one file are left out."""
+    write_rgb(path, image)
+    as_its_own(path)
+
+
+def as_its_own(path: Path) -> None:
+    """Another file with the same pixels."""
+    path.write_bytes(path.read_bytes() + path.name.encode())
+
+
 def read(folder: Path) -> tuple[dict[str, Case], Problems]:
     settings = write_tiny_inputs(folder.parent / "elsewhere", people=1, views=1, size=64).settings()
     problems = Problems()
@@ -45,14 +58,14 @@ def test_each_form_is_read_and_each_gap_is_named(tmp_path: Path) -> None:
     person = draw_person(0, size=160)
     bald, repaint = make_bald(person.photo, person.hair_mask, person.face_mask, BaldConfig())
     for name in ("face", "bald_only", "both", "nothing", "other_size", "not_removed"):
-        write_rgb(folder / f"{name}.jpg", person.photo)
+        write_own(folder / f"{name}.jpg", person.photo)
     for name in ("face", "both"):
         write_face(folder / name, person, embedding(0))
     write_rgb(folder / "bald_only_bald.png", bald)
     write_rgb(folder / "bald" / "both.jpg", bald)
     write_rgb(folder / "other_size_bald.png", bald[:100])
     write_rgb(folder / "not_removed_bald.jpg", person.photo)
-    write_rgb(folder / "profile.jpg", person.photo)
+    write_own(folder / "profile.jpg", person.photo)
     write_face(folder / "profile", person, embedding(0), yaw=60.0, embedding_model="AdaFace")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8 no image")
     cases, problems = read(folder)
@@ -111,6 +124,7 @@ def test_gaps_carry_the_reasons_of_the_inputs(tmp_path: Path) -> None:
     inputs = write_tiny_inputs(tmp_path, people=1, views=1, size=64, customers=2)
     folder = inputs.customers
     shutil.copy(folder / "customer_000.jpg", folder / "nobody.JPG")
+    as_its_own(folder / "nobody.JPG")
     (folder / "broken.jpg").write_bytes(b"{}")
     np.save(next((folder / "customer_001").rglob("*.npy")), np.zeros(12, np.float32))
     cases, problems = read(folder)
@@ -123,7 +137,7 @@ def test_another_persons_outputs_further_down_are_not_taken(tmp_path: Path) -> N
     folder = tmp_path / "customers"
     person = draw_person(0, size=64)
     for name in ("photo", "bob"):
-        write_rgb(folder / f"{name}.jpg", person.photo)
+        write_own(folder / f"{name}.jpg", person.photo)
     write_face(folder / "anna" / "photo", person, embedding(1))
     write_face(folder / "bob" / "bob", person, embedding(0))
     inputs = write_tiny_inputs(tmp_path / "elsewhere", people=1, views=1, size=64)
@@ -137,7 +151,7 @@ def test_bad_files_and_second_photos_are_left_out_not_fatal(tmp_path: Path) -> N
     folder = tmp_path / "customers"
     person = draw_person(0, size=64)
     for name in ("anna.jpg", "anna.png", "bob.jpg"):
-        write_rgb(folder / name, person.photo)
+        write_own(folder / name, person.photo)
     for name in ("anna", "bob"):
         write_face(folder / name, person, embedding(0))
     (folder / "folder.jpg").mkdir()
@@ -184,6 +198,7 @@ def test_pictures_of_another_system_are_seen_through_the_same_square(tmp_path: P
     person = place(draw_person(0, size=160), 600, 800, 200, 100)
     for name in ("same", "stored", "scaled", "square", "wrong"):
         write_tagged(folder / f"{name}.png", lay(person, 6).photo, 6)
+        as_its_own(folder / f"{name}.png")
         write_face(folder / name, person, embedding(0))
     write_rgb(pictures / "same.png", person.photo)
     write_rgb(pictures / "stored.png", np.rot90(person.photo))
@@ -210,6 +225,27 @@ def test_pictures_of_a_narrow_photo_fit_though_its_width_in_the_square_is_rounde
     (drawing,) = PictureContender(pictures).draw([cases["anna"]])
     assert isinstance(drawing, Drawing)
     assert np.array_equal(drawing.final, cases["anna"].sample.image)
+
+
+def test_a_name_that_is_not_utf8_and_copies_are_left_out_and_the_rest_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "customers"
+    person = draw_person(0, size=64)
+    write_rgb(folder / "anna.jpg", person.photo)
+    write_face(folder / "anna", person, embedding(0))
+    photo = (folder / "anna.jpg").read_bytes()
+    (folder / "berta.jpg").write_bytes(photo)
+    (folder / "clara.jpg").write_bytes(photo[:-1] + b"x")  # as long, but no copy
+    unnamed = folder / os.fsdecode(b"jos\xe9.jpg")
+    unnamed.write_bytes(photo)
+    cases, problems = read(folder)
+    assert set(cases) == {"anna"}
+    assert problems.left_out["jos\\xe9.jpg"] == "its name is not UTF-8: rename it"
+    assert problems.left_out["berta.jpg"] == "the same file as anna.jpg"
+    assert "same file" not in problems.left_out["clara.jpg"]
+    json.dumps(problems.as_lines(), ensure_ascii=False).encode()
+    settings = write_tiny_inputs(tmp_path / "more", people=1, views=1, size=64).settings()
+    (folder / "anna" / "face_01" / os.fsdecode(b"\xff.txt")).touch()
+    assert fingerprint(find_customers(folder, settings, Problems()))
 
 
 def test_no_folder_and_no_photo_are_explained(tmp_path: Path) -> None:

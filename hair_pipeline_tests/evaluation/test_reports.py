@@ -126,6 +126,23 @@ def test_ab_of_customers_writes_everything_and_is_reused(world: World, tmp_path:
     assert result.report_path.stat().st_mtime_ns == stamp
 
 
+def test_another_look_at_the_same_models_is_counted_and_warned_of(world: World) -> None:
+    ab_folder = world.settings.reports / ".." / "reports" / "ab"  # the managed folder all the same
+    shutil.rmtree(world.settings.reports / "ab", ignore_errors=True)
+    for looks in (0, 1):
+        rule = world.profile.ab_test.model_copy(update={"seed": looks})
+        profile = world.profile.model_copy(update={"ab_test": rule})
+        result = run_ab_test(world.inputs.customers, "untrained", "current", ab_folder, world.settings, profile)
+        assert json.loads((result.folder / "verdict.json").read_text())["earlier_verdicts"] == looks
+        assert f"{looks} earlier verdict" in result.report_path.read_text()
+        assert any("1 earlier test has a verdict" in reason for reason in result.reasons) == bool(looks)
+        assert result.folder.name == result.id
+        (result.folder.parent / "damaged").mkdir(exist_ok=True)
+        (result.folder.parent / "damaged" / "verdict.json").write_text("{")
+    assert json.loads((world.settings.reports / "ab" / "current.json").read_text())["id"] == result.id
+    shutil.rmtree(world.settings.reports / "ab")
+
+
 def test_pictures_of_another_system_can_be_compared(world: World, tmp_path: Path) -> None:
     """The originals themselves, as pictures, beat any model; one is missing and is named."""
     folder = tmp_path / "pictures"

@@ -75,3 +75,12 @@ def test_the_difference_of_set_distances_has_a_paired_interval(distance) -> None
     assert worse.ci_low == pytest.approx(-better.ci_high)
     few = distribution.set_difference(distance, real[:3], near[:3], far[:3], people[:3])
     assert few.value is None
+
+
+def test_an_accuracy_without_any_error_keeps_an_interval() -> None:
+    found = measured(np.linspace(0.2, 0.8, 20))
+    for row in found.rows:
+        row |= {"curl_asked": 1, "curl_seen": 1}
+    accuracy = summarise(found, JUDGES)["curl_accuracy"].estimate
+    assert (accuracy.value, accuracy.people, accuracy.ci_high) == (1.0, 10, 1.0)
+    assert accuracy.ci_low == pytest.approx(0.7225, abs=1e-4)

@@ -1,9 +1,12 @@
 """Reports that are killed and started again: nothing is drawn twice, nothing is held longer than needed."""
 
+import fcntl
 import gc
 import json
 import shutil
 import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hair_pipeline import files
 from hair_pipeline.evaluation import ab_test, report
 from hair_pipeline.evaluation.ab_test import run_ab_test
 from hair_pipeline.evaluation.cases import Case
@@ -71,7 +75,7 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(
     assert not own
     assert again.data_version == whole.data_version
     pd.testing.assert_frame_equal(pd.read_parquet(again.folder / "per_image.parquet"), table)
-    assert not list(settings.reports.glob("eval/.*"))
+    assert not list(settings.reports.glob("eval/.*.unfinished"))
 
 
 def test_a_killed_ab_test_goes_on_with_the_customers_that_are_left(
@@ -89,7 +93,56 @@ def test_a_killed_ab_test_goes_on_with_the_customers_that_are_left(
     again = run_ab_test(*arguments, tmp_path / "killed", world.settings, world.profile)
     assert len(set(drawn)) == len(drawn)
     assert again.data_version == whole.data_version
-    assert not list((tmp_path / "killed").glob(".*"))
+    assert not list((tmp_path / "killed").glob(".*.unfinished"))
+
+
+def test_an_ab_test_waits_for_another_in_its_folder_and_looks_again(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / "out" / ab_test.LOCK
+    runs = count_while_locked(ab_test, "_run", lock, monkeypatch)
+    arguments = (world.inputs.customers, "untrained", "current", tmp_path / "out", world.settings, world.profile)
+    finish_while_waiting(lambda: run_ab_test(*arguments), monkeypatch)
+    verdict = run_ab_test(*arguments)
+    assert len(runs) == 1
+    assert json.loads((tmp_path / "out" / "verdict.json").read_text())["id"] == verdict.id
+
+
+def test_an_evaluation_waits_for_another_of_its_model_and_looks_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = evaluate(world.settings, world.profile).folder
+    shutil.rmtree(folder)
+    runs = count_while_locked(report, "_make", folder.with_name(f".{folder.name}.lock"), monkeypatch)
+    finish_while_waiting(lambda: evaluate(world.settings, world.profile), monkeypatch)
+    assert evaluate(world.settings, world.profile).folder == folder
+    assert len(runs) == 1
+
+
+def count_while_locked(module: Any, name: str, lock: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows with each call of the function, which must find the lock taken."""
+    work, calls = getattr(module, name), []
+
+    def counted(*arguments: Any) -> Any:
+        with lock.open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        calls.append(1)
+        return work(*arguments)
+
+    monkeypatch.setattr(module, name, counted)
+    return calls
+
+
+def finish_while_waiting(other: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the first who asks for a lock wait until `other` has had it."""
+    take = files.one_at_a_time
+
+    def late(path: Path) -> AbstractContextManager[None]:
+        monkeypatch.setattr(files, "one_at_a_time", take)
+        other()
+        return take(path)
+
+    monkeypatch.setattr(files, "one_at_a_time", late)
 
 
 def test_many_customers_are_never_held_together(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +152,7 @@ def test_many_customers_are_never_held_together(world: World, tmp_path: Path, mo
     originals = sorted(folder.glob("*.jpg"))
     for number in range(100 - len(originals)):
         source = originals[number % len(originals)]
-        shutil.copyfile(source, folder / f"more_{number:03d}.jpg")
+        (folder / f"more_{number:03d}.jpg").write_bytes(source.read_bytes() + f"{number:03d}".encode())  # no copy
         shutil.copytree(folder / source.stem, folder / f"more_{number:03d}")
     alive: weakref.WeakSet[Case] = weakref.WeakSet()
     most = 0

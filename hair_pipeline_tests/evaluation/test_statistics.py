@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest  # type: ignore[import-untyped]
 
 from hair_pipeline.evaluation.ab_rule import decide
-from hair_pipeline.evaluation.statistics import mean_by_person
+from hair_pipeline.evaluation.statistics import mean_by_person, wilson_interval
 from hair_pipeline.profile import AbTestConfig, load_profile
 
 CONFIG = AbTestConfig(bootstrap_samples=400)
@@ -37,6 +38,19 @@ def test_missing_values_are_left_out_and_nothing_is_null_not_zero() -> None:
         assert estimate.ci_low is None
         assert "too few people" in str(estimate.reason)
     assert mean_by_person([0.5, 0.7, 0.6, 0.6, 0.6], list("abcde")).ci_low is not None
+
+
+def test_a_share_on_which_all_people_agree_is_not_certain() -> None:
+    people = [str(number) for number in range(10)]
+    right = mean_by_person([1.0] * 10, people, share=True)
+    assert (right.ci_low, right.ci_high) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    wrong = mean_by_person([0.0] * 20, people * 2, share=True)  # people count, not photos
+    assert (wrong.ci_low, wrong.ci_high) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    reference = binomtest(3, 10).proportion_ci(method="wilson")
+    assert wilson_interval(0.3, 10) == pytest.approx((reference.low, reference.high))
+    mixed = [1.0] * 9 + [0.0]
+    assert mean_by_person(mixed, people, share=True) == mean_by_person(mixed, people)
+    assert mean_by_person([1.0] * 10, people).ci_low == 1.0  # no share: a mean without spread
 
 
 def simulate(rng: np.random.Generator, gain: float, people: int = 100, photos: int = 1) -> str:

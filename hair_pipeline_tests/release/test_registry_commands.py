@@ -39,12 +39,17 @@ def served(root: Path) -> str:
 
 def test_from_the_blind_sheet_to_production_and_back(root: Path) -> None:
     key, sheet = root / "key.json", root / "sheet.csv"
-    cases = [{"case": 1, "photo": "anna", "new_side": "left"}]
+    cases = [{"case": number, "photo": f"p{number}", "new_side": "left"} for number in range(1, 21)]
     key.write_text(json.dumps({"review": "bcdf", "id": "t1", "version": "a", "cases": cases}))
-    with sheet.open("w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, ("bcdf", "1", "anna", "left", "no", "no", "nice")])
-    said = hair_pipeline("import-review", "a", "--sheet", str(sheet), "--key", str(key), "--reviewer", "Kim")
-    assert "a: approve by Kim (1 photos)" in said
+    command = ("import-review", "a", "--sheet", str(sheet), "--key", str(key), "--reviewer", "Kim")
+    for better, decision in (
+        ("equal", "a: inconclusive by Kim (20 photos); nothing was signed off"),
+        ("left", "a: approve by Kim (20 photos)"),
+    ):
+        with sheet.open("w", newline="") as file:
+            rows = [("bcdf", case["case"], case["photo"], better, "no", "no", "nice") for case in cases]
+            csv.writer(file).writerows([COLUMNS, *rows])
+        assert decision in hair_pipeline(*command)
     assert "production: a (before: nothing)" in hair_pipeline("promote", "a")
     assert served(root) == "a"
     hair_pipeline("sign-off", "b", "--reviewer", "Kim", "--decision", "approve")
