@@ -162,7 +162,7 @@ def test_a_photo_that_is_not_square_is_drawn_as_training_sees_it(width: int, hei
     class Bald:
         def __call__(self, **given: Any) -> SimpleNamespace:
             self.given = given
-            return SimpleNamespace(raw=given["bald_images"])
+            return SimpleNamespace(raw=given["bald_images"], finite=[True])
 
     pipeline = Bald()
     serving = TryOn(SimpleNamespace(version="x", pipeline=pipeline, resolution=64), PROFILE)  # type: ignore[arg-type]
@@ -183,7 +183,7 @@ def test_a_photo_smaller_than_the_square_gets_the_mean_of_what_is_drawn() -> Non
         def __call__(self, **given: Any) -> SimpleNamespace:
             raw = np.zeros_like(given["images"][0])
             raw[:, ::4] = 200
-            return SimpleNamespace(raw=[raw])
+            return SimpleNamespace(raw=[raw], finite=[True])
 
     serving = TryOn(SimpleNamespace(version="x", pipeline=Stripes(), resolution=64), PROFILE)  # type: ignore[arg-type]
     served = serving(np.full((32, 32, 3), 90, np.uint8), hair, np.zeros_like(hair), None, None)
