@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from io import StringIO
+from multiprocessing import forkserver
 
 import dagster as dg
 import pytest
@@ -30,7 +31,15 @@ def sleeper():
         child.kill()
 
 
-def test_a_run_waits_for_a_killed_one_no_longer_than_until_it_is_seen(tmp_path, monkeypatch, sleeper):
+@pytest.fixture
+def new_fork_server():
+    """Steps have the environment of the fork server, which an earlier test of this process may have started."""
+    forkserver._forkserver._stop()
+    yield
+    forkserver._forkserver._stop()
+
+
+def test_a_run_waits_for_a_killed_one_no_longer_than_until_it_is_seen(tmp_path, monkeypatch, sleeper, new_fork_server):
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     monkeypatch.setenv("HAIR_PIPELINE_TEST_JOURNAL", str(tmp_path / "journal"))
     monkeypatch.setattr(waiting, "LOOK_EVERY", 0.3)
@@ -56,7 +65,7 @@ def test_a_run_waits_for_a_killed_one_no_longer_than_until_it_is_seen(tmp_path, 
         module = "hair_pipeline_tests.orchestration.lanes"
         outcome = launch(instance, selection="on_gpu_0", force=True, module=module, on_step=on_step)
         assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
-    assert outcome.materialised == ["on_gpu_0"]
+    assert outcome.materialised == ["on_gpu_0"], outcome.failures
     (wait,) = [step for step in said if step.kind == "wait"]
     assert wait.assets == "on_gpu_0"
     assert run.run_id[:8] in wait.message
