@@ -80,7 +80,7 @@ def test_export_refuses_without_an_approving_verdict_on_this_model(world: World)
             {"value": None, "n": 0, "reason": "no reliable face"},
             "identity_raw.*no reliable face",
         ),
-        ("identity_raw_stand_in", {"value": 0.69, "passed": False}, r"identity_raw is 0\.69, must be at least 0\.7 "),
+        ("identity_stand_in", {"value": 0.69, "passed": False}, r"identity is 0\.69, must be at least 0\.7 "),
         ("leakage_swap", {"value": 0.06, "passed": False}, r"leakage_swap is 0\.06, must be at most 0\.05 "),
         ("untouched_changed", {"value": 0.01, "passed": False}, r"untouched_changed is 0\.01, must be at most 0\.0 "),
     ):
