@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -156,11 +156,15 @@ def remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
+def one_at_a_time(path: Path, instead: PipelineError | None = None) -> Iterator[None]:
     """Hold the lock of a file, made if absent: of two processes, also on a shared disk, one waits for the other.
 
+    Args:
+        path: of the file.
+        instead: raised instead of waiting.
+
     Raises:
-        PipelineError: the file cannot be made.
+        PipelineError: the file cannot be made, or `instead`.
     """
     make_folder(path.parent)
     try:
@@ -170,12 +174,23 @@ def one_at_a_time(path: Path) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except BlockingIOError as error:
+            if instead is not None:
+                raise instead from error
             log.warning("waiting for another process that holds %s", path)
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:  # a disk that knows no locks: there is nothing to wait for
             log.warning("%s cannot be locked (%s)", path, error.strerror)
         yield
+
+
+def is_locked(file: IO[Any]) -> bool:
+    """Does another process hold the lock of an open file?"""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 def write_unsynced(path: Path, data: bytes) -> None:

@@ -24,7 +24,7 @@ BORDER = 2.0
 TIGHT = 0.75
 """Share of the border that looks like hair from which on the mask is taken for cut tight.
 
-Masks that fit have up to 0.65 (shade, single strands), masks cut two pixels tight 0.9 and more.
+Not 1: the border of a tight mask holds some skin. Not less: shade and single strands line masks that fit, too.
 """
 NEIGHBOURHOOD = 3.0
 """Half the side of the square that hair and skin are compared in, in reaches."""

@@ -6,7 +6,6 @@ Does not belong here: the instance's configuration, which is `dagster.yaml`.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
@@ -24,7 +23,7 @@ from dagster._core.storage.event_log import SqliteEventLogStorage
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.files import hash_bytes, make_folder, write_bytes
+from hair_pipeline.files import hash_bytes, one_at_a_time, write_bytes
 from hair_pipeline.orchestration.compute_tags import CPU_POOL, GPU_POOL
 from hair_pipeline.orchestration.leases import lease_path, lease_state
 from hair_pipeline.orchestration.orphans import SECONDS_TO_END
@@ -77,7 +76,7 @@ def open_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     """
     home = dagster_home(settings)
     with ExitStack() as stack:
-        with _one_at_a_time(home):
+        with one_at_a_time(home / ".opening.lock"):  # two at once would both make the tables, and one would fail
             _configure(home)
             instance = stack.enter_context(dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home))))
             _prepare(instance)
@@ -143,18 +142,6 @@ _HEADING = """\
 # For {}
 """
 _HOME = re.compile(r"^# [0-9a-f]{16}: written by hair-pipeline .*\n#.*\n# For (.+)\n")
-
-
-@contextmanager
-def _one_at_a_time(home: Path) -> Iterator[None]:
-    """Two commands that start in the same moment would both make the tables and the pools, and one would fail."""
-    make_folder(home)
-    folder = os.open(home, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
 
 
 def _configuration(home: Path) -> dict:

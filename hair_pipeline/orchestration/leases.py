@@ -26,6 +26,7 @@ from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.retries import RetryMode
 from dagster._core.execution.step_dependency_config import StepDependencyConfig
 
+from hair_pipeline.files import is_locked
 from hair_pipeline.orchestration.orphans import SECONDS_TO_END
 
 log = logging.getLogger(__name__)
@@ -95,9 +96,7 @@ def lease_state(instance: dg.DagsterInstance, run_id: str) -> Literal["held", "f
     path = lease_path(instance, run_id)
     try:
         with path.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if is_locked(file):
                 return "held"
             found = os.fstat(file.fileno())
             if path.stat().st_ino != found.st_ino:  # given back in this moment, or taken anew

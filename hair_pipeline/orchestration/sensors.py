@@ -102,7 +102,7 @@ def _sensor(
     def sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> list[dg.RunRequest] | dg.SkipReason:
         assert context.repository_def is not None
         world = World(context.instance, context.repository_def, pipeline.settings, pipeline.profile)
-        if (under_way := _busy(world, waits_for)) is not None:
+        if (under_way := busy(world.instance, world.repository, waits_for)) is not None:
             return under_way
         wish = look(world)
         if isinstance(wish, dg.SkipReason):
@@ -110,10 +110,6 @@ def _sensor(
         return ask(context.instance, wish, world.profile.automation.attempts)
 
     return sensor
-
-
-def _busy(world: World, names: Sequence[str]) -> dg.SkipReason | None:
-    return busy(world.instance, world.repository, names)
 
 
 # Inputs.
@@ -144,7 +140,7 @@ def _new_inputs(profile: Profile) -> dg.SensorDefinition:
         cursor = json.dumps({"state": now, "same": same, "looks": looks})
         if same < world.profile.automation.settle_looks and looks < MAX_LOOKS_UNSETTLED:
             return dg.SensorResult(skip_reason="the input folders are changing: waiting until they rest", cursor=cursor)
-        if (under_way := _busy(world, ["catalog"])) is not None:
+        if (under_way := busy(world.instance, world.repository, ["catalog"])) is not None:
             return dg.SensorResult(skip_reason=under_way, cursor=cursor)
         wish = Wish("new_inputs", short(catalog.storage_id, now), [dg.RunRequest()])
         answer = ask(world.instance, wish, world.profile.automation.attempts)

@@ -22,7 +22,6 @@ hashes intact) -> production -> previous. `registry.json.bak` beside it is a cop
 from __future__ import annotations
 
 import contextlib
-import fcntl
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -291,16 +290,12 @@ class Registry:
         Raises:
             PipelineError: another process is at it.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_name("deploy.lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise PipelineError(
-                    "another promotion or rollback is being deployed",
-                    file=self.path,
-                    remedy="wait until it has ended, look at `registry list`, then try again",
-                ) from error
+        under_way = PipelineError(
+            "another promotion or rollback is being deployed",
+            file=self.path,
+            remedy="wait until it has ended, look at `registry list`, then try again",
+        )
+        with files.one_at_a_time(self.path.with_name("deploy.lock"), instead=under_way):
             yield
 
     def note(self, event: str, version: str, reason: str) -> None:
@@ -348,15 +343,7 @@ class Registry:
     @contextlib.contextmanager
     def _changing(self) -> Iterator[dict[str, Any]]:
         """The state, to be changed in place under an exclusive lock; written when the block ends well."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock = self.path.with_suffix(".lock").open("a")
-        except OSError as error:
-            raise PipelineError(
-                f"the registry cannot be written ({error.strerror})", file=self.path, remedy="mend the permissions"
-            ) from error
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with files.one_at_a_time(self.path.with_suffix(".lock")):
             for leftover in self.path.parent.glob(f".{self.path.name}.*.tmp"):
                 leftover.unlink(missing_ok=True)  # of a process that was killed while writing
             state = self.state()

@@ -5,7 +5,6 @@ Belongs here: the files of `runs/<trainer>/<run id>/` other than checkpoints. Do
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from hair_pipeline.errors import PipelineError, TransientError
-from hair_pipeline.files import hash_bytes, read_json, write_json
+from hair_pipeline.files import hash_bytes, is_locked, one_at_a_time, read_json, write_json
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import PROJECT_ROOT, Settings
 
@@ -175,16 +174,12 @@ class RunPlan:
         Raises:
             TransientError: another process is at it, e.g. one that was left alone and is saving.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f"{self.run_id}.lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise TransientError(
-                    f"{self.name}: another process is training this run",
-                    file=self.run_dir,
-                    remedy="wait until it has ended, or end it; then start again",
-                ) from error
+        at_it = TransientError(
+            f"{self.name}: another process is training this run",
+            file=self.run_dir,
+            remedy="wait until it has ended, or end it; then start again",
+        )
+        with one_at_a_time(self.folder / f"{self.run_id}.lock", instead=at_it):
             yield
 
     def begin(self, *, resume: bool, force: bool, hardware: dict[str, Any]) -> str:
@@ -276,11 +271,7 @@ def trainers_at_work(settings: Settings) -> list[str]:
 
 def _is_held(path: Path) -> bool:
     with path.open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return is_locked(lock)
 
 
 def run_id(name: str, config: Any, data_version: str) -> str:

@@ -3,6 +3,8 @@
 Heavy modules are imported inside the functions, here and in the other groups: loading definitions stays fast.
 """
 
+from pathlib import Path
+
 import dagster as dg
 
 from hair_pipeline.files import one_at_a_time
@@ -24,12 +26,7 @@ INPUTS_STATE = "inputs_state"
     op_tags=dict(CPU["op_tags"]),
 )
 def k_hairstyle_images(pipeline: PipelineResource) -> dg.DataVersion:
-    from hair_pipeline.inputs.fingerprint import fingerprint_folder
-
-    with explained():
-        settings = pipeline.settings
-        remembered = settings.processed / "catalog_cache" / "k_hairstyle_fingerprint.parquet"
-        return dg.DataVersion(fingerprint_folder(settings.k_hairstyle_root, remembered))
+    return _content("k_hairstyle", pipeline.settings.k_hairstyle_root, pipeline)
 
 
 @dg.observable_source_asset(
@@ -39,12 +36,7 @@ def k_hairstyle_images(pipeline: PipelineResource) -> dg.DataVersion:
     op_tags=dict(CPU["op_tags"]),
 )
 def training_face_outputs(pipeline: PipelineResource) -> dg.DataVersion:
-    from hair_pipeline.inputs.fingerprint import fingerprint_folder
-
-    with explained():
-        settings = pipeline.settings
-        remembered = settings.processed / "catalog_cache" / "training_face_fingerprint.parquet"
-        return dg.DataVersion(fingerprint_folder(settings.training_face_root, remembered))
+    return _content("training_face", pipeline.settings.training_face_root, pipeline)
 
 
 @dg.observable_source_asset(
@@ -54,14 +46,19 @@ def training_face_outputs(pipeline: PipelineResource) -> dg.DataVersion:
     op_tags=dict(CPU["op_tags"]),
 )
 def customer_photos(pipeline: PipelineResource) -> dg.DataVersion:
+    customers = pipeline.settings.customers
+    if customers is None or not customers.is_dir():  # the A/B test itself says if that is wrong
+        return dg.DataVersion("none")
+    return _content("customers", customers, pipeline)
+
+
+def _content(name: str, folder: Path, pipeline: PipelineResource) -> dg.DataVersion:
+    """A fingerprint of a folder's files; those that look unchanged since the last time are not read again."""
     from hair_pipeline.inputs.fingerprint import fingerprint_folder
 
     with explained():
-        settings = pipeline.settings
-        if settings.customers is None or not settings.customers.is_dir():  # the A/B test itself says if that is wrong
-            return dg.DataVersion("none")
-        remembered = settings.processed / "catalog_cache" / "customers_fingerprint.parquet"
-        return dg.DataVersion(fingerprint_folder(settings.customers, remembered))
+        remembered = pipeline.settings.processed / "catalog_cache" / f"{name}_fingerprint.parquet"
+        return dg.DataVersion(fingerprint_folder(folder, remembered))
 
 
 @dg.asset(
