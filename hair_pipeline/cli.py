@@ -1,6 +1,7 @@
 """The `hair-pipeline` command. Each subcommand is thin: arguments in, one function of a floor, plain words out.
 
-Heavy modules (Dagster, torch) are imported inside the commands, so that `--help` answers at once.
+Belongs here: options, help and exit statuses. Does not belong here: any work. Heavy modules (Dagster,
+torch) are imported inside the commands, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from hair_pipeline.settings import (
     SAMPLE_ROOT,
     Settings,
     load_settings,
+    require_folders,
     unknown_variables,
 )
 
@@ -113,6 +115,8 @@ def run(
     from hair_pipeline.inputs.origin import refuse_sample_in_place_of_others
 
     settings = load_settings()
+    if settings.executor == "local":  # elsewhere the folders are those of the machines that run the steps
+        require_folders(settings)
     refuse_sample_in_place_of_others(settings)
     outcome = _run_lineage(
         settings, launched_by="hair-pipeline run", selection=select, shards=shards, only_failed=failed, force=force
@@ -243,6 +247,7 @@ def train(
     step's micro-batches, so the result is that of one process.
     """
     settings = load_settings()
+    require_folders(settings, ["models_dir"])
     profile = load_profile(config) if config else settings.profile_values
     with _pipes_session():
         from hair_pipeline.training.entry import train as run_training

@@ -18,7 +18,7 @@ from typing import Literal
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.profile import Profile
-from hair_pipeline.settings import SAMPLE_ROOT, Settings, unknown_variables
+from hair_pipeline.settings import SAMPLE_ROOT, Settings, require_folders, unknown_variables
 
 NEEDED_FREE_GIB = 10
 _MARKS = {"ok": "ok   ", "note": "note ", "error": "ERROR"}
@@ -53,6 +53,7 @@ def examine(settings: Settings) -> list[Finding]:
         *_inputs(settings),
         *_origin(settings),
         _writable(settings.training_root),
+        *_models_dir(settings),
         *_weights(settings, profile),
     ]
 
@@ -82,12 +83,11 @@ def _versions() -> Iterator[Finding]:
 
 
 def _gpu(profile: Profile) -> Iterator[Finding]:
-    import torch
+    from hair_pipeline.models.gpus import gpus_in_words
 
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            card = torch.cuda.get_device_properties(index)
-            yield Finding("ok", f"GPU {index}: {card.name}, {card.total_memory / 2**30:.0f} GiB")
+    if gpus := gpus_in_words():
+        for index, gpu in enumerate(gpus):
+            yield Finding("ok", f"GPU {index}: {gpu}")
     elif profile.name == "sample":
         yield Finding("note", f"no GPU; the sample profile is made for {os.cpu_count()} CPU cores or so")
     else:
@@ -148,6 +148,13 @@ def _writable(root: Path) -> Finding:
     if free < NEEDED_FREE_GIB:
         return Finding("error", f"only {free:.1f} GiB free at {existing}", f"free at least {NEEDED_FREE_GIB} GiB")
     return Finding("ok", f"training root {root}, {free:.0f} GiB free")
+
+
+def _models_dir(settings: Settings) -> Iterator[Finding]:
+    try:
+        require_folders(settings, ["models_dir"])
+    except PipelineError as error:
+        yield Finding("error", f"{error.what}: {error.file}", error.remedy)
 
 
 def _weights(settings: Settings, profile: Profile) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import shlex
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -33,6 +34,10 @@ _INTERNAL = tuple(PREFIX + name for name in ("ERROR_FILE", "PRELOAD_TORCH", "VER
 SAMPLE_ROOT = PROJECT_ROOT / "data" / "sample"
 SAMPLE_MODELS_ROOT = PROJECT_ROOT / "data" / "sample_models"
 SAMPLE_MODELS_WORK = PROJECT_ROOT / "data" / "sample_models_work"
+
+
+READ_FOLDERS = ("k_hairstyle_root", "training_face_root", "customers_root", "models_dir")
+"""Settings that name folders which are only read."""
 
 
 class Settings(BaseSettings):
@@ -149,6 +154,21 @@ class Settings(BaseSettings):
     @property
     def registry_path(self) -> Path:
         return self.training_root / "registry" / "registry.json"
+
+
+def require_folders(settings: Settings, fields: Collection[str] = READ_FOLDERS) -> None:
+    """Refuse a folder to read that was set by hand and is none, before any work is done.
+
+    Defaults may be missing: they are made, or not needed.
+
+    Raises:
+        PipelineError: naming the variable.
+    """
+    for field in fields:
+        folder = getattr(settings, field)
+        if field in settings.model_fields_set and folder is not None and not folder.is_dir():
+            variable = PREFIX + field.upper()
+            raise PipelineError(f"{variable}: no such folder", file=folder, remedy=f"correct {variable}, or unset it")
 
 
 def unknown_variables() -> dict[str, str]:

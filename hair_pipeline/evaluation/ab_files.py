@@ -24,7 +24,7 @@ from hair_pipeline.evaluation.blind_review import REVIEW_FOLDER, write_review
 from hair_pipeline.evaluation.contenders import Contender
 from hair_pipeline.evaluation.html import number, write_page
 from hair_pipeline.evaluation.ledger import Ledger
-from hair_pipeline.evaluation.results import Result, as_json, for_page
+from hair_pipeline.evaluation.results import Result, as_json, for_page, per_image
 from hair_pipeline.evaluation.schema import SCHEMA, VerdictFile, checked
 from hair_pipeline.profile import Profile
 from hair_pipeline.training.runs import environment
@@ -135,9 +135,8 @@ def write_verdict(
         earlier: other tests with a verdict on the same two versions.
     """
     reasons = decision.reasons + earlier_looks(earlier)
-    table = pd.concat([frame.assign(model=name) for name, frame in frames.items()], ignore_index=True)
     with files.atomic_path(folder / "per_image.parquet") as path:
-        table.to_parquet(path, index=False)
+        per_image(frames, results["new"]).to_parquet(path, index=False)
     new, old = contenders["new"], contenders["old"]
     metrics = {results["new"][n].key: as_json(results["new"][n], results["old"][n]) for n in SHOWN}
     made_at = datetime.now(UTC)

@@ -18,7 +18,7 @@ def decision_numbers(decision: Decision) -> dict[str, dict[str, Any]]:
     """The decision's estimates for verdict.json."""
     estimates = {
         "improvement": decision.improvement,
-        "lpips_gain": decision.lpips_gain,
+        "hair_gain": decision.hair_gain,
         "identity_gain": decision.identity_gain,
         "identity_difference": decision.identity_difference,
     }
@@ -62,7 +62,7 @@ def decision_rows(decision: Decision, when: str, distance: str, config: AbTestCo
         row("Improvement: mean of the two gains", decision.improvement, f"lower bound above {need:.0%}", relative=True),
         row(
             f"Gain in {distance[0].lower() + distance[1:]}",
-            decision.lpips_gain,
+            decision.hair_gain,
             f"half of the improvement; lower bound above -{config.lpips_margin:.0%}",
             relative=True,
         ),

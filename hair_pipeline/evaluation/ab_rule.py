@@ -56,14 +56,14 @@ class Decision:
     Attributes:
         verdict: see the module's rule.
         reasons: one sentence per condition that decided.
-        improvement: relative, 0.05 is 5%. lpips_gain, identity_gain: its two halves.
+        improvement: relative, 0.05 is 5%. hair_gain, identity_gain: its two halves.
         identity_difference: in units of cosine similarity.
     """
 
     verdict: Verdict
     reasons: list[str]
     improvement: Estimate
-    lpips_gain: Estimate
+    hair_gain: Estimate
     identity_gain: Estimate
     identity_difference: Estimate
     people: int = field(default=0)
@@ -93,7 +93,7 @@ def decide(
     """
     names = np.asarray(people, str)
     lpips_pairs, identity_pairs = _pairs(lpips_old, lpips_new), _pairs(identity_old, identity_new)
-    for what, pairs in (("hair-region LPIPS", lpips_pairs), ("identity similarity", identity_pairs)):
+    for what, pairs in (("hair-region distance", lpips_pairs), ("identity similarity", identity_pairs)):
         if not np.isfinite(pairs).any():
             reason = f"{what} could not be measured on any image of both models"
             none = missing(reason)
@@ -135,11 +135,11 @@ def _draws(
 
     old_l, new_l, old_s, new_s = means(lpips[0]), means(lpips[1]), means(identity[0]), means(identity[1])
     n_l, n_s = int(np.isfinite(lpips[0]).sum()), int(np.isfinite(identity[0]).sum())
-    lpips_gain = (old_l - new_l) / np.maximum(old_l, _SMALLEST_DISTANCE)
+    hair_gain = (old_l - new_l) / np.maximum(old_l, _SMALLEST_DISTANCE)
     identity_gain = (new_s - old_s) / np.maximum(np.abs(old_s), 1e-9)
     return {
-        "improvement": ((lpips_gain + identity_gain) / 2, min(n_l, n_s)),
-        "lpips_gain": (lpips_gain, n_l),
+        "improvement": ((hair_gain + identity_gain) / 2, min(n_l, n_s)),
+        "hair_gain": (hair_gain, n_l),
         "identity_gain": (identity_gain, n_s),
         "identity_difference": (new_s - old_s, n_s),
     }
@@ -155,10 +155,10 @@ def _estimate(draws: np.ndarray, n: int, clusters: int) -> Estimate:
 def _judge(numbers: dict[str, Estimate], clusters: int, config: AbTestConfig) -> tuple[Verdict, list[str]]:
     if clusters < config.min_people:
         return "inconclusive", [
-            f"inconclusive: LPIPS and identity were both measured on {clusters} people, "
+            f"inconclusive: distance in the hair and identity were both measured on {clusters} people, "
             f"the rule asks for at least {config.min_people}"
         ]
-    gain, hair, face = (numbers[name] for name in ("improvement", "lpips_gain", "identity_difference"))
+    gain, hair, face = (numbers[name] for name in ("improvement", "hair_gain", "identity_difference"))
     need, margin = f"{config.min_improvement:.0%}", f"{config.lpips_margin:.0%}"
     conditions = (
         _Condition(
@@ -172,7 +172,7 @@ def _judge(numbers: dict[str, Estimate], clusters: int, config: AbTestConfig) ->
         _Condition(
             -config.lpips_margin,
             *_bounds(hair),
-            f"gain in hair-region LPIPS, 95% interval {_range(hair, '+.1%')}",
+            f"gain in hair-region distance, 95% interval {_range(hair, '+.1%')}",
             rejected=f"hair is worse by more than {margin}",
             unsure=f"hair may be worse by more than {margin}",
             met=f"hair is not worse by more than {margin}",

@@ -25,7 +25,7 @@ from hair_pipeline.evaluation.ledger import Ledger
 from hair_pipeline.evaluation.metrics.distribution import TRUSTED_IMAGES
 from hair_pipeline.evaluation.picture_settings import PictureSettings
 from hair_pipeline.evaluation.report_tables import confusion, confusion_tables, trends, worst_cases
-from hair_pipeline.evaluation.results import SET_METRICS, Result, as_json, for_page
+from hair_pipeline.evaluation.results import SET_METRICS, Result, as_json, for_page, per_image
 from hair_pipeline.evaluation.schema import SCHEMA, MetricsFile, checked, read_metrics
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
@@ -101,7 +101,7 @@ def write_report(
     frames = {name: pd.DataFrame(rows) for name, rows in ledger.rows.items()}
     metrics = {r.key: as_json(r, results["base"][name]) for name, r in results["model"].items()}
     with files.atomic_path(folder / "per_image.parquet") as path:
-        pd.concat([f.assign(model=n) for n, f in frames.items()], ignore_index=True).to_parquet(path, index=False)
+        per_image(frames, results["model"]).to_parquet(path, index=False)
     version = folder.name
     made_at = datetime.now(UTC)
     data_version = files.hash_bytes(fingerprint, json.dumps(metrics, sort_keys=True))

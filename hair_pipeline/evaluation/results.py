@@ -6,6 +6,7 @@ measuring (`measure`), the interval's formulas (`statistics`), and the pages (`h
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -193,6 +194,17 @@ def _set_estimate(name: str, measured: Measurements) -> Estimate:
         return missing("hair and skin meet in no picture" if region == "ring" else "no picture was made")
     people = measured.features[f"{region}_people"].tolist()
     return distribution.set_distance(distance, real.astype(np.float64), made.astype(np.float64), people)
+
+
+def per_image(frames: Mapping[str, pd.DataFrame], results: Mapping[str, Result]) -> pd.DataFrame:
+    """The rows of per_image.parquet: one per picture and model; what a stand-in judged is called as in the report.
+
+    Args:
+        frames: name of a model -> its rows.
+        results: metric -> its result, of any of the models: the same networks judge all.
+    """
+    table = pd.concat([frame.assign(model=name) for name, frame in frames.items()], ignore_index=True)
+    return table.rename(columns={metric: result.key for metric, result in results.items()})
 
 
 def as_json(result: Result, baseline: Result | None) -> dict[str, Any]:

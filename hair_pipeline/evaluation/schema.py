@@ -14,7 +14,7 @@ from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.picture_settings import PictureSettings
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 class _Entry(BaseModel):
@@ -96,7 +96,7 @@ class VerdictFile(_Entry):
     earlier_verdicts: int = Field(0, description="other tests in reports/ab with a verdict on the same two versions")
     left_out: dict[str, str] = Field(description="file or image id -> why it takes no part")
     identity_measured: str = Field(description="before or after paste-back")
-    numbers: dict[str, Interval] = Field(description="improvement, lpips_gain, identity_gain, identity_difference")
+    numbers: dict[str, Interval] = Field(description="improvement, hair_gain, identity_gain, identity_difference")
     metrics: dict[str, MetricEntry] = Field(description="of the new model; `baseline` is the old one")
     rule: str
     data_version: str

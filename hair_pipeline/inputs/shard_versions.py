@@ -16,7 +16,7 @@ from hair_pipeline.files import hash_bytes
 
 DECISIVE = (
     *("image_id", "source", "split", "content_hash", "image_path", "label_path", "sheet_path", "embedding_path"),
-    *("largest_path", "mask_origin", "stage2", "identity_reason", "curl_class"),
+    *("largest_path", "mask_origin", "stage2", "identity_reason", "curl", "curl_class"),
 )
 """Columns that processing and training read, apart from what `content_hash` (photo, label, face files) stands for."""
 

@@ -75,15 +75,13 @@ def base_reference(settings: Settings, profile: Profile) -> str | Path:
 
 
 def base_source(reference: str, models_dir: Path | None) -> tuple[str, bool]:
-    """Where a base is: (its folder, True) if `reference` or a folder in `models_dir` has it, else (hub id, False).
+    """Where a base is: (its folder, True) if a folder in `models_dir` or `reference` has it, else (hub id, False).
 
     Raises:
         PipelineError: there is no such folder, and it cannot be a hub id.
     """
-    candidates = [Path(reference)]
-    if models_dir is not None:
-        candidates += [models_dir / reference, models_dir / Path(reference).name]
-    for folder in candidates:
+    in_models = [] if models_dir is None else [models_dir / reference, models_dir / Path(reference).name]
+    for folder in (*in_models, Path(reference)):
         if (folder / "unet").is_dir():
             return str(folder), True
     if Path(reference).is_absolute() or reference.count("/") != 1:

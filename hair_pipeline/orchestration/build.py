@@ -11,6 +11,8 @@ import dagster as dg
 from dagster._core.definitions.external_asset import create_external_asset_from_source_asset
 
 from hair_pipeline.orchestration.alerts import run_failed
+from hair_pipeline.orchestration.assets.base import build_outside
+from hair_pipeline.orchestration.assets.evaluation import ab_verdict, eval_report
 from hair_pipeline.orchestration.assets.inputs import (
     catalog,
     catalog_shards,
@@ -18,15 +20,15 @@ from hair_pipeline.orchestration.assets.inputs import (
     k_hairstyle_images,
     training_face_outputs,
 )
-from hair_pipeline.orchestration.assets.outside import build_outside
 from hair_pipeline.orchestration.assets.processed import (
     identity_embeddings,
     image_parts,
     latents,
     style_vectors,
 )
-from hair_pipeline.orchestration.assets.released import ab_verdict, eval_report, exported_weights, production_registry
-from hair_pipeline.orchestration.assets.trained import TRAINED_ASSETS
+from hair_pipeline.orchestration.assets.release import exported_weights, production_registry
+from hair_pipeline.orchestration.assets.texture import patch_encoder, style_classifier
+from hair_pipeline.orchestration.assets.training import stage1_checkpoint, stage2_checkpoint
 from hair_pipeline.orchestration.checks import CHECKS
 from hair_pipeline.orchestration.code_versions import with_profile
 from hair_pipeline.orchestration.executors import build_executor
@@ -45,7 +47,10 @@ ASSETS = [
     image_parts,
     latents,
     style_vectors,
-    *TRAINED_ASSETS,
+    patch_encoder,
+    style_classifier,
+    stage1_checkpoint,
+    stage2_checkpoint,
     eval_report,
     ab_verdict,
     exported_weights,

@@ -167,7 +167,7 @@ def _resolve(selection: str, graph: AssetGraph) -> AbstractSet[dg.AssetKey]:
 def _what_exists(graph: AssetGraph) -> str:
     nodes = [node for node in graph.asset_nodes if node.is_materializable]
     groups = ", ".join(sorted({f"group:{node.group_name}" for node in nodes}))
-    assets = ", ".join(sorted(node.key.to_user_string() for node in nodes))
+    assets = ", ".join(sorted(f"key:{node.key.to_user_string()}" for node in nodes))
     return (
         f"choose of {groups}; or of the assets {assets}; `+key:NAME` takes all upstream too, `key:NAME+` all "
         "downstream; join them with `and`, `or`, `not`"

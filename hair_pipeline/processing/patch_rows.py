@@ -18,6 +18,7 @@ PATCH_SCHEMA = pa.schema(
     {
         "image_id": pa.string(),
         "person": pa.string(),
+        "curl": pa.string(),
         "curl_class": pa.string(),
         "size": pa.int32(),
         "x": pa.int32(),
@@ -28,8 +29,9 @@ PATCH_SCHEMA = pa.schema(
         "image": pa.binary(),
     }
 )
-"""x, y: top-left corner in `photo`, the photo the patch was cut from (relative to the K-Hairstyle root, the largest
-there is of the image); scale: its pixels per processed pixel; zone: roots, lengths or ends."""
+"""curl, curl_class: as in the catalog; x, y: top-left corner in `photo`, the photo the patch was cut from (relative to
+the K-Hairstyle root, the largest there is of the image); scale: its pixels per processed pixel; zone: roots, lengths or
+ends."""
 _OF_PATCH = ("size", "x", "y", "zone")
 
 

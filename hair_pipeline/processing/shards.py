@@ -57,6 +57,7 @@ _FINGERPRINTED = (
     "mask_origin",
     "stage2",
     "identity_reason",
+    "curl",
     "curl_class",
 )
 

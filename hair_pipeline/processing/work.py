@@ -28,7 +28,8 @@ from hair_pipeline.processing.patches import cut
 from hair_pipeline.profile import ProcessingConfig
 
 ROW_COLUMNS = (
-    *("image_id", "source", "image_path", "label_path", "sheet_path", "width", "height", "curl_class", "scale"),
+    *("image_id", "source", "image_path", "label_path", "sheet_path", "width", "height", "curl", "curl_class"),
+    "scale",
     *("mask_origin", "stage2", "has_face", "box_x1", "box_y1", "box_x2", "box_y2"),
     *("largest_path", "largest_label_path", "largest_width", "largest_height"),
 )
@@ -180,7 +181,7 @@ def _patches(picture: Picture, config: ProcessingConfig, _: Path | None) -> tupl
     sizes = [patch.size for patch in found.patches]
     made.numbers = {f"patches_{size}": float(sizes.count(size)) for size in config.patches.sizes}
     made.numbers["flawed_windows"] = float(found.flawed)
-    of_photo = {"image_id": row.image_id, "person": row.source, "curl_class": row.curl_class}
+    of_photo = {"image_id": row.image_id, "person": row.source, "curl": row.curl, "curl_class": row.curl_class}
     of_photo |= {"scale": photo.scale(config.size), "photo": photo.path}
     return made, pack(of_photo, found.patches, [encode_image(patch.image, extension) for patch in found.patches])
 

@@ -66,7 +66,7 @@ A/B verdict **{verdict["verdict"]}** against {verdict["against"]} (test `{verdic
 {" ".join(verdict["reasons"])}
 
 {table}
-Stand-in judges are small networks trained on the pipeline's own inputs; their numbers must not be set beside
+Stand-in judges are small networks trained on rendered people; their numbers must not be set beside
 published ones.
 
 ## Limits

@@ -18,7 +18,7 @@ import numpy as np
 
 from hair_pipeline.files import encode_image, write_bytes, write_json
 from hair_pipeline.sample.face_output import encode_png, make_sheet, write_face_output
-from hair_pipeline.sample.labels import make_label
+from hair_pipeline.sample.labels import make_label, style_folder
 from hair_pipeline.sample.people import Person, View, make_people, make_views
 from hair_pipeline.sample.render import Photo, build_model, render
 
@@ -101,7 +101,7 @@ def write_faults(out: Path, seed: int) -> int:
 
     def case(fault: str, expect: dict[str, object], ending: str = "") -> _Case:
         source = f"FAULT{len(records) + 1:02d}"
-        folder = f"0002.mqset/0014.보브/{9000 + len(records):04d}.{source}"
+        folder = f"0002.mqset/{style_folder(person)}/{9000 + len(records):04d}.{source}"
         name = f"{source}-{view.number:03d}{ending}.jpg"
         label = make_label(replace(person, source=source), view, photo, name, folder)
         label |= {"width": 512, "height": 512}

@@ -1,4 +1,7 @@
-"""Arithmetic on arrays of three-vectors, without BLAS: the same bytes everywhere and no threads of its own."""
+"""Arithmetic on arrays of three-vectors, without BLAS: the same bytes everywhere and no threads of its own.
+
+Belongs here: dot products, unit vectors, rotations. Does not belong here: what is drawn with them.
+"""
 
 from __future__ import annotations
 

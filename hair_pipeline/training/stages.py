@@ -161,7 +161,10 @@ class StageTask(Task):
         return gate if weight is None else gate * weight
 
     def validate(self, step: int) -> dict[str, float]:
-        """`hair_l2`: the prediction's error in the hair; `hair_lpips`: of sampled images, with the loss's trunk."""
+        """`hair_l2`: the prediction's error in the hair; `hair_lpips`: of sampled images, with the loss's trunk.
+
+        With a stand-in for the trunk it is called `hair_lpips_stand_in`.
+        """
         del step
         if not len(self.held_out):
             return {}
@@ -169,7 +172,9 @@ class StageTask(Task):
         self.sampled = sample_held_out(
             self.predict, self.held_out, self.scheduler, self.vae, self.judges.perceptual, self.device
         )
-        numbers = {"hair_l2": error, "hair_lpips": self.sampled.hair_lpips}
+        perceptual = self.judges.perceptual
+        lpips = "hair_lpips_stand_in" if perceptual is not None and perceptual.is_stand_in else "hair_lpips"
+        numbers = {"hair_l2": error, lpips: self.sampled.hair_lpips}
         return {name: value for name, value in numbers.items() if value is not None}
 
     def pictures(self, folder: Path) -> list[Path]:

@@ -55,6 +55,8 @@ def test_report_files_schema_and_reuse(world: World) -> None:
     assert not {"lpips_hair", "identity_raw", "frechet_ring"} & set(data["metrics"])
     table = pd.read_parquet(result.folder / "per_image.parquet")
     assert set(table["model"]) == {"model", "base"}
+    assert {"lpips_hair_stand_in", "identity_raw_stand_in", "halo"} <= set(table.columns)
+    assert not {"lpips_hair", "identity_raw"} & set(table.columns)
     own = table[(table.model == "model") & ~table.transfer]
     assert len(own) == data["images"]
     assert (table[table.transfer].style_from != table[table.transfer].image_id).all()
@@ -154,7 +156,7 @@ def test_pictures_of_another_system_can_be_compared(world: World, tmp_path: Path
         world.inputs.customers, "current", str(folder), tmp_path / "out", world.settings, world.profile
     )
     assert photos[0].stem in json.loads((tmp_path / "out" / "verdict.json").read_text())["left_out"]
-    assert result.numbers["lpips_gain"] == pytest.approx(1, abs=1e-6)
+    assert result.numbers["hair_gain"] == pytest.approx(1, abs=1e-6)
     assert result.numbers["halo_new"] == 0
     assert result.verdict == "approve"
 

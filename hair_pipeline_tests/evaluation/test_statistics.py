@@ -161,7 +161,7 @@ def test_old_pictures_that_are_the_photos_themselves_leave_no_gain_to_compute() 
     photos, new, identity = np.zeros(n), np.full(n, 0.2), np.linspace(0.7, 0.9, n)
     decision = decide(np.arange(n).astype(str), photos, new, identity, identity, CONFIG)
     assert decision.verdict == "inconclusive"
-    assert decision.lpips_gain.value is None
+    assert decision.hair_gain.value is None
     assert "the photos themselves" in decision.reasons[0]
 
 

@@ -17,7 +17,7 @@ from hair_pipeline.cli import app
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.orchestration.schedules import build_schedules
 from hair_pipeline.profile import PROFILE_NAMES, AutomationConfig, Profile, load_profile
-from hair_pipeline.settings import PROJECT_ROOT, load_settings, unknown_variables
+from hair_pipeline.settings import PROJECT_ROOT, READ_FOLDERS, load_settings, require_folders, unknown_variables
 
 
 @pytest.mark.parametrize("name", PROFILE_NAMES)
@@ -177,3 +177,24 @@ def test_no_help_text_has_angle_brackets_that_markdown_would_swallow():
     texts = [re.sub("`[^`]*`", "", text) for text in _help_texts(get_command(app))]
     assert len(texts) > 50
     assert [text for text in texts if re.search("<[^>]*>", text)] == []
+
+
+@pytest.mark.parametrize(
+    "variable", [f"HAIR_PIPELINE_{name.upper()}" for name in READ_FOLDERS if name != "training_face_root"]
+)
+def test_a_folder_that_is_none_is_refused_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+):
+    monkeypatch.setenv("HAIR_PIPELINE_TRAINING_ROOT", str(tmp_path / "training"))
+    monkeypatch.setenv(variable, str(tmp_path / "nowhere"))
+    result = CliRunner().invoke(app, ["run"])
+    assert isinstance(result.exception, PipelineError)
+    assert variable in result.exception.message
+    assert str(tmp_path / "nowhere") in result.exception.message
+    assert not (tmp_path / "training").exists()
+
+
+def test_folders_that_nobody_set_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in READ_FOLDERS:
+        monkeypatch.delenv(f"HAIR_PIPELINE_{name.upper()}", raising=False)
+    require_folders(load_settings())

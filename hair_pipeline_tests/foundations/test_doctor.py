@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hair_pipeline.doctor import Finding, _executor, _inputs, _weights, _writable
+from hair_pipeline.doctor import Finding, _executor, _inputs, _models_dir, _weights, _writable
 from hair_pipeline.models.weights import INCEPTION_FILE
 from hair_pipeline.profile import Profile, load_profile
 from hair_pipeline.settings import Settings
@@ -106,3 +106,10 @@ def test_an_input_folder_without_anything_in_it_is_said_in_words(tmp_path: Path)
     photos, faces, *_ = _inputs(Settings(k_hairstyle_root=tmp_path, training_face_root=tmp_path))
     assert photos.what == f"HAIR_PIPELINE_K_HAIRSTYLE_ROOT: no JPEG and no zip below {tmp_path}"
     assert faces.what == f"HAIR_PIPELINE_TRAINING_FACE_ROOT: no embedding (.npy) below {tmp_path}"
+
+
+def test_a_models_folder_that_is_none_is_said(tmp_path: Path) -> None:
+    assert not list(_models_dir(Settings(models_dir=tmp_path)))
+    (finding,) = _models_dir(Settings(models_dir=tmp_path / "none"))
+    assert finding.level == "error"
+    assert "HAIR_PIPELINE_MODELS_DIR" in finding.what

@@ -7,6 +7,7 @@ import pytest
 
 from hair_pipeline.models import outside
 from hair_pipeline.models.outside import ABSENT, OUTSIDE, outside_version
+from hair_pipeline.models.weights import base_source
 from hair_pipeline.profile import ModelsConfig, Profile
 from hair_pipeline.settings import Settings
 
@@ -63,3 +64,12 @@ def test_weights_that_are_away_count_as_last_seen(settings: Settings) -> None:
     before = [outside_version(name, settings, PROFILE) for name in OUTSIDE]
     settings.models_dir.rename(settings.models_dir.with_name("away"))
     assert [outside_version(name, settings, PROFILE) for name in OUTSIDE] == before
+
+
+def test_the_models_folder_comes_before_the_folder_that_the_command_runs_in(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here/sd/unet").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert base_source("sd", settings.models_dir) == (str(settings.models_dir / "sd"), True)
+    assert base_source("sd", tmp_path / "none") == ("sd", True)

@@ -35,6 +35,7 @@ class Lineage:
     def __init__(self, root: Path) -> None:
         self.inputs = write_tiny_inputs(root, people=5, views=3, back_view=True, blurred_people=1, customers=3)
         self.settings = self.inputs.settings(profile=str(PROFILE))
+        self.settings.models_dir.mkdir()
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("HAIR_PIPELINE_", "DAGSTER"))},
             "HAIR_PIPELINE_PROFILE": str(PROFILE),

@@ -6,7 +6,7 @@ import pytest
 from hair_pipeline.evaluation import ab_test
 from hair_pipeline.evaluation.ab_files import VerdictResult
 from hair_pipeline.files import write_bytes
-from hair_pipeline.orchestration.assets.released import ab_verdict
+from hair_pipeline.orchestration.assets.evaluation import ab_verdict
 from hair_pipeline.orchestration.metadata import report_link
 from hair_pipeline.orchestration.resources import PipelineResource
 from hair_pipeline.settings import Settings

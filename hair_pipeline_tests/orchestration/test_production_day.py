@@ -50,6 +50,7 @@ class Day:
         profile["ab_test"] |= {"min_improvement": -1000.0, "lpips_margin": 1000.0, "identity_margin": 2.0}
         (root / "profile.yaml").write_text(yaml.safe_dump(profile))
         self.settings = self.inputs.settings(profile=str(root / "profile.yaml"))
+        self.settings.models_dir.mkdir()
         self.registry = Registry(self.settings.registry_path)
         self.home = dagster_home(self.settings)
         plain = {n: v for n, v in os.environ.items() if not n.startswith(("HAIR_PIPELINE_", "DAGSTER"))}

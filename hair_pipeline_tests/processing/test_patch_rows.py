@@ -20,6 +20,7 @@ PHOTO = st.fixed_dictionaries(
     {
         "image_id": st.text(),
         "person": st.none() | st.text(),
+        "curl": st.none() | st.text(),
         "curl_class": st.none() | st.text(),
         "scale": st.floats(0.125, 16, width=32),
         "photo": st.text(),

@@ -19,6 +19,7 @@ from hair_pipeline_tests.training import children, tiny_stage
 from hair_pipeline_tests.training.tiny_tasks import CONFIG, Line, assert_same, everything, train_line
 
 STEPS = 6
+LEARNING_RATE = 1e-3
 
 
 def curve(folder: Path) -> list[dict[str, float]]:
@@ -35,11 +36,25 @@ def assert_close(a: Any, b: Any, tolerance: float) -> None:
         assert torch.allclose(a[name], b[name], rtol=0, atol=tolerance), name
 
 
+def root_mean_square_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Over all weights. Adam moves a weight whose gradient is all but 0 by whatever the last bit of that says, so that
+    single ones may differ by a part of a step, on some processors and not on others."""
+    assert a.keys() == b.keys()
+    return torch.cat([(a[name] - b[name]).flatten() for name in a]).square().mean().sqrt().item()
+
+
 def train_stage(data: Path, folder: Path, name: str) -> None:
     """A tiny stage with all five losses, windows of three micro-batches."""
     torch.set_num_threads(1)
     losses = tiny_stage.only(*tiny_stage.TERMS, pixel_every=2, pixel_max_t=0.7)
-    config = tiny_stage.stage_config(max_steps=STEPS, gradient_accumulation_steps=3, validate_every=3, losses=losses)
+    config = tiny_stage.stage_config(
+        max_steps=STEPS,
+        gradient_accumulation_steps=3,
+        validate_every=3,
+        losses=losses,
+        learning_rate=LEARNING_RATE,
+        learning_rate_deep=LEARNING_RATE,
+    )
     task = tiny_stage.tiny_stage(data, config, name, judges=tiny_stage.random_judges())
     loop.run(task, LoopConfig.of_stage(config, len(task.data)), folder)
 
@@ -61,8 +76,8 @@ def test_two_processes_train_like_one(tmp_path: Path, name: str) -> None:
         assert losses(b) == pytest.approx(losses(a), rel=1e-4, abs=1e-6)
         assert b["gradient_norm/total"] == pytest.approx(a["gradient_norm/total"], rel=2e-3)
     a, b = everything(tmp_path / "one"), everything(tmp_path / "two")
-    assert_close(a["weights"], b["weights"], 1e-5)
-    assert_close(a["ema"], b["ema"], 1e-5)
+    assert root_mean_square_difference(a["weights"], b["weights"]) < 0.01 * LEARNING_RATE
+    assert root_mean_square_difference(a["ema"], b["ema"]) < 0.01 * LEARNING_RATE
     for step, numbers in a["progress"]["validations"].items():
         assert b["progress"]["validations"][step] == pytest.approx(numbers, rel=1e-4)
 

@@ -14,7 +14,8 @@ class Metric:
     """One metric.
 
     Attributes:
-        name: key in metrics.json and column in per_image.parquet (metrics of whole sets have no column).
+        name: key in metrics.json and column in per_image.parquet (metrics of whole sets have no column), where a
+            stand-in judged with `_stand_in` behind it.
         direction: which values are better.
         threshold: pass mark, if the specification sets one.
         explanation: two or three sentences for the report's reader.

@@ -1,6 +1,8 @@
 """Group `processed`: each image cut into parts, a shard at a time.
 
 A bad image never fails its shard: it is counted with its reason in the metadata.
+
+Belongs here: the shards' steps and what they show. Does not belong here: the shard functions (`processing.shards`).
 """
 
 from collections.abc import Callable, Iterator, Mapping

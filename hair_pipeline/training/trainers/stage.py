@@ -85,9 +85,10 @@ def run_stage(
     # not among what is saved with the weights, whose hash is the version: the same training is the same version
     timing = {"seconds": result.seconds} | {f"time_{name}": share for name, share in result.shares.items()}
     metrics |= {
-        f"val_hair_lpips_{when}": numbers["hair_lpips"]
+        f"val_{name}_{when}": numbers[name]
         for when, numbers in (("start", result.start), ("end", result.end))
-        if "hair_lpips" in numbers
+        for name in ("hair_lpips", "hair_lpips_stand_in")
+        if name in numbers
     }
     if "hair_l2" in result.start and "hair_l2" in result.end:
         start, end = result.start["hair_l2"], result.end["hair_l2"]
@@ -194,7 +195,7 @@ def open_judges(context: Context, config: StageConfig, notes: dict[str, str], *,
     try:  # validation reports the distance in the hair also where no loss uses it
         judges.perceptual = load_perceptual(profile.models.perceptual, settings)
         if judges.perceptual.is_stand_in:
-            notes["perceptual"] = "lpips, gram and val_hair_lpips use a stand-in trunk trained from the inputs"
+            notes["perceptual"] = "lpips, gram and val_hair_lpips_stand_in use a stand-in trunk (of rendered people)"
     except PipelineError as error:
         if losses.lpips.weight > 0 or losses.gram.weight > 0:
             raise

@@ -1,4 +1,7 @@
-"""Group `base`: weights from outside, published ones or those of data/sample_models; observed, never made here."""
+"""Group `base`: weights from outside, published ones or those of data/sample_models; observed, never made here.
+
+Belongs here: what the definitions say of them. Does not belong here: finding and hashing them (`models.outside`).
+"""
 
 import dagster as dg
 
