@@ -31,7 +31,7 @@ from hair_pipeline.inputs.k_hairstyle import (
 from hair_pipeline.inputs.labels import BadLabel, Label, base_style_of_folder, parse_label, parse_outlines
 from hair_pipeline.inputs.perceptual_hash import perceptual_hash
 from hair_pipeline.inputs.polygons import draw_polygon, polygon_scale
-from hair_pipeline.inputs.reader import passing_faults, read_bytes, read_if_there, read_tail
+from hair_pipeline.inputs.reader import passing_faults, read_bytes, read_if_there, read_spread
 from hair_pipeline.inputs.reasons import FaceReason, Reason
 from hair_pipeline.inputs.training_face import (
     MIN_FACE_FRACTION,
@@ -48,9 +48,11 @@ from hair_pipeline.inputs.training_face import (
 from hair_pipeline.profile import InputsConfig
 from hair_pipeline.vocabulary import ATTRIBUTES
 
-REVISION = 4
+REVISION = 5
 """Raised when the same files would be examined to another result: remembered rows are then made again."""
 _HEAD_BYTES = 2**17
+_BLOCK_BYTES, _BLOCKS = 4096, 4
+"""A photo of another set is told by its head and blocks spread over it: a terabyte of raw photos is not read."""
 _IMAGE_FAULTS = (Reason.JSON_AS_IMAGE, Reason.NOT_AN_IMAGE, Reason.TRUNCATED_IMAGE, Reason.UNREADABLE_IMAGE)
 _SETS = ("mqset", "hqset", "rawset")
 """From the smallest to the largest."""
@@ -134,12 +136,13 @@ class Examiner:
             return candidates
         wanted = None if self.config.image_set != "auto" else self._sheet_size(task.faces)
 
-        def rank(candidate: Candidate) -> tuple[bool, bool, int, str]:
+        def rank(candidate: Candidate) -> tuple[bool, bool, int, int, str]:
             image_set = image_set_of(candidate.image)
             seen = wanted is not None and self._size(candidate.image) == wanted
             preferred = seen if self.config.image_set == "auto" else image_set == self.config.image_set
             order = _SETS.index(image_set) if image_set else len(_SETS)
-            return candidate.label is None, not preferred, order, candidate.image
+            width, height = (0, 0) if image_set else self._size(candidate.image) or (0, 0)
+            return candidate.label is None, not preferred, order, width * height, candidate.image
 
         return sorted(candidates, key=rank)
 
@@ -178,7 +181,7 @@ class Examiner:
         row = _plain_row(candidate)
         try:
             row |= _sizes(image_size(_read_head(self.k_hairstyle_root, candidate.image)))
-            raise Rejected(_why_spare(candidate.image, accepted), f"kept {accepted['image_path']}")
+            raise Rejected(_why_spare(row, accepted), f"kept {accepted['image_path']}")
         except Rejected as error:
             row |= {"reason": error.reason.value, "detail": error.detail or None}
         return row
@@ -223,7 +226,7 @@ class Examiner:
         """An image of another set needs no label of its own."""
         for row in spares:
             if row["reason"] == Reason.IMAGE_WITHOUT_LABEL:
-                reason = _why_spare(row["image_path"], accepted)
+                reason = _why_spare(row, accepted)
                 if reason == Reason.OTHER_SET:
                     row |= {"reason": reason.value, "detail": f"kept {accepted['image_path']}"}
 
@@ -238,13 +241,13 @@ class Examiner:
             and (row["source"] is None or same_name(row["source"], accepted["source"]))
         ]
         for row in sorted(larger, key=lambda row: (-row["width"] * row["height"], row["image_path"])):
-            label = self._usable_label(row, accepted)
+            label, label_bytes = self._usable_label(row, accepted)
             if label is None:
                 continue
             try:
                 head = _read_head(self.k_hairstyle_root, row["image_path"])
-                tail = _read_tail(self.k_hairstyle_root, row["image_path"])
-                whole = not head.startswith(b"\xff\xd8") or self._ends(row["image_path"], tail)
+                blocks = _read_spread(self.k_hairstyle_root, row["image_path"])
+                whole = not head.startswith(b"\xff\xd8") or self._ends(row["image_path"], blocks[-1])
             except Rejected:
                 continue
             if not whole:
@@ -255,25 +258,31 @@ class Examiner:
                 "largest_label_path": label,
                 "largest_width": row["width"],
                 "largest_height": row["height"],
-                "content_hash": hash_bytes(accepted["content_hash"], head, tail),
+                "content_hash": hash_bytes(accepted["content_hash"], label_bytes, head, *blocks),
             }
             return
 
     def _ends(self, path: str, tail: bytes) -> bool:
         """Has a JPEG its end marker? All of it is read only where its tail does not say so."""
-        return b"\xff\xd9" in tail or is_whole_jpeg(_read(self.k_hairstyle_root, path, Reason.UNREADABLE_IMAGE))
+        return b"\xff\xd9" in tail[-1024:] or is_whole_jpeg(_read(self.k_hairstyle_root, path, Reason.UNREADABLE_IMAGE))
 
-    def _usable_label(self, row: dict[str, Any], accepted: dict[str, Any]) -> str | None:
-        """The label to draw a larger photo's hair from: its own, else the accepted one's if both show the same."""
+    def _usable_label(self, row: dict[str, Any], accepted: dict[str, Any]) -> tuple[str | None, bytes]:
+        """The label to draw a larger photo's hair from: its own, else the accepted one's if both show the same.
+
+        Returns:
+            Its path, None if there is none; and what was read of a label of its own.
+        """
+        read = b""
         if row["label_path"] is not None:
             try:
-                label = parse_label(_read(self.k_hairstyle_root, row["label_path"], Reason.UNREADABLE_LABEL))
+                read = _read(self.k_hairstyle_root, row["label_path"], Reason.UNREADABLE_LABEL)
+                label = parse_label(read)
                 if label.hair and label.blur_is_outlined:
-                    return str(row["label_path"])
+                    return str(row["label_path"]), read
             except (Rejected, BadLabel):
                 pass
         sizes = (row["width"], row["height"], accepted["width"], accepted["height"])
-        return str(accepted["label_path"]) if same_framing(*sizes) else None
+        return (str(accepted["label_path"]) if same_framing(*sizes) else None), read
 
     def _examine(self, image: str, label_path: str, faces: tuple[str, ...], row: dict[str, Any]) -> None:
         photo = _read(self.k_hairstyle_root, image, Reason.UNREADABLE_IMAGE)
@@ -281,6 +290,7 @@ class Examiner:
         row |= _sizes((width, height)) | {"perceptual_hash": perceptual_hash(small)}
         label_bytes = _read(self.k_hairstyle_root, label_path, Reason.UNREADABLE_LABEL)
         label = parse_label(label_bytes)
+        _refuse_outline_without_scale(label, label_path, image)
         row |= _label_columns(label, image)
         _settle_source(row, label, image)
         if not row["source"]:
@@ -389,9 +399,13 @@ def _sizes(size: tuple[int, int]) -> dict[str, Any]:
     return {"width": size[0], "height": size[1]}
 
 
-def _why_spare(path: str, accepted: dict[str, Any]) -> Reason:
-    image_set = image_set_of(path)
-    other = image_set is not None and image_set != image_set_of(accepted["image_path"])
+def _why_spare(row: dict[str, Any], accepted: dict[str, Any]) -> Reason:
+    """Of another set by its folders or, where they do not say, by showing the same at another size."""
+    image_set, size, kept = image_set_of(row["image_path"]), *((of["width"], of["height"]) for of in (row, accepted))
+    if image_set is None:
+        other = size != kept and same_framing(*size, *kept)
+    else:
+        other = image_set != image_set_of(accepted["image_path"])
     return Reason.OTHER_SET if other else Reason.DUPLICATE_IMAGE
 
 
@@ -421,9 +435,9 @@ def _has_size(head: bytes) -> bool:
     return True
 
 
-def _read_tail(root: Path, path: str) -> bytes:
+def _read_spread(root: Path, path: str) -> list[bytes]:
     try:
-        return read_tail(root, path, 1024)
+        return read_spread(root, path, _BLOCK_BYTES, _BLOCKS)
     except OSError as error:
         raise Rejected(Reason.UNREADABLE_IMAGE, str(error.strerror)) from error
 
@@ -450,6 +464,18 @@ def _label_columns(label: Label, image: str) -> dict[str, Any]:
         "face_blurred": label.face_blurred,
         "label_problems": "; ".join(label.problems) or None,
     }
+
+
+def _refuse_outline_without_scale(label: Label, label_path: str, image: str) -> None:
+    """Refuse a label of another set that does not say for which size its outlines are.
+
+    Raises:
+        Rejected: IMAGE_WITHOUT_LABEL.
+    """
+    sets = image_set_of(image), image_set_of(label_path)
+    if None not in sets and sets[0] != sets[1] and label.width is None and label.height is None:
+        detail = f"{label_path} is a label of {sets[1]} and names no width and height"
+        raise Rejected(Reason.IMAGE_WITHOUT_LABEL, detail)
 
 
 def _settle_source(row: dict[str, Any], label: Label, image: str) -> None:

@@ -18,7 +18,7 @@ from hair_pipeline.inputs.inventory import short_hash, walk
 from hair_pipeline.inputs.reader import open_regular
 from hair_pipeline.inputs.workers import map_in_processes
 
-SMALL_FILE = 16_384
+SMALL_FILE = 1 << 20
 _BLOCK = 4096
 _DIGEST = 16
 
@@ -26,8 +26,8 @@ _DIGEST = 16
 def fingerprint_folder(root: Path, remembered: Path | None = None) -> str:
     """SHA-256 (hex) over the names, sizes and contents of the files under `root`.
 
-    Files up to 16 KiB count whole; of larger ones the size and three blocks (start, middle, end), so that a
-    terabyte of photos is not read. Times of modification do not count.
+    Files up to 1 MiB count whole (photos of 512 and 1024 pixels); of larger ones the size and three blocks (start,
+    middle, end), so that a terabyte of photos is not read. Times of modification do not count.
 
     Args:
         root: the folder.

@@ -37,7 +37,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def stamp(size: int, time: int) -> int:
-    """64 bits that change with a file's size or time (for an archive's entry: its CRC)."""
+    """64 bits that change with a file's size or time."""
     return (time * 0x9E3779B97F4A7C15 ^ size * 0xC2B2AE3D27D4EB4F) & _WORD
 
 
@@ -179,11 +179,14 @@ def list_files(root: Path, remembered: Path | None = None) -> Inventory:
                 zips.append((prefix + name, mark))
             else:
                 _sort_in(found, prefix + name, mark, Reason.BAD_FILE_NAME if in_odd_folder else None)
+    stamps = dict(zips)
     for path, entries in _archive_entries(root, sorted(zips), remembered):
         found.archives += isinstance(entries, list)
         if isinstance(entries, list):
             for entry in entries:
-                _sort_in(found, f"{path}{SEPARATOR}{entry.name}", stamp(entry.size, entry.crc), entry.problem)
+                # with the archive's own stamp: its directory says the same where its data were damaged and are mended
+                mark = stamp(entry.size, entry.crc ^ stamps[path])
+                _sort_in(found, f"{path}{SEPARATOR}{entry.name}", mark, entry.problem)
             if not entries:
                 found.rejected.append((path, Reason.EMPTY_ARCHIVE, ""))
         else:

@@ -23,7 +23,8 @@ from hair_pipeline.inputs.reasons import Reason
 _SOURCE_FOLDER = re.compile(r"^\d{4}\.(?P<source>.+)$")
 _SOURCE_NAME = re.compile(r"^(?P<source>[A-Za-z]{2,3}\d+)[-_]")
 _ARCHIVE_NAME = re.compile(r"\.zip!?$", re.IGNORECASE)
-_SET = re.compile(r"(rawset|hqset|mqset)")
+_SET = re.compile(r"(raw|hq|mq)[ _-]?set")
+_SHORT_SET = re.compile(r"(?<![a-z0-9])(raw|hq|mq)(?![a-z0-9])")
 _HALF = re.compile(r"(?:^|/)(training|validation)(?=/|\.zip!|$)")
 
 
@@ -104,11 +105,12 @@ def pair(images: Iterable[str], labels: Iterable[LabelName]) -> Pairing:
     its own folder, or in the folder parallel to it (`labels` for `images`, archives alike); then the labels left over
     take one of their own set and half of the release; only then do the rest take the first image without a label. A
     label without `filename` counts as naming its own stem with `-` for `_`. Names are compared after NFC, first
-    exactly, then without regard to case and extension.
+    exactly, then without regard to case and extension (for the first image anywhere: only where none bears it exactly).
+    Of two labels that name the same image, one that is called like it comes first.
     """
     bearers = _Bearers(images)
     result = Pairing()
-    waiting = list(labels)
+    waiting = sorted(labels, key=_is_called_otherwise)
     for place_of in (_folder_key, _part_of_release, _anywhere):
         away: list[LabelName] = []
         for label in waiting:
@@ -144,24 +146,37 @@ class _Bearers:
         return list(self._left)
 
     def of(self, label: LabelName) -> list[str]:
-        """All images that bear the label's name, in the order given."""
-        name = _named(label)
-        if name in self._exact:
-            return self._exact[name]
+        """All images that bear the label's name, in the order given: exactly, or else loosely."""
+        return self._exact.get(_named(label)) or self._of_loosely(label)
+
+    def _of_loosely(self, label: LabelName) -> list[str]:
         if self._loose is None:
             self._loose = {}
             for exact, images in self._exact.items():
                 self._loose.setdefault(_loose(exact), []).extend(images)
-        return self._loose.get(_loose(name), [])
+        return self._loose.get(_loose(_named(label)), [])
 
     def take(self, label: LabelName, place_of: Callable[[str], Hashable]) -> str | None:
         """The first of them without a label whose folder is the same place as the label's; it is given away."""
         place = place_of(label.path.rpartition("/")[0])
-        for image in self.of(label):
-            if image in self._left and place_of(image.rpartition("/")[0]) == place:
-                del self._left[image]
-                return image
-        return None
+        found = self._first_at(place, self.of(label), place_of)
+        if found is None and place is not None:
+            found = self._first_at(place, self._of_loosely(label), place_of)
+        if found is not None:
+            del self._left[found]
+        return found
+
+    def _first_at(self, place: Hashable, images: list[str], place_of: Callable[[str], Hashable]) -> str | None:
+        return next((image for image in images if image in self._left and place_of(_folder(image)) == place), None)
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _is_called_otherwise(label: LabelName) -> bool:
+    """Does a label's own name differ from that of the image it names?"""
+    return label.filename is not None and _loose(_nfc(label.path.rpartition("/")[2])) != _loose(label.filename)
 
 
 def _named(label: LabelName) -> str:
@@ -186,8 +201,9 @@ def _folder_key(folder: str) -> str:
 @lru_cache(maxsize=100_000)
 def _part_of_release(folder: str) -> tuple[str | None, str | None]:
     """The set and the half ("training", "validation") of the release that a folder lies in, as far as its path says."""
-    sets, halves = _SET.findall(folder.lower()), _HALF.findall(folder.lower())
-    return (sets[-1] if sets else None), (halves[-1] if halves else None)
+    folder = folder.lower()
+    sets, halves = _SET.findall(folder) or _SHORT_SET.findall(folder), _HALF.findall(folder)
+    return (f"{sets[-1]}set" if sets else None), (halves[-1] if halves else None)
 
 
 def _anywhere(_: str) -> None:

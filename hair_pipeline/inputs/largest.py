@@ -6,17 +6,18 @@ photo that everything else is made from (`samples`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
 import numpy as np
 
-from hair_pipeline.files import UnreadableImage
+from hair_pipeline.files import UnreadableImage, decode_image
 from hair_pipeline.inputs.geometry import same_framing
+from hair_pipeline.inputs.k_hairstyle import Rejected, check_image
 from hair_pipeline.inputs.labels import BadLabel, Label, parse_outlines
 from hair_pipeline.inputs.polygons import draw_polygon, polygon_scale
-from hair_pipeline.inputs.reader import read_bytes, read_photo
+from hair_pipeline.inputs.reader import read_bytes, read_input
 from hair_pipeline.inputs.samples import Photo, Roots, load_photo
 
 
@@ -29,12 +30,14 @@ class LargestPhoto:
         image: (H, W, 3) uint8 RGB, EXIF rotation ignored.
         hair_mask: (H, W) bool: inside polygon1, and inside training_face's mask where it can be brought here.
         blurred: (H, W) bool, the region the release blurred.
+        fault: why this is not the catalog's largest photo but the row's own; empty where it is.
     """
 
     path: str
     image: np.ndarray
     hair_mask: np.ndarray
     blurred: np.ndarray
+    fault: str = ""
 
     def scale(self, size: int) -> float:
         """Pixels of this photo per pixel of the processed square of side `size`."""
@@ -46,15 +49,22 @@ def load_largest(row: Any, settings: Roots, photo: Photo | None = None) -> Large
 
     Reads `image_path`, `label_path`, `largest_path`, `largest_label_path`, `largest_width`, `largest_height` and the
     columns that `samples.load_photo` reads; `photo` is the row's own where it is loaded already. Where the row's own
-    photo is the largest, this is that photo.
+    photo is the largest, this is that photo, and also where the larger one turns out to be damaged: the catalog looks
+    at parts of it only.
 
     Raises:
         UnreadableImage: a file changed or vanished since the catalog was made; the message says which.
     """
     photo = photo or load_photo(row, settings)
+    own = LargestPhoto(row.image_path, photo.image, photo.sure_hair, photo.blurred)
     if row.largest_path == row.image_path:
-        return LargestPhoto(row.image_path, photo.image, photo.sure_hair, photo.blurred)
-    image = read_photo(settings.k_hairstyle_root, row.largest_path)
+        return own
+    data = read_input(settings.k_hairstyle_root, row.largest_path)
+    try:
+        check_image(data)
+        image = decode_image(data)
+    except (Rejected, UnreadableImage) as error:
+        return replace(own, fault=f"{row.largest_path}: {error}")
     height, width = image.shape[:2]
     if (width, height) != (row.largest_width, row.largest_height):
         said = f"{int(row.largest_width)}x{int(row.largest_height)}"

@@ -7,6 +7,7 @@ belong here: their content.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -109,14 +110,16 @@ def _open_regular(path: str, flags: int) -> int:
     return handle
 
 
-def read_tail(root: Path, path: str, size: int) -> bytes:
-    """The last `size` bytes of an input file. Args and errors as `read_bytes`."""
-    if in_archive(path):
-        return read_bytes(root, path)[-size:]
+def read_spread(root: Path, path: str, size: int, blocks: int) -> list[bytes]:
+    """Blocks of `size` bytes of an input file, evenly spread, the last one at its end. Errors as `read_bytes`."""
     try:
-        with open_regular(f"{root}/{path}") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
-            return file.read()
+        with io.BytesIO(read_bytes(root, path)) if in_archive(path) else open_regular(f"{root}/{path}") as file:
+            last = max(0, file.seek(0, os.SEEK_END) - size)
+            found = []
+            for number in range(1, blocks + 1):
+                file.seek(last * number // blocks)
+                found.append(file.read(size))
+            return found
     except OSError as error:
         _note(error)
         raise
@@ -152,7 +155,16 @@ def read_photo(root: Path, path: str) -> np.ndarray:
     Raises:
         UnreadableImage: not an image, or it cannot be read.
     """
+    return decode_image(read_input(root, path))
+
+
+def read_input(root: Path, path: str) -> bytes:
+    """The bytes of an input image.
+
+    Raises:
+        UnreadableImage: it cannot be read.
+    """
     try:
-        return decode_image(read_bytes(root, path))
+        return read_bytes(root, path)
     except OSError as error:
         raise UnreadableImage(f"{path} cannot be read ({error.strerror})") from error

@@ -408,10 +408,8 @@ def classify_quadrant(quadrant: np.ndarray) -> SheetMasks:
         BadFace: SHEET_OTHER_VALUES or SHEET_EMPTY.
     """
     red, green, blue = cv2.split(np.ascontiguousarray(quadrant))
-    strays = cv2.countNonZero(cv2.LUT(green, _STRAYS))
-    colored = np.count_nonzero(cv2.absdiff(red, green) > VALUE_TOLERANCE)
-    colored += np.count_nonzero(cv2.absdiff(blue, green) > VALUE_TOLERANCE)
-    share = (strays + colored) / green.size
+    apart = cv2.max(cv2.absdiff(red, green), cv2.absdiff(blue, green)) > VALUE_TOLERANCE
+    share = np.count_nonzero(cv2.LUT(green, _STRAYS) | apart.view(np.uint8)) / green.size
     if share > MAX_OTHER_VALUES:
         raise BadFace(FaceReason.SHEET_OTHER_VALUES, f"{share:.1%} of the quadrant's pixels")
     values = cv2.LUT(green, _NEAREST)

@@ -178,6 +178,8 @@ def _patches(picture: Picture, config: ProcessingConfig, _: Path | None) -> tupl
     found = cut(photo.image, np.greater(photo.hair_mask, photo.blurred), row.image_id, config.patches)
     extension = ".jpg" if config.image_format == "compact" else ".png"
     made = Made(row.image_id, left_out=[f"{reason}_{size}" for size, reason in found.without.items()])
+    if photo.fault:
+        made.left_out.append("largest_photo_is_damaged")
     sizes = [patch.size for patch in found.patches]
     made.numbers = {f"patches_{size}": float(sizes.count(size)) for size in config.patches.sizes}
     made.numbers["flawed_windows"] = float(found.flawed)

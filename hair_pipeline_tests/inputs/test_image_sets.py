@@ -13,7 +13,8 @@ from hair_pipeline.inputs.catalog import build_catalog
 from hair_pipeline.inputs.k_hairstyle import LabelName, image_set_of, pair
 from hair_pipeline.inputs.largest import load_largest
 from hair_pipeline.inputs.samples import load_photo
-from hair_pipeline.profile import InputsConfig, Profile
+from hair_pipeline.processing.shards import cut_hair_patches
+from hair_pipeline.profile import InputsConfig, PatchConfig, ProcessingConfig, Profile
 from hair_pipeline.sample.faults import make_zip
 from hair_pipeline_tests.inputs.tiny_inputs import (
     TinyInputs,
@@ -66,6 +67,9 @@ def test_sets_are_told_by_their_folders() -> None:
     assert image_set_of("Training/mqset/images/0002.mqset/x.jpg") == "mqset"
     assert image_set_of("0003.RawSet.zip!/a/x.jpg") == "rawset"
     assert image_set_of("Training/images/0001.가르마/mqset.jpg") is None
+    assert image_set_of("hq/Training/images/x.jpg") == image_set_of("Training/images_HQ/x.jpg") == "hqset"
+    assert image_set_of("raw/0002.mqset/x.jpg") == "mqset"
+    assert image_set_of("drawn/hqs/x.jpg") is None
 
 
 def test_each_label_takes_the_image_of_its_own_set_first() -> None:
@@ -286,3 +290,76 @@ def test_the_catalogs_geometry_maps_outputs_back(inputs: TinyInputs) -> None:
             corners * row.scale + (row.offset_x, row.offset_y), geometry.points(corners), atol=1e-3
         )
         np.testing.assert_allclose(geometry.points_back(geometry.points(corners)), corners, atol=1e-2)
+
+
+def row_of_first(inputs: TinyInputs):
+    frame = build_catalog(inputs.settings(), Profile(name="test")).frame
+    return next(row for row in frame.itertuples() if row.image_id == inputs.image_ids[0] and row.accepted)
+
+
+def test_a_mended_label_or_photo_of_another_set_is_other_content(inputs: TinyInputs) -> None:
+    path = add(inputs, "hqset", draw_person(0, 0, size=8 * SIZE))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 3] + bytes(len(whole) // 3) + whole[2 * len(whole) // 3 :])
+    hashes = [row_of_first(inputs).content_hash]
+    path.write_bytes(whole)
+    hashes.append(row_of_first(inputs).content_hash)
+    label_path = next((inputs.k_hairstyle / "Training" / "hqset").rglob("*.json"))
+    label_path.write_text(label_path.read_text().replace('"polygon1": "[', '"polygon1": "[ '))
+    hashes.append(row_of_first(inputs).content_hash)
+    assert len(set(hashes)) == 3
+
+
+def cut_and_closed(data: bytes) -> bytes:
+    return data[: len(data) // 2] + b"\xff\xd9"
+
+
+def without_tables(data: bytes) -> bytes:
+    at = data.index(b"\xff\xc4")
+    return data[: at + 5] + bytes([255] * 16) + data[at + 21 :]
+
+
+@pytest.mark.parametrize("damage", [cut_and_closed, without_tables])
+def test_patches_come_from_the_photo_itself_where_the_larger_one_is_damaged(inputs: TinyInputs, damage) -> None:
+    path = add(inputs, "rawset", draw_person(0, 0, size=4 * SIZE))
+    path.write_bytes(damage(path.read_bytes()))
+    row, settings = row_of_first(inputs), inputs.settings()
+    assert "rawset" in row.largest_path
+    largest = load_largest(row, settings)
+    assert largest.path == row.image_path
+    assert row.largest_path in largest.fault
+    np.testing.assert_array_equal(largest.image, load_photo(row, settings).image)
+    profile = Profile(name="test", processing=ProcessingConfig(size=SIZE, patches=PatchConfig(sizes=(16,))))
+    report = cut_hair_patches(row.shard, settings, profile)
+    assert report.left_out["largest_photo_is_damaged"] == [row.image_id]
+    assert not report.failed
+
+
+def test_a_larger_copy_in_a_folder_that_names_no_set_is_used(inputs: TinyInputs) -> None:
+    small = next(inputs.k_hairstyle.rglob(f"{inputs.image_ids[0]}.jpg"))
+    inputs.k_hairstyle.joinpath("Training/mqset").rename(inputs.k_hairstyle / "Training/small")
+    for path in [*inputs.k_hairstyle.rglob("0002.mqset")]:
+        path.rename(path.with_name("a"))
+    large = inputs.k_hairstyle / "Training/big/images/a" / Path(*small.parts[-3:])
+    write_rgb(large, draw_person(0, 0, size=2 * SIZE).photo)
+    frame = build_catalog(inputs.settings(), Profile(name="test")).frame
+    assert list(frame.reason.dropna()) == ["other_set"]
+    row = row_of_first(inputs)
+    assert (row.width, row.largest_width) == (SIZE, 2 * SIZE)
+
+
+@pytest.mark.parametrize("says_its_size", [True, False])
+def test_a_label_of_another_set_must_say_for_which_size_it_is(inputs: TinyInputs, says_its_size: bool) -> None:
+    large = add(inputs, "hqset", draw_person(0, 0, size=2 * SIZE))
+    large.unlink()
+    next((inputs.k_hairstyle / "Training/mqset").rglob(f"{inputs.image_ids[0].replace('-', '_')}.json")).unlink()
+    label_path = next((inputs.k_hairstyle / "Training/hqset").rglob("*.json"))
+    content = json.loads(label_path.read_text())
+    assert (content["width"], content["height"]) == (2 * SIZE, 2 * SIZE)
+    if not says_its_size:
+        del content["width"], content["height"]
+        label_path.write_text(json.dumps(content))
+    frame = build_catalog(inputs.settings(), Profile(name="test")).frame
+    (row,) = frame[frame.image_id == inputs.image_ids[0]].itertuples()
+    assert row.accepted == says_its_size
+    assert says_its_size or (row.reason == "image_without_label" and "names no width and height" in row.detail)

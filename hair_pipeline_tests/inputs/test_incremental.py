@@ -311,3 +311,30 @@ def test_a_fingerprint_opens_only_what_changed(
     label.write_bytes(label.read_bytes() + b" ")
     assert fingerprint_folder(inputs.root, kept) != first
     assert opened == [label.relative_to(inputs.root).as_posix()]
+
+
+def test_a_fingerprint_sees_a_mended_hole(inputs: TinyInputs) -> None:
+    path = next(inputs.k_hairstyle.rglob("*.jpg")).with_name("hole.jpg")
+    content = np.random.default_rng(0).bytes(80_000)
+    path.write_bytes(content[:27_000] + bytes(4_000) + content[31_000:])
+    os.utime(path, ns=(1, 1))
+    before = fingerprint_folder(inputs.root)
+    path.write_bytes(content)
+    os.utime(path, ns=(1, 1))
+    assert fingerprint_folder(inputs.root) != before
+
+
+def test_an_image_in_a_zip_whose_damage_was_mended_is_accepted(inputs: TinyInputs, tmp_path: Path) -> None:
+    """The zip's directory says the same before and after."""
+    archive = tmp_path / "zipped" / "Training.zip"
+    archive.parent.mkdir()
+    with zipfile.ZipFile(archive, "w") as stored:
+        for path in filter(Path.is_file, inputs.k_hairstyle.rglob("*.*")):
+            stored.write(path, path.relative_to(inputs.k_hairstyle))
+    whole, photo = archive.read_bytes(), next(inputs.k_hairstyle.rglob("*.jpg")).read_bytes()
+    at = whole.index(photo[-300:-240])
+    settings = inputs.settings(k_hairstyle_root=archive.parent)
+    archive.write_bytes(whole[:at] + bytes(60) + whole[at + 60 :])
+    assert list(build_catalog(settings, PROFILE).frame.reason.dropna()) == ["unreadable_image"]
+    archive.write_bytes(whole)
+    assert build_catalog(settings, PROFILE).frame.accepted.all()

@@ -61,6 +61,23 @@ def test_the_same_person_in_training_and_validation_keeps_each_label_at_home() -
     assert all(image.split("/")[0] == label.path.split("/")[0] for image, label in result.pairs)
 
 
+def test_a_label_takes_the_image_at_home_though_one_elsewhere_bears_its_name_exactly() -> None:
+    images = ["Training/mqset/images/P/P-1.jpg", "Validation/hqset/images/P/P-1.JPG"]
+    labels = [
+        LabelName(f"{Path(image).parent}/P_1.json".replace("images", "labels"), "P-1.jpg", "P") for image in images
+    ]
+    for names in (labels, labels[::-1]):
+        assert [(image, name.path) for image, name in pair(images, names).pairs] == [
+            (image, label.path) for image, label in zip(images, labels, strict=True)
+        ]
+    assert pair(images[:1], labels).labels[0][1] == Reason.DUPLICATE_LABEL
+
+
+def test_of_two_labels_that_name_an_image_the_one_called_like_it_is_taken() -> None:
+    labels = [LabelName("x/P_0.json", "P-1.jpg", "P"), LabelName("x/P_1.json", "P-1.jpg", "P")]
+    assert [name.path for _, name in pair(["x/P-1.jpg"], labels).pairs] == ["x/P_1.json"]
+
+
 @given(st.lists(st.integers(0, 6), max_size=8, unique=True), st.lists(st.integers(0, 6), max_size=10))
 def test_every_file_has_exactly_one_fate(image_numbers: list[int], label_numbers: list[int]) -> None:
     images = [f"i/A-{number:03d}.jpg" for number in image_numbers]

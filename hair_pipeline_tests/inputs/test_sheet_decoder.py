@@ -62,6 +62,12 @@ def test_every_pixel_goes_to_the_nearest_value(quadrant: np.ndarray) -> None:
     np.testing.assert_array_equal(masks.face, quadrant[..., 0] > 192)
 
 
+def test_a_pixel_that_is_wrong_in_every_way_counts_once() -> None:
+    with pytest.raises(BadFace) as caught:
+        classify_quadrant(np.full((6, 5, 3), (200, 60, 200), np.uint8))
+    assert caught.value.detail == "100.0% of the quadrant's pixels"
+
+
 @given(st.binary(max_size=300) | st.just(png(np.zeros((8, 8, 3), np.uint8))), st.integers(1, 40), st.integers(1, 40))
 def test_any_bytes_give_masks_or_bad_face(data: bytes, width: int, height: int) -> None:
     with contextlib.suppress(BadFace):
