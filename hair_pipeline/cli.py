@@ -292,9 +292,12 @@ def ab_test(
     A test that was killed goes on where it stopped. It needs no Dagster.
     """
     from hair_pipeline.evaluation.ab_test import run_ab_test
+    from hair_pipeline.files import read_json
 
     settings = load_settings()
     result = run_ab_test(customers.absolute(), old, new, out.absolute(), settings, settings.profile_values)
+    sides = read_json(result.folder / "verdict.json")
+    typer.echo(f"old: {sides['old']['label']}\nnew: {sides['new']['label']}")
     for reason in result.reasons:
         typer.echo(f"- {reason}")
     typer.echo(f"verdict: {result.verdict}\nreport: {result.report_path}")

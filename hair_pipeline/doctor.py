@@ -88,8 +88,8 @@ def _gpu(profile: Profile) -> Iterator[Finding]:
     if gpus := gpus_in_words():
         for index, gpu in enumerate(gpus):
             yield Finding("ok", f"GPU {index}: {gpu}")
-    elif profile.name == "sample":
-        yield Finding("note", f"no GPU; the sample profile is made for {os.cpu_count()} CPU cores or so")
+    elif profile.stage1.precision == profile.stage2.precision == "fp32":
+        yield Finding("note", f"no GPU; the profile {profile.name} trains in fp32, on {os.cpu_count()} CPU cores")
     else:
         yield Finding(
             "error",

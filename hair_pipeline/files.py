@@ -280,7 +280,7 @@ def confined(root: Path, relative: str | Path) -> Path:
     Raises:
         PipelineError: the path leaves the root, or is none.
     """
-    if "\0" in str(relative):
+    if "\0" in str(relative) or not _is_text(str(relative)):
         raise PipelineError(f"{str(relative)!r} is no path", file=root, remedy="mend or remove the entry")
     base = root.resolve()
     path = (base / relative).resolve()
@@ -289,6 +289,15 @@ def confined(root: Path, relative: str | Path) -> Path:
             f"the path {str(relative)!r} climbs out of its root", file=root, remedy="mend or remove the entry"
         )
     return path
+
+
+def _is_text(text: str) -> bool:
+    """Can it be written as UTF-8? Names that the operating system gave can, by the bytes that they stand for."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def confined_in_folder(root: Path, relative: str | Path) -> Path:

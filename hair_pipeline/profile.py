@@ -7,7 +7,7 @@ Does not belong here: paths and the environment (`settings`), and any code that 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -194,7 +194,7 @@ class LossesConfig(Values):
         LossTerm(weight=0.0),
         description="plain L2 outside mask and face: finetune_blocks would drift there under a loss in the hair alone",
     )
-    min_snr_gamma: float | None = Field(None, gt=0, description="per-sample min-SNR weighting of mask_l2")
+    min_snr_gamma: float | None = Field(None, gt=0, description="per-sample min-SNR weighting of mask_l2 and context")
     pixel_max_t: float = Field(0.35, gt=0, le=1, description="pixel losses only where t < pixel_max_t * T")
     pixel_every: int = Field(4, ge=1, description="pixel losses at every so many optimizer steps of each kind of batch")
     pixel_batch: int = Field(1, ge=1, description="at most this many samples of a micro-batch are decoded")
@@ -327,6 +327,12 @@ class ReleaseConfig(Values):
     )
     health_command: tuple[str, ...] = Field((), description="must exit with 0 after the restart")
     health_timeout: float = Field(60.0, gt=0, description="seconds the server has to become healthy")
+
+    @model_validator(mode="after")
+    def _template_of_something(self) -> Self:
+        if self.server_template is not None and self.server_config is None:
+            raise ValueError("server_template is set, but not server_config, the file to be written from it")
+        return self
 
 
 class Profile(Values):

@@ -87,13 +87,12 @@ def try_on(person: str, style: str, result: str) -> dict[str, str]:
 def redraw(person: str, style: str, result: str) -> None:
     settings = load_settings()
     inputs = settings.profile_values.inputs
+    target = files.confined(PHOTOS / RESULTS, result)
     requests = [
         read_request(files.confined(PHOTOS, name), None, None, settings, inputs, "a mask") for name in (person, style)
     ]
     picture = model.redraw(*requests)
-    files.write_bytes(
-        files.confined(PHOTOS / RESULTS, result), encode_picture(picture, ".png", requests[0].icc_profile)
-    )
+    files.write_bytes(target, encode_picture(picture, ".png", requests[0].icc_profile))
 
 
 def without_paths(text: str) -> str:

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field, ValidationError
+
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 
 SCHEMA = 1
-KEYS = {"production", "previous", "versions", "history"}
-RECORD_KEYS = {"registered_at", "folder", "files", "verdict", "sign_offs"}
 RESTORE = (
     "restore them from a backup; or, while it is the current Stage 2 model, materialise exported_weights, which makes "
     "them again as they were"
@@ -42,20 +42,55 @@ def read_registry(path: Path) -> dict[str, Any]:
     state = files.read_json(path, remedy=remedy)
     if not isinstance(state, dict) or state.get("schema") != SCHEMA:
         raise PipelineError(f"is not a registry of schema {SCHEMA}", file=path, remedy=remedy)
-    if missing := _missing(state):
-        raise PipelineError(f"the registry lacks {', '.join(missing)}", file=path, remedy=remedy)
+    missing, wrong = _faults(state)
+    if missing:
+        raise PipelineError(f"the registry lacks {', '.join(sorted(missing))}", file=path, remedy=remedy)
+    if wrong:
+        raise PipelineError(f"the registry is damaged ({'; '.join(wrong)})", file=path, remedy=remedy)
     return state
 
 
-def _missing(state: Mapping[str, Any]) -> list[str]:
-    """Keys that a registry must have and this one has not, sorted; those of a version behind its name."""
-    if missing := KEYS - state.keys():
-        return sorted(missing)
-    named = {version for version in (state["production"], *state["previous"]) if version is not None}
-    absent = [f"versions.{version}" for version in named - state["versions"].keys()]
-    for version, record in state["versions"].items():
-        absent += [f"versions.{version}.{key}" for key in RECORD_KEYS - record.keys()]
-    return sorted(absent)
+class _Verdict(BaseModel):
+    verdict: str
+
+
+class _SignOff(BaseModel):
+    reviewer: str
+    decision: str
+
+
+class _Record(BaseModel):
+    registered_at: str
+    folder: str
+    files: dict[str, str] = Field(min_length=1)
+    verdict: _Verdict
+    sign_offs: list[_SignOff]
+
+
+class _Event(BaseModel):
+    at: str
+    event: str
+    version: str
+
+
+class _Registry(BaseModel):
+    """What is read of a registry; it may hold more."""
+
+    production: str | None
+    previous: list[str]
+    versions: dict[str, _Record]
+    history: list[_Event]
+
+
+def _faults(state: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """What a registry lacks, keys of a version behind its name, and what else is wrong with it."""
+    try:
+        registry = _Registry.model_validate(state)
+    except ValidationError as error:
+        found = [(".".join(map(str, each["loc"])), each["type"], each["msg"]) for each in error.errors()]
+        return [at for at, kind, _ in found if kind == "missing"], [f"{at}: {why}" for at, _, why in found]
+    named = {version for version in (registry.production, *registry.previous) if version is not None}
+    return [f"versions.{version}" for version in named - registry.versions.keys()], []
 
 
 def damaged_files(folder: Path, hashes: Mapping[str, str]) -> list[str]:

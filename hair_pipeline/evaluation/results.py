@@ -210,10 +210,7 @@ def per_image(frames: Mapping[str, pd.DataFrame], results: Mapping[str, Result])
 def as_json(result: Result, baseline: Result | None) -> dict[str, Any]:
     """One entry of metrics.json; see `schema.MetricEntry`."""
     metric, estimate = result.metric, result.estimate
-    passed = None
-    if metric.threshold is not None and estimate.value is not None:
-        value = estimate.value
-        passed = value >= metric.threshold if metric.direction == "higher" else value <= metric.threshold
+    passed = None if estimate.value is None else metric.passes(estimate.value)
     base = None if baseline is None or not baseline.estimate.measured else _numbers(baseline.estimate)
     difference = None if base is None or result.difference is None else _numbers(result.difference)
     return _numbers(estimate) | {

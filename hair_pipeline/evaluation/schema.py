@@ -119,8 +119,15 @@ def read_metrics(path: Path) -> MetricsFile:
     Raises:
         PipelineError: missing, not JSON, or of another schema.
     """
+    content = files.read_json(path)
+    if isinstance(content, dict) and content.get("schema", SCHEMA) != SCHEMA:
+        raise PipelineError(
+            f"is a metrics file of schema {content['schema']}, not {SCHEMA}",
+            file=path,
+            remedy="materialise eval_report again",
+        )
     try:
-        return MetricsFile.model_validate(files.read_json(path))
+        return MetricsFile.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -12,6 +12,7 @@ from typing import Any
 
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError, ReleaseRefused
+from hair_pipeline.evaluation.metrics.definitions import METRICS
 from hair_pipeline.evaluation.picture_settings import PictureSettings
 from hair_pipeline.evaluation.schema import read_metrics
 from hair_pipeline.settings import Settings
@@ -126,7 +127,14 @@ def require_evaluation(settings: Settings, version: str) -> None:
         raise PipelineError(
             f"version {version} has not been evaluated", file=path, remedy="materialise eval_report for this model"
         )
-    metrics = read_metrics(path).metrics
+    report = read_metrics(path)
+    if report.version != version:
+        raise PipelineError(
+            f"is the report of version {report.version}, not of {version}",
+            file=path,
+            remedy="materialise eval_report again",
+        )
+    metrics = report.metrics
     entries = {name: metrics.get(name) or metrics.get(f"{name}_stand_in") for name in REQUIRED}
     for name, entry in entries.items():
         if entry is None or entry.value is None:
@@ -136,11 +144,12 @@ def require_evaluation(settings: Settings, version: str) -> None:
                 file=path,
                 remedy="mend the cause and materialise eval_report again",
             )
-        if name in MUST_PASS and not entry.passed:
-            limit = "at least" if entry.direction == "higher" else "at most"
+        metric = next(metric for metric in METRICS if metric.name == name)
+        if name in MUST_PASS and not metric.passes(entry.value):  # by the rule, not by what the file says of itself
+            limit = "at least" if metric.direction == "higher" else "at most"
             raise ReleaseRefused(
                 f"version {version} may not be released: {name} is {entry.value:.3g}, must be {limit} "
-                f"{entry.threshold} ({entry.title.lower()})",
+                f"{metric.threshold} ({entry.title.lower()})",
                 file=path,
                 remedy=MUST_PASS[name],
             )

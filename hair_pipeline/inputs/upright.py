@@ -16,6 +16,7 @@ from PIL import ExifTags, Image
 
 from hair_pipeline.files import UnreadableImage, decode_image, encode_image
 from hair_pipeline.inputs.jpeg import lost_data, small_gray
+from hair_pipeline.inputs.reader import open_regular
 from hair_pipeline.inputs.training_face import BadFace, Face, SheetMasks, choose_face, read_sheet
 from hair_pipeline.profile import InputsConfig
 
@@ -79,7 +80,8 @@ def read_upright(path: Path) -> UprightPhoto:
         UnreadableImage: as `files.read_image`.
     """
     try:
-        return decode_upright(path.read_bytes())
+        with open_regular(str(path)) as file:
+            return decode_upright(file.read())
     except OSError as error:
         raise UnreadableImage(f"cannot be read ({error.strerror})") from error
 

@@ -74,13 +74,47 @@ def load_base(reference: str | Path, models_dir: Path | None = None) -> Base:
         )
     options: dict[str, Any] = {"local_files_only": local, "use_safetensors": True}
     try:
-        vae = AutoencoderKL.from_pretrained(source, subfolder="vae", **options)
-        unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet", **options)
+        vae = AutoencoderKL.from_pretrained(source, subfolder="vae", variant=_variant(source, "vae"), **options)
+        variant = _variant(source, "unet")
+        unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet", variant=variant, **options)
         scheduler = DDPMScheduler.from_pretrained(source, subfolder="scheduler", local_files_only=local)
+        _refuse_what_asks_for_more_than_text(unet, source)
         null_tokens = _null_tokens(source, local, unet.config.cross_attention_dim)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise _cannot_be_loaded(source, error) from error
+    if null_tokens.shape[-1] != unet.config.cross_attention_dim:
+        raise PipelineError(
+            f"its parts belong to different models: text_encoder/ gives {null_tokens.shape[-1]} values per token, "
+            f"unet/ takes {unet.config.cross_attention_dim}",
+            file=source,
+            remedy="take all parts from one model",
+        )
     return Base.assemble(vae, unet, scheduler, null_tokens)
+
+
+def _variant(source: str, part: str) -> str | None:
+    """`fp16` where a folder has a part's weights in that variant only."""
+    names = [path.name for path in (Path(source) / part).glob("*.safetensors")]
+    return "fp16" if names and all(".fp16" in name for name in names) else None
+
+
+def _refuse_what_asks_for_more_than_text(unet: UNet2DConditionModel, source: str) -> None:
+    """Refuse UNets that are not Stable Diffusion's, before they fail at their first step.
+
+    Raises:
+        PipelineError: it takes size or class embeddings (SDXL), or tokens of several widths.
+    """
+    config = unet.config
+    asks = [name for name in ("addition_embed_type", "class_embed_type") if config.get(name) is not None]
+    if not isinstance(config.cross_attention_dim, int):
+        asks.append(f"cross_attention_dim {config.cross_attention_dim}")
+    if asks:
+        raise PipelineError(
+            f"its UNet is not of the Stable Diffusion 1 and 2 family: it has {', '.join(asks)}",
+            file=source,
+            remedy="set models.base to an inpainting model of that family, such as "
+            "stable-diffusion-v1-5/stable-diffusion-inpainting",
+        )
 
 
 def hub_commit(hub_id: str) -> str:
@@ -113,7 +147,10 @@ def _null_tokens(source: str, local: bool, dim: int) -> Tensor:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", local_files_only=local)
-    encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", local_files_only=local)
+    variant = _variant(source, "text_encoder")
+    encoder = CLIPTextModel.from_pretrained(
+        source, subfolder="text_encoder", variant=variant, local_files_only=local
+    ).float()
     ids = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
     with torch.no_grad():
         return encoder(ids)[0].float()

@@ -6,11 +6,13 @@ deployed, and going back when a step fails (`registry`).
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
 import json
 import logging
 import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 REMEDY = "correct release.{} in the profile, or mend the server; then promote again"
 POLL_SECONDS = 0.5
 MAX_ANSWER_BYTES = 1_000_000
+MAX_TAIL_BYTES = 4_000
+"""Of a command's output, kept in the registry's history."""
 
 
 def deploy(version: str | None, folder: Path | None, config: ReleaseConfig) -> list[str]:
@@ -106,29 +110,41 @@ def _run(words: Sequence[str], version: str | None, timeout: float, option: str)
     remedy = REMEDY.format(option)
     with tempfile.TemporaryFile() as output:
         try:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 list(words),
                 env=os.environ | {"HAIR_PIPELINE_VERSION": version or ""},
-                timeout=timeout,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                check=False,
+                start_new_session=True,  # so that what it started ends with it when it takes too long
             )
+        except OSError as error:
+            raise PipelineError(f"cannot be started ({error.strerror})", file=words[0], remedy=remedy) from error
+        try:
+            status = process.wait(timeout)
         except subprocess.TimeoutExpired as error:
+            _kill(process)
             raise PipelineError(
                 f"{' '.join(words)} did not end within {timeout:g} s", file=words[0], remedy=remedy
             ) from error
-        except OSError as error:
-            raise PipelineError(f"cannot be started ({error.strerror})", file=words[0], remedy=remedy) from error
-        output.seek(0)
+        except BaseException:
+            _kill(process)
+            raise
+        output.seek(max(0, output.seek(0, os.SEEK_END) - MAX_TAIL_BYTES))
         tail = "\n".join(output.read().decode(errors="replace").strip().splitlines()[-5:])
-    if done.returncode != 0:
+    if status != 0:
         raise PipelineError(
-            f"{' '.join(words)} failed with exit status {done.returncode}{': ' if tail else ''}{tail}",
+            f"{' '.join(words)} failed with exit status {status}{': ' if tail else ''}{tail}",
             file=words[0],
             remedy=remedy,
         )
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a command and all it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _wait_until_healthy(version: str, config: ReleaseConfig) -> None:
@@ -161,7 +177,7 @@ def _url_problem(url: str, version: str, seconds: float) -> str | None:
     try:
         proxies = urllib.request.ProxyHandler({} if _on_this_machine(url) else None)
         with urllib.request.build_opener(proxies).open(url, timeout=min(seconds, 10.0)) as answer:
-            body = answer.read(MAX_ANSWER_BYTES)
+            body = _read(answer, time.monotonic() + seconds)
     except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
         return f"{url}: {error or type(error).__name__}"
     try:
@@ -170,6 +186,20 @@ def _url_problem(url: str, version: str, seconds: float) -> str | None:
         return None
     serving = said.get("version") if isinstance(said, dict) else None
     return None if serving in (None, version) else f"{url} serves version {serving}, not {version}"
+
+
+def _read(answer: http.client.HTTPResponse, deadline: float) -> bytes:
+    """An answer's body, at most `MAX_ANSWER_BYTES`.
+
+    Raises:
+        TimeoutError: it trickles in beyond the deadline.
+    """
+    body = b""
+    while len(body) < MAX_ANSWER_BYTES and (part := answer.read1(MAX_ANSWER_BYTES - len(body))):
+        body += part
+        if time.monotonic() > deadline:
+            raise TimeoutError("the answer did not end in time")
+    return body
 
 
 def _on_this_machine(url: str) -> bool:

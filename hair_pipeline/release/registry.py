@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import BaseModel, Field, ValidationError
+
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError, ReleaseRefused
 from hair_pipeline.evaluation.picture_settings import PictureSettings, require_judged
@@ -210,6 +212,36 @@ def import_review(
     return result
 
 
+class Exported(BaseModel):
+    """exported.json: what was exported last."""
+
+    version: str
+    folder: str
+    files: dict[str, str] = Field(min_length=1)
+
+
+def _read_exported(path: Path) -> Exported:
+    """Raises PipelineError: it is missing, or not as it was written."""
+    try:
+        return Exported.model_validate(files.read_json(path))
+    except ValidationError as error:
+        raise _damaged(path, error) from error
+
+
+def _read_card(path: Path) -> PictureSettings:
+    """The settings in a version's hair_pipeline.json. Raises PipelineError as `_read_exported`."""
+    try:
+        return PictureSettings.of_card(dict(files.read_json(path)))
+    except (ValidationError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> PipelineError:
+    return PipelineError(
+        f"is damaged ({str(error).strip().splitlines()[0]})", file=path, remedy="materialise exported_weights again"
+    )
+
+
 def record_candidate(settings: Settings, profile: Profile) -> CandidateState:
     """Register the exported version with its hashes and verdict; promote it if people have signed it off since.
 
@@ -223,8 +255,8 @@ def record_candidate(settings: Settings, profile: Profile) -> CandidateState:
         ReleaseRefused: the evaluation is incomplete, the verdict is not approve, a reviewer rejected it, or it was
             compared with another version than the one in production.
     """
-    exported = files.read_json(settings.checkpoints / EXPORTED)
-    version: str = exported["version"]
+    exported = _read_exported(settings.checkpoints / EXPORTED)
+    version = exported.version
     registry = Registry(settings.registry_path, settings.training_root)
     require_evaluation(settings, version)
     try:
@@ -233,15 +265,15 @@ def record_candidate(settings: Settings, profile: Profile) -> CandidateState:
         with contextlib.suppress(PipelineError):
             registry.register(
                 version,
-                settings.training_root / exported["folder"],
-                exported["files"],
+                settings.training_root / exported.folder,
+                exported.files,
                 read_verdict(settings, version).as_json(),
             )
         raise
-    folder = settings.training_root / exported["folder"]
-    card = PictureSettings.of_card(files.read_json(folder / CARD_FILE))
+    folder = settings.training_root / exported.folder
+    card = _read_card(folder / CARD_FILE)
     require_judged(card, verdict.settings, version, settings.training_root / verdict.path)
-    registry.register(version, folder, exported["files"], verdict.as_json())
+    registry.register(version, folder, exported.files, verdict.as_json())
     state: Literal["promoted", "awaiting sign-off"] = "promoted"
     if registry.production() == version:
         if deploys(profile.release) and not registry.deployed(version):
@@ -279,5 +311,5 @@ def record_candidate(settings: Settings, profile: Profile) -> CandidateState:
         else:
             before = promote_and_deploy(registry, version, profile.release)
             message = f"version {version} is in production now (before: {before or 'nothing'})"
-    data_version = files.hash_bytes(version, state, *sorted(exported["files"].values()))
+    data_version = files.hash_bytes(version, state, *sorted(exported.files.values()))
     return CandidateState(version, state, message, data_version)

@@ -190,6 +190,8 @@ class Registry:
             raise PipelineError(f"the decision {decision!r} is not allowed", remedy="say approve or reject")
         if not reviewer.strip():
             raise PipelineError("the reviewer has no name", remedy="pass --reviewer NAME")
+        if any("\ud800" <= character <= "\udfff" for character in reviewer + notes):
+            raise PipelineError("the reviewer's name or notes are not UTF-8", remedy="type them in a UTF-8 terminal")
         with self._changing() as state:
             record = self._record(state, version)
             entry: dict[str, Any] = {"reviewer": reviewer.strip(), "decision": decision, "notes": notes, "at": _now()}

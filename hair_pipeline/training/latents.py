@@ -185,7 +185,7 @@ class _Encoder:
         """(H, W, 3) uint8 each -> (n, C, h, w) float16."""
         batch = torch.stack([to_tensor(image) for image in images]).to(self.device)
         latents: Tensor = encode(self.vae, batch)
-        return latents.to(torch.float16).cpu()
+        return latents.to(torch.float16).cpu().contiguous()  # attention in a VAE leaves them channels-last
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[np.ndarray]:

@@ -153,3 +153,28 @@ def test_text_encoder_gives_the_null_tokens(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = encoder(torch.tensor([[0] + [1] * 76]))[0]
     assert torch.allclose(loaded.null_tokens, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"addition_embed_type": "text_time"}, "addition_embed_type"),
+        ({"cross_attention_dim": [64, 64, 64]}, "cross_attention_dim"),
+    ],
+)
+def test_a_unet_of_another_family_is_refused_before_it_runs(
+    changes: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = save_base(tiny_base(), tmp_path / "base")
+    unet = tiny_base().unet
+    unet.register_to_config(**changes)
+    monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", lambda *_, **__: unet)
+    with pytest.raises(PipelineError, match=said):
+        load_base(folder)
+
+
+def test_a_base_in_the_fp16_variant_alone_is_loaded(tmp_path: Path) -> None:
+    folder = save_base(tiny_base(seed=3), tmp_path / "base")
+    for path in folder.glob("*/diffusion_pytorch_model.safetensors"):
+        path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    torch.testing.assert_close(load_base(folder).unet.state_dict(), tiny_base(seed=3).unet.state_dict())

@@ -80,9 +80,9 @@ def test_export_refuses_without_an_approving_verdict_on_this_model(world: World)
             {"value": None, "n": 0, "reason": "no reliable face"},
             "identity_raw.*no reliable face",
         ),
-        ("identity_stand_in", {"value": 0.69, "passed": False}, r"identity is 0\.69, must be at least 0\.7 "),
-        ("leakage_swap", {"value": 0.06, "passed": False}, r"leakage_swap is 0\.06, must be at most 0\.05 "),
-        ("untouched_changed", {"value": 0.01, "passed": False}, r"untouched_changed is 0\.01, must be at most 0\.0 "),
+        ("identity_stand_in", {"value": 0.69, "passed": True}, r"identity is 0\.69, must be at least 0\.7 "),
+        ("leakage_swap", {"value": 0.06, "passed": True}, r"leakage_swap is 0\.06, must be at most 0\.05 "),
+        ("untouched_changed", {"value": 0.01, "passed": True}, r"untouched_changed is 0\.01, must be at most 0\.0 "),
     ):
         spoilt = metrics | {"metrics": metrics["metrics"] | {name: metrics["metrics"][name] | change}}
         (report.folder / "metrics.json").write_text(json.dumps(spoilt))

@@ -121,6 +121,8 @@ def test_a_bad_decision_and_a_broken_file_are_refused(tmp_path: Path) -> None:
         registry.sign_off("a", "Kim", "maybe")
     with pytest.raises(PipelineError, match="no name"):
         registry.sign_off("a", " ", "approve")
+    with pytest.raises(PipelineError, match="not UTF-8"):
+        registry.sign_off("a", "Kim\udc9b", "approve")
     registry.path.write_text("{}")
     with pytest.raises(PipelineError, match="not a registry"):
         registry.list()
@@ -151,6 +153,11 @@ def test_a_broken_registry_is_restored_from_its_copy(tmp_path: Path) -> None:
     state = json.loads(whole)
     spoil(lambda: write_json(registry.path, {key: value for key, value in state.items() if key != "previous"}))
     spoil(lambda: write_json(registry.path, state | {"versions": {}}))
+    for wrong in ({"previous": None}, {"versions": []}, {"history": [{}]}, {"production": ["a"]}):
+        spoil(lambda wrong=wrong: write_json(registry.path, state | wrong))
+    record = state["versions"]["a"]
+    for wrong in ({"verdict": {}}, {"sign_offs": [{}]}, {"files": {}}, {"folder": 3}):
+        spoil(lambda wrong=wrong: write_json(registry.path, state | {"versions": {"a": record | wrong}}))
     del state["versions"]["a"]["files"]
     spoil(lambda: write_json(registry.path, state))
 
@@ -425,6 +432,48 @@ def test_a_promotion_that_cannot_be_taken_back_names_both_errors_and_production(
     with pytest.raises(PipelineError, match=r"(?s)worker is down.*back failed too.*gone or changed.*in production: b"):
         promote_and_deploy(registry, "b", ReleaseConfig(restart_commands=(damage,)))
     assert registry.production() == "b"
+
+
+def test_a_command_that_takes_too_long_ends_with_what_it_started(tmp_path: Path) -> None:
+    left = tmp_path / "left"
+    code = f"import subprocess, time; subprocess.Popen(['sh', '-c', 'sleep 3; touch {left}']); time.sleep(30)"
+    with pytest.raises(PipelineError, match="did not end within"):
+        deploy("a", None, ReleaseConfig(restart_commands=(python(code),), restart_timeout=2.0))
+    time.sleep(3)
+    assert not left.exists()
+
+
+def test_a_command_s_output_is_kept_in_part(tmp_path: Path) -> None:
+    code = "import sys; sys.exit('x' * 1_000_000 + ' the end')"
+    with pytest.raises(PipelineError, match="the end") as error:
+        deploy("a", None, ReleaseConfig(restart_commands=(python(code),)))
+    assert len(error.value.what) < 10_000
+
+
+def test_an_answer_that_trickles_in_is_not_waited_for() -> None:
+    class Trickle(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(10_000)
+            self.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Length: 400\r\n\r\n")
+            for _ in range(400):
+                try:
+                    self.wfile.write(b" ")
+                except OSError:
+                    return
+                time.sleep(0.1)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Trickle) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/health"
+        with pytest.raises(PipelineError, match="did not end in time"):
+            deploy("a", None, ReleaseConfig(health_url=url, health_timeout=0.5))
+        server.shutdown()
+
+
+def test_a_template_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="server_config"):
+        ReleaseConfig(server_template=tmp_path / "server.j2")
 
 
 def test_an_empty_command_is_refused() -> None:

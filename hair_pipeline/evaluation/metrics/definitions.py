@@ -30,6 +30,12 @@ class Metric:
     threshold: float | None = None
     digits: int = 3
 
+    def passes(self, value: float) -> bool | None:
+        """Does a value reach the pass mark? None where there is none."""
+        if self.threshold is None:
+            return None
+        return value >= self.threshold if self.direction == "higher" else value <= self.threshold
+
 
 METRICS = (
     Metric(

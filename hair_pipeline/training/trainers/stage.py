@@ -132,7 +132,8 @@ def _refuse_other_sides(latents: LatentStore, kinds: tuple[str, ...], profile: P
                 raise PipelineError(
                     f"{kind} latents of {side} pixels, but {name} of the profile makes them {wanted}",
                     file=latents.folder / f"{shard}.safetensors",
-                    remedy="materialise latents again (`hair-pipeline run --select key:latents`)",
+                    remedy="materialise latents again with this profile: HAIR_PIPELINE_PROFILE=<its name or file> "
+                    "hair-pipeline run --select key:latents",
                 )
 
 
