@@ -29,7 +29,7 @@ def unet_peak_gb(batch: int, checkpointed: bool, finetune: tuple[str, ...] = ())
     """Peak of the UNet's step alone, in 10^9 bytes: no VAE, no average, no context."""
     config = StageConfig(gradient_accumulation_steps=1, losses=NO_PIXELS, finetune_blocks=finetune)
     step = memory_plan._Step(load_profile("rtx24gb"), "stage2", config, SD15_INPAINTING)
-    trace = step.trace(batch, checkpointed)
+    trace = step.trace(batch, checkpointed, only_unet=True)
     return (trace.unet_peak - trace.judges - trace.average) / 1e9
 
 
