@@ -228,7 +228,7 @@ class _Line:
     Attributes:
         config: the stage, with the batch of the trace.
         trace: of one step.
-        doubled: of one step at twice the batch.
+        doubled: of the UNet's passes alone, at twice the batch.
     """
 
     config: StageConfig
@@ -302,10 +302,14 @@ class _Step:
     def line(self, checkpointed: bool) -> _Line:
         """Peaks at all micro-batches."""
         batch = self.config.batch_size
-        return _Line(self.config, self.trace(batch, checkpointed), self.trace(2 * batch, checkpointed))
+        return _Line(self.config, self.trace(batch, checkpointed), self.trace(2 * batch, checkpointed, only_unet=True))
 
-    def trace(self, batch: int, checkpointed: bool) -> Trace:
-        """Allocations of one step at a micro-batch; see `Trace`."""
+    def trace(self, batch: int, checkpointed: bool, *, only_unet: bool = False) -> Trace:
+        """Allocations of one step at a micro-batch; see `Trace`.
+
+        Args:
+            only_unet: leave the pixel losses and validation out, which take half of the time.
+        """
         base, model, judges = self._networks()
         if checkpointed:
             model.unet.enable_gradient_checkpointing()
@@ -330,7 +334,8 @@ class _Step:
             forward_peak = tracker.peak
             tracker.reset_peak()
             seed = torch.empty_like(prediction)
-            self._pixel_losses(base, judges, prediction, min(batch, self.config.losses.pixel_batch))
+            if not only_unet:
+                self._pixel_losses(base, judges, prediction, min(batch, self.config.losses.pixel_batch))
             pixel_peak = tracker.peak
             tracker.reset_peak()
             torch.autograd.backward(prediction, seed)
@@ -341,11 +346,12 @@ class _Step:
                 unet_peak = max(unet_peak, tracker.now)
             tracker.reset_peak()
             kept += (torch.empty(p.shape) for p in trained)
-            with torch.no_grad():
-                self._predict(base, model, IMAGES_AT_ONCE)
-                autocast.close()
-                with cuda_rules(torch.float32):
-                    self._compare(base, judges)
+            if not only_unet:
+                with torch.no_grad():
+                    self._predict(base, model, IMAGES_AT_ONCE)
+                    autocast.close()
+                    with cuda_rules(torch.float32):
+                        self._compare(base, judges)
             validation_peak = tracker.peak
         return Trace(weights, frozen, average, gradients, state, retained, pixel_peak, unet_peak, validation_peak)
 

@@ -38,5 +38,9 @@ if __name__ == "__main__":
     from hair_pipeline.orchestration.launch import launch
 
     with open_instance(load_settings()) as instance:
-        failures = launch(instance, module="hair_pipeline_tests.orchestration.stoppable").failures
-    sys.exit(str(failures) if failures else 0)
+        outcome = launch(
+            instance,
+            selection="* or key:source",  # a launch without one has the steps preload torch, which none needs
+            module="hair_pipeline_tests.orchestration.stoppable",
+        )
+    sys.exit(str(outcome.failures) if outcome.failures else 0)

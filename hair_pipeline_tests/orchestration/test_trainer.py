@@ -18,7 +18,7 @@ from hair_pipeline.orchestration.trainer import train_command
 from hair_pipeline.settings import PROJECT_ROOT, Settings
 from hair_pipeline.training import checkpoint
 from hair_pipeline_tests.orchestration import stoppable
-from hair_pipeline_tests.orchestration.line_trainer import STEPS
+from hair_pipeline_tests.orchestration.line_trainer import HURRY, STEPS
 from hair_pipeline_tests.orchestration.test_local_lane import instance_folder
 
 
@@ -51,6 +51,10 @@ class Training:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         return int((self.folder / "pid").read_text())
+
+    def hurry(self) -> None:
+        """Let the rest of the training be quick: it is stopped no more."""
+        (self.folder / HURRY).touch()
 
     def saved(self) -> int:
         found = checkpoint.load_newest(self.folder / "checkpoints")
@@ -104,6 +108,8 @@ def test_a_training_is_saved_and_frees_the_gpu_however_it_is_stopped(tmp_path):
     launch = training.start()
     child = training.wait_for_step(second + 3, launch)
     os.kill(child, signal.SIGTERM)  # the training itself, as when its machine is taken away
+    assert gone(child)
+    training.hurry()
     _, errors = launch.communicate(timeout=200)
     assert launch.returncode == 0, errors
     lines = [json.loads(line) for line in (training.folder / "losses.jsonl").read_text().splitlines()]
@@ -129,6 +135,7 @@ def test_the_next_command_gets_the_gpu_when_the_training_of_a_killed_one_has_sav
     saved = training.saved()
     assert saved < STEPS
     assert training.wait_for_step(saved + 1, after) != orphan
+    training.hurry()
     _, errors = after.communicate(timeout=200)
     assert after.returncode == 0, errors
     lines = [json.loads(line)["step"] for line in (training.folder / "losses.jsonl").read_text().splitlines()]

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from hair_pipeline.cli import app
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.models.architectures import SD15_INPAINTING
+from hair_pipeline.models.architectures import SD15_INPAINTING, Architecture
 from hair_pipeline.models.perceptual import PerceptualNet, untrained_lpips
 from hair_pipeline.profile import LossesConfig, LossTerm, Profile, StageConfig, load_profile
 from hair_pipeline.training import memory_plan
@@ -29,7 +29,7 @@ def unet_peak_gb(batch: int, checkpointed: bool, finetune: tuple[str, ...] = ())
     """Peak of the UNet's step alone, in 10^9 bytes: no VAE, no average, no context."""
     config = StageConfig(gradient_accumulation_steps=1, losses=NO_PIXELS, finetune_blocks=finetune)
     step = memory_plan._Step(load_profile("rtx24gb"), "stage2", config, SD15_INPAINTING)
-    trace = step.trace(batch, checkpointed)
+    trace = step.trace(batch, checkpointed, only_unet=True)
     return (trace.unet_peak - trace.judges - trace.average) / 1e9
 
 
@@ -73,6 +73,39 @@ def small(losses: LossesConfig = NO_PIXELS, **stage: object) -> Profile:
     return Profile(name="small", stage1=config, stage2=config)
 
 
+FEW_LAYERS = Architecture(
+    vae={
+        "block_out_channels": (16, 32),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "norm_num_groups": 8,
+        "mid_block_add_attention": False,
+    },
+    unet={
+        "in_channels": 9,
+        "out_channels": 4,
+        "block_out_channels": (32, 64),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "attention_head_dim": 4,
+        "cross_attention_dim": 64,
+        "norm_num_groups": 16,
+    },
+    prompt_length=1,
+)
+"""Half of the sample's base: what a trace takes is the number of operations, and the plan's rules are the same."""
+
+
+@pytest.fixture
+def few_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans reckon with `FEW_LAYERS`."""
+    monkeypatch.setattr(memory_plan, "_architecture", lambda profile, settings: FEW_LAYERS)
+
+
+@pytest.mark.usefixtures("few_layers")
 @pytest.mark.parametrize("norms", [50, 0])
 def test_parts_add_up_and_pixel_losses_cost(norms: int) -> None:
     plan = plan_stage(small(LossesConfig(pixel_batch=1), gradient_norm_every=norms), "stage2")
@@ -82,6 +115,7 @@ def test_parts_add_up_and_pixel_losses_cost(norms: int) -> None:
     assert plan.lines()[-1] == f"peak: {plan.peak_gib:.1f} GiB of 24.0 GiB: fits"
 
 
+@pytest.mark.usefixtures("few_layers")
 @pytest.mark.parametrize(("checkpointed", "batch", "fitting"), [(False, 2, 9), (True, 2, 9), (False, 12, 4)])
 def test_the_largest_batch_is_what_a_direct_trace_says(checkpointed: bool, batch: int, fitting: int) -> None:
     """With decoded pixels, whose cost checkpointing changes too."""
@@ -91,6 +125,7 @@ def test_the_largest_batch_is_what_a_direct_trace_says(checkpointed: bool, batch
     assert step.line(checkpointed).largest((fits + does_not) / 2 + memory_plan.CONTEXT_GIB) == fitting
 
 
+@pytest.mark.usefixtures("few_layers")
 def test_the_advice_is_for_the_whole_step_with_and_without_checkpointing() -> None:
     """What the plan says about the other way is what its own plan says."""
     losses = LossesConfig(pixel_batch=2)
@@ -119,6 +154,7 @@ def test_validation_compares_one_image_at_a_time() -> None:
     assert peaks[1] < 1.1 * peaks[0]
 
 
+@pytest.mark.usefixtures("few_layers")
 def test_validation_is_planned_with_its_comparison_and_the_weights_it_puts_aside(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -134,6 +170,7 @@ def test_validation_is_planned_with_its_comparison_and_the_weights_it_puts_aside
     assert step.trace(8, checkpointed=False).validation_peak > usual.resident + usual.average + 4 * GIB
 
 
+@pytest.mark.usefixtures("few_layers")
 def test_small_card_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = plan_stage(small(), "stage2")
     assert plain.parts["pixel-loss decode"] == 0
