@@ -42,7 +42,8 @@ latents_job = dg.define_asset_job(
 training_job = dg.define_asset_job(
     "retrain",
     selection=dg.AssetSelection.assets(*TRAINED),
-    description="Train everything again on all shards, in order. What is finished and unchanged is not done again.",
+    description="Train everything again on all shards, in order. What is finished and unchanged is not done again. "
+    "Launch it with its partitions, all of them.",
 )
 evaluation_job = dg.define_asset_job(
     "evaluate",
