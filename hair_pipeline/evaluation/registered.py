@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
@@ -62,7 +62,7 @@ class _SignOff(BaseModel):
 class _Record(BaseModel):
     registered_at: str
     folder: str
-    files: dict[str, str] = Field(min_length=1)
+    files: dict[str, str]
     verdict: _Verdict
     sign_offs: list[_SignOff]
 

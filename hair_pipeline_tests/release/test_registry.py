@@ -156,7 +156,7 @@ def test_a_broken_registry_is_restored_from_its_copy(tmp_path: Path) -> None:
     for wrong in ({"previous": None}, {"versions": []}, {"history": [{}]}, {"production": ["a"]}):
         spoil(lambda wrong=wrong: write_json(registry.path, state | wrong))
     record = state["versions"]["a"]
-    for wrong in ({"verdict": {}}, {"sign_offs": [{}]}, {"files": {}}, {"folder": 3}):
+    for wrong in ({"verdict": {}}, {"sign_offs": [{}]}, {"files": []}, {"folder": 3}):
         spoil(lambda wrong=wrong: write_json(registry.path, state | {"versions": {"a": record | wrong}}))
     del state["versions"]["a"]["files"]
     spoil(lambda: write_json(registry.path, state))

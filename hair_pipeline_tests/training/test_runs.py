@@ -150,6 +150,7 @@ def test_force_alone_is_refused(settings: Settings) -> None:
 
 
 def test_the_command_refuses_too(interrupted: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted.models_dir.mkdir(exist_ok=True)
     monkeypatch.setattr(cli, "load_settings", lambda: interrupted)
     result = CliRunner().invoke(cli.app, ["train", NAME, "--resume"])
     assert isinstance(result.exception, PipelineError)
