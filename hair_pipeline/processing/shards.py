@@ -248,8 +248,7 @@ def gather_identity_embeddings(shard: str, settings: Settings, profile: Profile)
     write_bytes(job.table, buffer.getvalue())
     persons, cosines = gathered.similarities()
     picture = identity.picture(cosines)
-    if picture is not None:
-        write_bytes(_preview_path(job), encode_preview(picture))
+    _show(picture, _preview_path(job))
     numbers = {"reliable": float(len(persons)), **identity.agreement(persons, cosines)}
     job.failed = gathered.failed
     left_out = {reason: sorted(images) for reason, images in gathered.skipped.items()}
@@ -390,11 +389,16 @@ def _draw(job: _Job, profile: Profile, shown: dict[str, Picture], product: Calla
     pictures = [shown[ids[place]] for place in chosen]
     with_face = next((number for number, place in enumerate(chosen) if bool(columns["stage2"][place])), 0)
     sheet, steps = shard_pictures.draw(job.asset, pictures, product, with_face, profile.processing)
-    for path, picture in ((_preview_path(job), sheet), (_steps_path(job), steps)):
-        if picture is None:
-            remove(path)
-        else:
-            write_bytes(path, encode_preview(picture))
+    _show(sheet, _preview_path(job))
+    _show(steps, _steps_path(job))
+
+
+def _show(picture: np.ndarray | None, path: Path) -> None:
+    """Write a picture; of nothing to show, take an earlier one away."""
+    if picture is None:
+        remove(path)
+    else:
+        write_bytes(path, encode_preview(picture))
 
 
 def _preview_path(job: _Job) -> Path:

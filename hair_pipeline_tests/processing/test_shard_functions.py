@@ -64,6 +64,15 @@ def test_twice_is_once(function: object, settings: Settings) -> None:
     assert second.preview == first.preview
 
 
+def test_people_who_are_no_longer_relied_on_are_not_shown(settings: Settings) -> None:
+    assert gather_identity_embeddings(SHARD, settings, PROFILE).preview is not None
+    strict = PROFILE.model_copy(update={"inputs": InputsConfig(max_identity_yaw=0)})
+    build_catalog(settings, strict)
+    report = gather_identity_embeddings(SHARD, settings, strict)
+    assert report.numbers["reliable"] == 0
+    assert report.preview is None
+
+
 def test_two_runs_on_one_shard_wait_for_each_other(settings: Settings) -> None:
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: make_image_parts(SHARD, settings, PROFILE), range(2)))
