@@ -44,7 +44,7 @@ from hair_pipeline.processing.work import ROW_COLUMNS, Made, Outcome, Picture, T
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 
-ALGORITHM_VERSION = 7
+ALGORITHM_VERSION = 8
 """Raised when the code makes other pixels from the same inputs and settings, so that shards are done again."""
 IMAGE_PARTS = ("bald_images", "hair_only_images", "hair_patches")
 """Assets made of one image at a time, all of them while it is in memory."""
