@@ -48,7 +48,7 @@ from hair_pipeline.inputs.training_face import (
 from hair_pipeline.profile import InputsConfig
 from hair_pipeline.vocabulary import ATTRIBUTES
 
-REVISION = 5
+REVISION = 6
 """Raised when the same files would be examined to another result: remembered rows are then made again."""
 _HEAD_BYTES = 2**17
 _BLOCK_BYTES, _BLOCKS = 4096, 4

@@ -20,15 +20,17 @@ def names_of(sources: Iterable[str], assigned: Container[str], same_person: Mapp
     Args:
         sources: of all images.
         assigned: the names of people who have a shard.
-        same_person: of the profile: source -> the source it belongs to, in any case.
+        same_person: of the profile: source -> the source it belongs to, in any case and in any order: where A is B and
+            B is C, all three are C.
     """
     spellings: dict[str, str] = {}
     for source in sorted(sources, key=lambda source: (source not in assigned, source)):
         spellings.setdefault(key_of(source), source)
     names = dict(spellings)
     for alias, source in same_person.items():
-        person = spellings.get(key_of(source), source)
-        names = {key: person if key_of(name) == key_of(alias) else name for key, name in names.items()}
+        joined = names.setdefault(key_of(alias), alias)
+        person = names.setdefault(key_of(source), source)  # who may have been joined to somebody else before
+        names = {key: person if name == joined else name for key, name in names.items()}
     return names
 
 

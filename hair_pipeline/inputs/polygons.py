@@ -145,10 +145,10 @@ def _draw_ring(mask: np.ndarray, ring: np.ndarray) -> None:
     under = mask[start[1] : end[1], start[0] : end[0]]
     if under.size == 0:
         return
-    part = np.zeros_like(under)
+    part = np.zeros((under.shape[0], under.shape[1] + 1), np.uint8)  # OpenCV fills the last column for what lies beyond
     points = np.round(ring * (1 << _SUBPIXEL_BITS)).astype(np.int32) - (start << _SUBPIXEL_BITS)
     cv2.fillPoly(part, [points], 1, shift=_SUBPIXEL_BITS)
-    filled = part > 0
+    filled = part[:, :-1] > 0
     under[filled] = not under[filled].all()
 
 

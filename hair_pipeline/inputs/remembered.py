@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import atomic_path
 from hair_pipeline.inputs.columns import EXAMINED
 from hair_pipeline.inputs.k_hairstyle import LabelName
@@ -97,6 +98,9 @@ class ExaminedRows:
         Args:
             signatures: (N,) uint64, all remembered.
             columns: only these.
+
+        Raises:
+            PipelineError: a part is damaged.
         """
         places = self._places[np.searchsorted(self._signatures, signatures)]
         numbers = np.unique(places[:, 0])
@@ -114,7 +118,7 @@ class ExaminedRows:
         key = (number, columns)
         if key not in self._tables:
             names = list(columns or EXAMINED.names)
-            self._tables[key] = pq.read_table(self._parts[number], columns=names, use_threads=False)
+            self._tables[key] = _read_part(self._parts[number], names)
             while len(self._tables) > _PARTS_IN_MEMORY:
                 self._tables.popitem(last=False)
         self._tables.move_to_end(key)
@@ -142,6 +146,19 @@ class ExaminedRows:
         for start in range(0, len(signatures), PART_ROWS):
             block = signatures[start : start + PART_ROWS]
             yield from self.rows(block, tuple(SCHEMA.names)).combine_chunks().to_batches()
+
+
+def _read_part(path: Path, columns: list[str]) -> pa.Table:
+    """Some columns of a part.
+
+    Raises:
+        PipelineError: it is damaged, in other columns than those that `_index` reads.
+    """
+    try:
+        return pq.read_table(path, columns=columns, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        remedy = "delete it and run the same command again: its images are examined again"
+        raise PipelineError(f"is damaged ({error})", file=path, remedy=remedy) from error
 
 
 def _grouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:

@@ -26,6 +26,7 @@ from hair_pipeline.files import (
     hash_bytes,
     hash_file,
     make_folder,
+    one_at_a_time,
     read_image,
     remove,
     sync_files,
@@ -43,7 +44,7 @@ from hair_pipeline.processing.work import ROW_COLUMNS, Made, Outcome, Picture, T
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 
-ALGORITHM_VERSION = 7
+ALGORITHM_VERSION = 8
 """Raised when the code makes other pixels from the same inputs and settings, so that shards are done again."""
 IMAGE_PARTS = ("bald_images", "hair_only_images", "hair_patches")
 """Assets made of one image at a time, all of them while it is in memory."""
@@ -123,7 +124,8 @@ def make_image_parts(
     """Make some of `IMAGE_PARTS` for a shard, decoding each photo, label and sheet once for all of them.
 
     What is up to date is left alone. Killed at any moment and called again, it goes on behind the last finished image
-    and ends with the same bytes. Called again after images have failed, it tries these alone.
+    and ends with the same bytes. Called again after images have failed, it tries these alone. Of two runs that come to
+    the same shard, one waits for the other.
 
     Returns:
         Asset -> report.
@@ -138,18 +140,32 @@ def make_image_parts(
         "hair_patches": config.patches.model_dump(),
     }
     rows = _read_rows(shard, settings)
-    jobs = {asset: _job(asset, shard, rows, settings, profile, concerns[asset]) for asset in assets}
-    reports = {asset: report for asset, job in jobs.items() if (report := _reuse(job)) is not None}
-    missing = [job for asset, job in jobs.items() if asset not in reports]
-    if missing:
-        _make(missing, profile)
-        for job in missing:
-            _refuse_nothing(job)
-        shown: dict[str, Picture] = {}
-        for job in missing:
-            finish = _finish_table if job.images is None else _finish_images
-            reports[job.asset] = finish(job, profile, shown)
+    jobs = [_job(asset, shard, rows, settings, profile, concerns[asset]) for asset in assets]
+    reports = _up_to_date(jobs)
+    if len(reports) < len(jobs):
+        with one_at_a_time(settings.processed / ".locks" / f"{shard}.lock"):
+            reports = _up_to_date(jobs)  # by another run in the meantime
+            reports |= _make_missing([job for job in jobs if job.asset not in reports], profile)
     return {asset: reports[asset] for asset in assets}
+
+
+def _up_to_date(jobs: Sequence[_Job]) -> dict[str, ShardReport]:
+    return {job.asset: report for job in jobs if (report := _reuse(job)) is not None}
+
+
+def _make_missing(missing: Sequence[_Job], profile: Profile) -> dict[str, ShardReport]:
+    """Asset -> report."""
+    if not missing:
+        return {}
+    _make(missing, profile)
+    for job in missing:
+        _refuse_nothing(job)
+    shown: dict[str, Picture] = {}
+    reports: dict[str, ShardReport] = {}
+    for job in missing:
+        finish = _finish_table if job.images is None else _finish_images
+        reports[job.asset] = finish(job, profile, shown)
+    return reports
 
 
 def _make(jobs: Sequence[_Job], profile: Profile) -> None:
@@ -232,8 +248,7 @@ def gather_identity_embeddings(shard: str, settings: Settings, profile: Profile)
     write_bytes(job.table, buffer.getvalue())
     persons, cosines = gathered.similarities()
     picture = identity.picture(cosines)
-    if picture is not None:
-        write_bytes(_preview_path(job), encode_preview(picture))
+    _show(picture, _preview_path(job))
     numbers = {"reliable": float(len(persons)), **identity.agreement(persons, cosines)}
     job.failed = gathered.failed
     left_out = {reason: sorted(images) for reason, images in gathered.skipped.items()}
@@ -374,11 +389,16 @@ def _draw(job: _Job, profile: Profile, shown: dict[str, Picture], product: Calla
     pictures = [shown[ids[place]] for place in chosen]
     with_face = next((number for number, place in enumerate(chosen) if bool(columns["stage2"][place])), 0)
     sheet, steps = shard_pictures.draw(job.asset, pictures, product, with_face, profile.processing)
-    for path, picture in ((_preview_path(job), sheet), (_steps_path(job), steps)):
-        if picture is None:
-            remove(path)
-        else:
-            write_bytes(path, encode_preview(picture))
+    _show(sheet, _preview_path(job))
+    _show(steps, _steps_path(job))
+
+
+def _show(picture: np.ndarray | None, path: Path) -> None:
+    """Write a picture; of nothing to show, take an earlier one away."""
+    if picture is None:
+        remove(path)
+    else:
+        write_bytes(path, encode_preview(picture))
 
 
 def _preview_path(job: _Job) -> Path:

@@ -9,8 +9,10 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs import catalog, fingerprint, reader, remembered
 from hair_pipeline.inputs.catalog import build_catalog
 from hair_pipeline.inputs.columns import EXAMINED
@@ -120,6 +122,22 @@ def test_damaged_memories_are_made_again(inputs: TinyInputs) -> None:
         if path.is_file():
             path.write_bytes(b"noise")
     assert build_catalog(inputs.settings(), PROFILE).data_version == first.data_version
+
+
+def test_a_memory_damaged_where_it_is_read_last_is_named(inputs: TinyInputs) -> None:
+    settings = inputs.settings()
+    build_catalog(settings, PROFILE)
+    settings.catalog_path.unlink()
+    (part,) = (settings.processed / "catalog_cache").rglob("part-*.parquet")
+    hashes = pq.read_metadata(part).row_group(0).column(EXAMINED.get_field_index("content_hash"))
+    data = bytearray(part.read_bytes())
+    data[hashes.data_page_offset : hashes.data_page_offset + 64] = bytes(64)
+    part.write_bytes(data)
+    with pytest.raises(PipelineError, match="delete it and run the same command again") as found:
+        build_catalog(settings, PROFILE)
+    assert found.value.file == str(part)
+    part.unlink()
+    assert build_catalog(settings, PROFILE).frame.accepted.all()
 
 
 def test_people_under_two_names_become_one(inputs: TinyInputs) -> None:

@@ -1,8 +1,12 @@
 """The split by person: disjoint, stable when people come, about the fraction asked for, never an empty side."""
 
+from itertools import permutations
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hair_pipeline.inputs.people import names_of
 from hair_pipeline.inputs.split import assign_splits, position
 
 PEOPLE = st.dictionaries(st.integers(0, 5000).map("CP{:06d}".format), st.integers(0, 2), max_size=40)
@@ -51,3 +55,10 @@ def test_the_only_useful_person_is_trained_on() -> None:
         splits = assign_splits({"a": 1, "b": 0, "c": 0}, fraction, 0)
         assert splits["a"] == "train"
         assert "validation" in splits.values()
+
+
+@pytest.mark.parametrize("order", list(permutations((("CP1", "cp2"), ("CP2", "CP3"), ("DS9", "CP1")))))
+def test_a_person_of_several_names_is_one_in_whatever_order_they_are_told(order: tuple[tuple[str, str], ...]) -> None:
+    names = names_of(["CP1", "CP2", "CP3", "CP4"], (), dict(order))
+    assert {names[source] for source in ("CP1", "CP2", "CP3")} == {"CP3"}
+    assert names["CP4"] == "CP4"

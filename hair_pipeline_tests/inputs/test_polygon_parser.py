@@ -95,13 +95,21 @@ def test_a_ring_as_large_as_another_elsewhere_is_a_hole() -> None:
 
 
 def drawn_at_full_size(rings: list[np.ndarray], width: int, height: int) -> np.ndarray:
-    """Rings none of which retraces another, each drawn over the whole mask."""
+    """Rings none of which retraces another, each drawn over the whole mask and a column more."""
     mask = np.zeros((height, width), np.uint8)
     for ring in sorted(rings, key=lambda ring: -cv2.contourArea(ring)):
-        part = np.zeros_like(mask)
+        part = np.zeros((height, width + 1), np.uint8)
         cv2.fillPoly(part, [np.round(ring * 8).astype(np.int32)], 1, shift=3)
-        mask[part > 0] = not mask[part > 0].all()
+        inside = part[:, :-1] > 0
+        mask[inside] = not mask[inside].all()
     return mask.view(bool)
+
+
+def test_what_lies_beyond_the_right_border_is_not_drawn_at_it() -> None:
+    ring = np.float32([(-6, 48), (103, 118), (27, 36)])
+    column = np.flatnonzero(draw_polygon([ring], 28, 100)[:, -1])
+    assert column[0] == pytest.approx(36, abs=1)
+    assert column[-1] == pytest.approx(48 + 70 / 109 * 33, abs=1)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,12 @@ from hair_pipeline.inputs.samples import load_photo, load_sample
 from hair_pipeline.processing import journal, shard_pictures, work
 from hair_pipeline.processing.report import ShardReport
 from hair_pipeline.processing.shards import (
+    IMAGE_PARTS,
     cut_hair_patches,
     gather_identity_embeddings,
     make_bald_images,
     make_hair_only_images,
+    make_image_parts,
 )
 from hair_pipeline.profile import InputsConfig, PatchConfig, ProcessingConfig, Profile
 from hair_pipeline.settings import Settings
@@ -59,6 +62,22 @@ def test_twice_is_once(function: object, settings: Settings) -> None:
     assert first.preview is not None
     assert first.preview.stat().st_size <= 20_000
     assert second.preview == first.preview
+
+
+def test_people_who_are_no_longer_relied_on_are_not_shown(settings: Settings) -> None:
+    assert gather_identity_embeddings(SHARD, settings, PROFILE).preview is not None
+    strict = PROFILE.model_copy(update={"inputs": InputsConfig(max_identity_yaw=0)})
+    build_catalog(settings, strict)
+    report = gather_identity_embeddings(SHARD, settings, strict)
+    assert report.numbers["reliable"] == 0
+    assert report.preview is None
+
+
+def test_two_runs_on_one_shard_wait_for_each_other(settings: Settings) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: make_image_parts(SHARD, settings, PROFILE), range(2)))
+    for asset in IMAGE_PARTS:
+        assert sorted(reports[asset].reused for reports in both) == [False, True]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
