@@ -64,8 +64,9 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise _explain_write_error(error, path) from error
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        _refuse_where_full(error, path)
         raise
 
 
@@ -85,14 +86,32 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         _discard(temporary)
         raise _explain_write_error(error, path) from error
-    except BaseException:
+    except BaseException as error:
         _discard(temporary)
+        _refuse_where_full(error, path)
         raise
 
 
 def _discard(temporary: Path) -> None:
     with contextlib.suppress(OSError):  # the folder itself may be what is wrong
         temporary.unlink(missing_ok=True)
+
+
+def says_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that the disk is full.
+
+    safetensors wraps the system's error in one of its own, torch raises another while it handles it.
+    """
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _refuse_where_full(error: BaseException, path: Path) -> None:
+    if not isinstance(error, PipelineError) and says_full(error):
+        raise _explain_write_error(OSError(errno.ENOSPC, str(error)), path) from error
 
 
 def _explain_write_error(error: OSError, path: Path) -> PipelineError:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.members import Members
 from hair_pipeline.profile import StageConfig
 from hair_pipeline.training.latent_store import LatentStore, unpack_mask
@@ -67,12 +68,20 @@ class VectorTable:
 
 
 def read_style_vectors(folder: Path, members: Members) -> VectorTable:
-    """The table of `processed/style_vectors`, of the catalog's images."""
+    """The table of `processed/style_vectors`, of the catalog's images.
+
+    Raises:
+        PipelineError: shards have vectors of different lengths.
+    """
     return _read_vectors(folder, members, "vector", reliable_only=False)
 
 
 def read_reliable_identities(folder: Path, members: Members) -> VectorTable:
-    """The table of `processed/identity_embeddings`, of the catalog's images, only those marked reliable."""
+    """The table of `processed/identity_embeddings`, of the catalog's images, only those marked reliable.
+
+    Raises:
+        PipelineError: shards have vectors of different lengths.
+    """
     return _read_vectors(folder, members, "embedding", reliable_only=True)
 
 
@@ -95,6 +104,13 @@ def _read_vectors(folder: Path, members: Members, column: str, *, reliable_only:
         ids += rows.image_id.tolist()
         people += rows.person.tolist()
         blocks.append(np.stack(rows[column].to_list()).astype(np.float32))
+        length, others = blocks[-1].shape[1], blocks[0].shape[1]
+        if length != others:
+            raise PipelineError(
+                f"holds vectors of length {length}, the shards before it of {others}",
+                file=path,
+                remedy=f"materialise {folder.name} again, for all shards",
+            )
     return VectorTable(ids, people, np.concatenate(blocks) if blocks else np.zeros((0, 0), np.float32))
 
 

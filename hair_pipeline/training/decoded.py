@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
-from hair_pipeline.files import atomic_path
+from hair_pipeline.files import atomic_path, hash_bytes
 from hair_pipeline.models.base import decode, encode, load_base
 from hair_pipeline.models.weights import STAND_IN_VAE, base_reference
 from hair_pipeline.training.context import Context
@@ -26,6 +27,8 @@ from hair_pipeline.training.runs import current
 _MOST = 2000
 """So many photos show what the VAE does to hair, and fit into memory."""
 _BATCH = 16
+_PHOTOS = "photos"
+"""Metadata of the file: a hash of the photos' ids. Which of them can be read may change while a run is interrupted."""
 
 
 def base_vae(context: Context) -> AutoencoderKL:
@@ -47,13 +50,20 @@ def decoded_photos(vae: AutoencoderKL, store: PhotoStore, path: Path) -> dict[in
     Args:
         vae: in evaluation mode.
         store: photos whose side is a multiple of the VAE's factor (`refuse_uneven_sides`).
-        path: safetensors file they are kept in; read instead, if it is there.
+        path: safetensors file they are kept in; read instead, if it is there and of the same photos.
     """
     chosen = np.unique(np.linspace(0, len(store) - 1, min(_MOST, len(store))).astype(int))
-    if not path.exists():
+    photos = hash_bytes(*store.rows.image_id.iloc[chosen])
+    if not path.exists() or _photos_of(path) != photos:
         with atomic_path(path) as temporary:
-            save_file({"images": _decode(vae, store, chosen)}, temporary)
+            save_file({"images": _decode(vae, store, chosen)}, temporary, {_PHOTOS: photos})
     return dict(zip(chosen.tolist(), load_file(path)["images"], strict=True))
+
+
+def _photos_of(path: Path) -> str | None:
+    with safe_open(path, framework="np") as file:
+        photos: str | None = (file.metadata() or {}).get(_PHOTOS)
+    return photos
 
 
 @torch.no_grad()

@@ -150,15 +150,20 @@ class Engine:
     def restore(self, task: Task, saved: checkpoint.TrainingState) -> None:
         """Put a saved state back. Learning rates and weight decay are the configuration's, not the saved ones.
 
+        The moments of another kind of optimizer mean nothing to this one: they begin anew.
+
         Raises:
             PipelineError: it is the state of another network.
         """
         _check_same(saved.weights, task.state())
         task.load_state(saved.weights)
         self.ema.load(saved.ema, saved.progress["ema_updates"])
-        groups = self.optimizer.state_dict()["param_groups"]
+        groups, moments = self.optimizer.state_dict()["param_groups"], saved.optimizer["state"]
+        if not _are_moments_of(self.optimizer, moments):
+            log.warning("%s: the saved moments are another optimizer's: they begin anew", task.name)
+            moments = {}
         try:
-            self.optimizer.load_state_dict({"state": saved.optimizer["state"], "param_groups": groups})
+            self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         except ValueError as error:
             raise PipelineError(
                 f"the saved optimizer is another one ({error})", remedy="start over with --no-resume"
@@ -336,6 +341,12 @@ def make_optimizer(groups: list[dict[str, Any]], config: LoopConfig, device: tor
         ) from error
     optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, weight_decay=config.weight_decay)
     return optimizer
+
+
+def _are_moments_of(optimizer: torch.optim.Optimizer, moments: Mapping[int, Mapping[str, Any]]) -> bool:
+    """Whether saved moments are of the optimizer's kind: AdamW and its 8-bit form have other names for them."""
+    plain = isinstance(optimizer, torch.optim.AdamW)
+    return all(("exp_avg" in values) == plain for values in moments.values())
 
 
 def gradient_norms(losses: StepLosses) -> dict[str, float]:

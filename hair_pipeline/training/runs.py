@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from hair_pipeline.errors import PipelineError, TransientError
-from hair_pipeline.files import hash_bytes, is_locked, one_at_a_time, read_json, write_json
+from hair_pipeline.files import hash_bytes, is_locked, one_at_a_time, read_json, says_full, write_json
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import PROJECT_ROOT, Settings
 
@@ -376,7 +376,11 @@ def fresh_folder(final: Path) -> Iterator[Path]:
         if final.exists():
             final.replace(old)
         temporary.replace(final)
-    except OSError as error:
+    except PipelineError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and not says_full(error):
+            raise
         raise PipelineError(
             f"cannot be written ({error})", file=final, remedy="check the disk and its rights"
         ) from error

@@ -5,6 +5,7 @@ import os
 import struct
 import zlib
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
@@ -48,6 +50,27 @@ def test_a_disk_that_fills_up_keeps_the_old_file_and_leaves_no_part(tmp_path: Pa
         temporary.write_bytes(b"new")
     assert path.read_text().startswith('{\n  "kept": true')
     assert list(tmp_path.iterdir()) == [path]
+
+
+def _as_safetensors_says_it() -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def _as_torch_says_it() -> None:
+    try:
+        _full_disk()
+    finally:
+        raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 704 vs 598")
+
+
+@pytest.mark.parametrize("say", [_as_safetensors_says_it, _as_torch_says_it])
+def test_a_full_disk_is_told_in_the_same_words_whatever_library_writes(tmp_path: Path, say: Callable[[], None]):
+    for write in (atomic_open, atomic_path):
+        with pytest.raises(PipelineError, match="weights: no space left on the device"), write(tmp_path / "weights"):
+            say()
+        with pytest.raises(ValueError, match="of another kind"), write(tmp_path / "weights"):
+            raise ValueError("of another kind")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])

@@ -30,7 +30,7 @@ class Store:
 
     def __init__(self, count: int) -> None:
         label = {"has_bangs": True, "has_face": True, "curl_class": "wavy", "color": "black"}
-        self.rows = pd.DataFrame([label] * count)
+        self.rows = pd.DataFrame([label | {"image_id": f"photo {number}"} for number in range(count)])
         self.images = np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
         self.read = 0
 
@@ -56,6 +56,20 @@ def test_a_subset_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     again = decoded.decoded_photos(vae, store, tmp_path / "decoded.safetensors")
     assert store.read == 4
     assert all(np.array_equal(again[index], image) for index, image in found.items())
+
+
+@pytest.mark.parametrize("most", [4, 100])
+def test_what_was_kept_of_other_photos_is_not_taken(most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A photo that could not be read when the run began and can when it goes on moves all that follow."""
+    monkeypatch.setattr(decoded, "_MOST", most)
+    vae, all_of_them, without_first = tiny_base().vae, photos(10), photos(10)
+    without_first.rows = without_first.rows.iloc[1:].reset_index(drop=True)
+    without_first.images = without_first.images[1:]
+    decoded.decoded_photos(vae, without_first, tmp_path / "decoded.safetensors")
+    found = decoded.decoded_photos(vae, all_of_them, tmp_path / "decoded.safetensors")
+    expected = decoded.decoded_photos(vae, all_of_them, tmp_path / "new.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[index], image) for index, image in expected.items())
 
 
 def test_training_takes_either_and_a_check_takes_the_decoded_one() -> None:

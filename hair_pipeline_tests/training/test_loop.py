@@ -180,6 +180,23 @@ def test_changed_learning_rates_take_effect_on_resume(tmp_path: Path) -> None:
     assert rates[5] < 0.01 < rates[6]
 
 
+def test_another_optimizer_goes_on_from_the_weights_with_moments_of_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As `--resume --force` does after optimizer: adamw8bit was set, or taken back."""
+    with pytest.raises(loop.Interrupted):
+        loop.run(Line(stop_at=5), CONFIG, tmp_path)
+    saved = checkpoint.load_newest(tmp_path / "checkpoints")
+    assert saved is not None
+    for moments in saved.optimizer["state"].values():
+        moments |= {"state1": moments.pop("exp_avg"), "state2": moments.pop("exp_avg_sq")}
+    checkpoint.save(tmp_path / "checkpoints", saved, keep=1)
+    result = loop.run(Line(), CONFIG, tmp_path)
+    assert result.steps == CONFIG.steps
+    assert result.bad_steps == 0
+    assert "moments are another optimizer's" in caplog.text
+
+
 def test_losses_of_a_window_are_averaged(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, steps=1)
     loop.run(Line(dropout=0), dataclasses.replace(config, batch_size=8, accumulation=1), tmp_path / "one")

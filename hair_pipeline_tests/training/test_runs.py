@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from hair_pipeline import cli
@@ -20,7 +21,7 @@ from hair_pipeline.training import loop
 from hair_pipeline.training.context import Context
 from hair_pipeline.training.entry import train
 from hair_pipeline.training.loop import LoopResult
-from hair_pipeline.training.runs import RunPlan, differences, trainers_at_work
+from hair_pipeline.training.runs import RunPlan, differences, fresh_folder, trainers_at_work
 from hair_pipeline.training.stages import StageTask
 from hair_pipeline.training.task import LoopConfig, Task
 from hair_pipeline.training.trainers import patch_encoder
@@ -219,3 +220,13 @@ def test_differences_name_every_value() -> None:
     old = {"a": {"b": 1, "c": {"d": 2}}, "workers": 1, "gone": 3}
     new = {"a": {"b": 1, "c": {"d": 4}}, "workers": 2, "new": None}
     assert differences(old, new) == ["a.c.d: 2 -> 4", "gone: 3 -> absent", "new: absent -> None"]
+
+
+def test_a_disk_full_of_weights_is_one_message_and_the_old_ones_stay(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    final.mkdir()
+    with pytest.raises(PipelineError, match=r"cannot be written .*No space left"), fresh_folder(final):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(SafetensorError, match="header"), fresh_folder(final):
+        raise SafetensorError("invalid header")
+    assert list(tmp_path.iterdir()) == [final]

@@ -19,7 +19,7 @@ from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training import loop
 from hair_pipeline.training.context import Context
-from hair_pipeline.training.data import face_lock
+from hair_pipeline.training.data import face_lock, read_style_vectors
 from hair_pipeline.training.latent_store import LatentStore
 from hair_pipeline.training.pixel_losses import Judges
 from hair_pipeline.training.sampler import Draw
@@ -323,3 +323,17 @@ def test_latents_are_read_alike_from_memory_and_from_disk(data: Path, monkeypatc
     for name in ("photo.latents", "photo.bald", "photo.hair", "photo.box"):
         assert torch.equal(a.read("shard_0000", name, 2), b.read("shard_0000", name, 2))
     assert torch.equal(a.constant("shard_0000", "patch.empty"), b.constant("shard_0000", "patch.empty"))
+
+
+def test_style_vectors_of_two_lengths_are_one_clear_message(tmp_path: Path) -> None:
+    """As after another `style_vectors.source`, when only some shards were made again."""
+    write_processed(tmp_path)
+    catalog = pd.read_parquet(tmp_path / "catalog.parquet")
+    catalog.assign(shard=catalog.shard.where(catalog.source != "p1", "shard_0001")).to_parquet(
+        tmp_path / "catalog.parquet"
+    )
+    table = pq.read_table(tmp_path / "style_vectors" / "shard_0000.parquet").to_pandas()
+    table["vector"] = [vector[:5] for vector in table.vector]
+    table.to_parquet(tmp_path / "style_vectors" / "shard_0001.parquet")
+    with pytest.raises(PipelineError, match=r"shard_0001(.*)length 5(.*) 16(.*)\n(.*)style_vectors again"):
+        read_style_vectors(tmp_path / "style_vectors", Members.read(tmp_path / "catalog.parquet"))
