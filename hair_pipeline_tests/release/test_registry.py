@@ -497,6 +497,22 @@ def test_rollback_deploys_the_previous_version(tmp_path: Path) -> None:
     assert registry.production() == "a"
 
 
+def test_an_interrupted_rollback_says_what_the_registry_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = signed(tmp_path, "a")
+    signed(tmp_path, "b")
+    for version in ("a", "b"):
+        promote_and_deploy(registry, version, ReleaseConfig())
+
+    def interrupted(*_: object) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(release, "deploy", interrupted)
+    with pytest.raises(KeyboardInterrupt) as said:
+        rollback_and_deploy(registry, "halo", ReleaseConfig())
+    assert said.value.__notes__ == ["the registry says a again, but the server may not serve it"]
+    assert registry.production() == "a"
+
+
 def test_health_asks_the_server_which_version_it_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # never asked for a server of this machine
     monkeypatch.delenv("no_proxy", raising=False)
