@@ -16,12 +16,14 @@ Format of registry.json (schema 1)::
      "history": [{"at", "event", "version", ...}]}          (append-only)
 
 States of a version: candidate -> (verdict approve against the present production, sign-off approve of that test,
-hashes intact) -> production -> previous. `registry.json.bak` beside it is a copy, written after each change.
+hashes intact) -> production -> previous. `registry.json.bak` beside it is a copy, written after each change; where that
+fails, the change stands all the same.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +32,8 @@ from typing import Any, Literal, get_args
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.registered import backup_of, damaged_files, read_registry, require_intact
+
+log = logging.getLogger(__name__)
 
 Decision = Literal["approve", "reject"]
 Names = list[str]
@@ -351,7 +355,10 @@ class Registry:
             state = self.state()
             yield state
             files.write_json(self.path, state)
-            files.write_json(self.backup, state)
+            try:
+                files.write_json(self.backup, state)
+            except PipelineError as error:  # the change is made; an error would say that it is not
+                log.warning("the registry's copy is older than the registry: %s", error.message)
 
 
 def status(state: Mapping[str, Any], version: str) -> str:

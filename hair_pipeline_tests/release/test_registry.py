@@ -162,6 +162,15 @@ def test_a_broken_registry_is_restored_from_its_copy(tmp_path: Path) -> None:
     spoil(lambda: write_json(registry.path, state))
 
 
+def test_a_copy_that_cannot_be_written_does_not_fail_the_change(tmp_path: Path) -> None:
+    registry = signed(tmp_path, "a")
+    registry.backup.unlink()
+    registry.backup.mkdir()
+    server = tmp_path / "server.json"
+    promote_and_deploy(registry, "a", ReleaseConfig(server_config=server))
+    assert registry.production() == json.loads(server.read_text())["version"] == "a"
+
+
 @pytest.mark.parametrize(("first", "said"), [(False, "nothing is in production"), (True, "x is in production")])
 def test_an_approval_counts_against_the_version_in_production_alone(tmp_path: Path, first: bool, said: str) -> None:
     registry = make_version(tmp_path, "a", approval("a") | {"against_first": first})
