@@ -24,10 +24,12 @@ from pydantic import ValidationError
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.contenders import version_folder
 from hair_pipeline.evaluation.picture_settings import PictureSettings
+from hair_pipeline.evaluation.registered import read_registry
 from hair_pipeline.evaluation.verdicts import VerdictRecord
 from hair_pipeline.files import hash_file, write_json
 from hair_pipeline.profile import Profile, ReleaseConfig
 from hair_pipeline.release import registry as release
+from hair_pipeline.release import registry_file
 from hair_pipeline.release.deploy import deploy
 from hair_pipeline.release.registry import promote_and_deploy, rollback_and_deploy
 from hair_pipeline.release.registry_file import Registry, status
@@ -194,6 +196,16 @@ def test_only_what_a_person_may_promote_is_called_promotable(tmp_path: Path) -> 
     assert registry.promotable() == {"a": False}
     registry.promote("a")
     assert registry.promotable() == {}
+
+
+def test_the_registry_is_read_once_to_tell_what_is_promotable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = make_version(tmp_path, "a")
+    versions = {f"{number}": registry.state()["versions"]["a"] for number in range(20)}
+    write_json(registry.path, registry.state() | {"versions": versions})
+    reads = []
+    monkeypatch.setattr(registry_file, "read_registry", lambda path: reads.append(path) or read_registry(path))
+    assert registry.promotable() == dict.fromkeys(versions, True)
+    assert len(reads) == 1
 
 
 def test_a_sign_off_counts_for_the_test_it_was_given_on(tmp_path: Path) -> None:
