@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -100,6 +101,14 @@ def until(number: int, folder: Path) -> list[Path]:
         assert time.monotonic() < deadline, f"{len(found)} of {number}"
         time.sleep(0.05)
     return found
+
+
+def test_a_request_that_nobody_waits_for_any_more_is_not_drawn(example: None, tmp_path: Path) -> None:
+    api: Any = importlib.import_module("api")
+    api.hand_over("try_on", "anna.png", "bob.png", "x.png")
+    (message,) = until(1, tmp_path / "broker" / "queue")
+    expires = datetime.fromisoformat(json.loads(message.read_text())["headers"]["expires"])
+    assert 0 < (expires - datetime.now(UTC)).total_seconds() <= api.REQUEST_SECONDS
 
 
 def test_fifty_open_requests_delay_neither_the_health_check_nor_each_other(example: None, tmp_path: Path) -> None:
