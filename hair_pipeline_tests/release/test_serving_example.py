@@ -166,6 +166,28 @@ def test_clients_get_no_path_of_the_server(example: None, tmp_path: Path, monkey
     assert tasks.without_paths("cannot read '/etc/secret/key.pem': 1/2 done") == "cannot read 'key.pem': 1/2 done"
 
 
+def test_control_starts_one_of_each_and_ends_no_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVING_RUN", str(tmp_path))
+    monkeypatch.syspath_prepend(EXAMPLE)
+    monkeypatch.delitem(sys.modules, "control", raising=False)
+    control: Any = importlib.import_module("control")
+    monkeypatch.setattr(control, "COMMANDS", {"worker": ["http.server", "--bind", "127.0.0.1", str(free_port())]})
+    control.start("worker")
+    pid_file = tmp_path / "worker.pid"
+    known = pid_file.read_text()
+    with pytest.raises(SystemExit, match="worker runs already"):
+        control.start("worker")
+    assert pid_file.read_text() == known
+    control.stop("worker")
+    assert not pid_file.exists()
+    other = subprocess.Popen(["sleep", "30"], start_new_session=True)
+    pid_file.write_text(f"{other.pid} {known.split()[1]}")  # the machine was restarted since
+    control.stop("worker")
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
 @pytest.mark.slow
 def test_a_promotion_reaches_the_running_service(tmp_path: Path, broker: str, monkeypatch) -> None:
     world = make_world(tmp_path / "world", people=5, customers=6)
