@@ -19,12 +19,13 @@ PORT = os.environ.get("SERVING_PORT", "8000")
 STOP_SECONDS = 30
 
 COMMANDS = {
+    "api": ["uvicorn", "api:app", "--host", "127.0.0.1", "--port", PORT],
     "worker": [
         *("celery", "-A", "tasks", "worker", "--pool", "solo", "--loglevel", "info"),
         *("--without-gossip", "--without-mingle", "--without-heartbeat"),
     ],
-    "api": ["uvicorn", "api:app", "--host", "127.0.0.1", "--port", PORT],
 }
+"""The API first: it ends as soon as the requests it holds are answered, which the worker before still does."""
 
 
 def start(name: str) -> None:

@@ -166,11 +166,26 @@ def test_clients_get_no_path_of_the_server(example: None, tmp_path: Path, monkey
     assert tasks.without_paths("cannot read '/etc/secret/key.pem': 1/2 done") == "cannot read 'key.pem': 1/2 done"
 
 
-def test_control_starts_one_of_each_and_ends_no_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("SERVING_RUN", str(tmp_path))
     monkeypatch.syspath_prepend(EXAMPLE)
     monkeypatch.delitem(sys.modules, "control", raising=False)
-    control: Any = importlib.import_module("control")
+    return importlib.import_module("control")
+
+
+def test_the_api_is_restarted_while_the_worker_before_still_answers(control: Any, monkeypatch) -> None:
+    done: list[str] = []
+    for action in ("stop", "start"):
+        monkeypatch.setattr(control, action, lambda name, action=action: done.append(f"{action} {name}"))
+    monkeypatch.setattr(sys, "argv", ["control.py", "restart"])
+    control.main()
+    assert done == ["stop api", "start api", "stop worker", "start worker"]
+
+
+def test_control_starts_one_of_each_and_ends_no_other_process(
+    control: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(control, "COMMANDS", {"worker": ["http.server", "--bind", "127.0.0.1", str(free_port())]})
     control.start("worker")
     pid_file = tmp_path / "worker.pid"
