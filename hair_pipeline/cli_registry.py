@@ -7,6 +7,7 @@ Belongs here: arguments in, one function of `release` each, plain words out. Doe
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,8 @@ def show(version: Annotated[str, typer.Argument(help="A version of `registry lis
     """Show one version as JSON: files and hashes, verdict, sign-offs, history."""
     import json
 
-    typer.echo(json.dumps(_registry().show(version), ensure_ascii=False, indent=2))
+    ensure_ascii = sys.stdout.encoding.lower() != "utf-8"
+    typer.echo(json.dumps(_registry().show(version), ensure_ascii=ensure_ascii, indent=2))
 
 
 @registry_app.command(name="sign-off")

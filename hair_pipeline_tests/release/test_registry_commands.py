@@ -82,6 +82,14 @@ def test_from_the_blind_sheet_to_production_and_back(root: Path) -> None:
     ]
 
 
+def test_names_that_the_terminal_does_not_know_fail_no_command(root: Path) -> None:
+    words = ["sign-off", "a", "--reviewer", "김", "--decision", "approve"]
+    terminal = CliRunner(charset="latin-1")
+    assert "a: approve by ?" in terminal.invoke(app, ["registry", *words], catch_exceptions=False).output
+    shown = terminal.invoke(app, ["registry", "show", "a"], catch_exceptions=False).output
+    assert json.loads(shown)["sign_offs"][-1]["reviewer"] == "김"
+
+
 @pytest.mark.parametrize("sign", ["HUP", "TERM"])
 def test_a_lost_connection_takes_a_promotion_back(root: Path, sign: str) -> None:
     for version in ("a", "b"):
