@@ -6,6 +6,7 @@ torch) are imported inside the commands, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -56,6 +57,8 @@ def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # ellipses, people's names and paths, on a terminal that may know none
+        sys.stdout.reconfigure(errors="replace")
     if version:
         typer.echo(f"hair-pipeline {__version__}")
         raise typer.Exit
@@ -408,7 +411,6 @@ def catalog_summary(
     Reads processed/catalog.parquet below HAIR_PIPELINE_TRAINING_ROOT; `hair-pipeline run --select "group:inputs"`
     writes it.
     """
-    import io
     import json
 
     from hair_pipeline.inputs.summary import summarise
@@ -418,8 +420,6 @@ def catalog_summary(
     if as_json:
         typer.echo(json.dumps(summary.as_json(), ensure_ascii=sys.stdout.encoding.lower() != "utf-8", indent=2))
         return
-    if isinstance(sys.stdout, io.TextIOWrapper):  # ellipses and Korean names, on a terminal that may know neither
-        sys.stdout.reconfigure(errors="replace")
     output = Console(highlight=False)
     for table in summary_tables(summary, attributes=attributes):
         output.print(table)

@@ -6,6 +6,10 @@ Belongs here: arguments in, one function of `release` each, plain words out. Doe
 
 from __future__ import annotations
 
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,7 +38,8 @@ def show(version: Annotated[str, typer.Argument(help="A version of `registry lis
     """Show one version as JSON: files and hashes, verdict, sign-offs, history."""
     import json
 
-    typer.echo(json.dumps(_registry().show(version), ensure_ascii=False, indent=2))
+    ensure_ascii = sys.stdout.encoding.lower() != "utf-8"
+    typer.echo(json.dumps(_registry().show(version), ensure_ascii=ensure_ascii, indent=2))
 
 
 @registry_app.command(name="sign-off")
@@ -79,7 +84,8 @@ def promote(version: Annotated[str, typer.Argument(help="A version of `registry 
     """
     from hair_pipeline.release.registry import promote_and_deploy
 
-    before = promote_and_deploy(_registry(), version, load_settings().profile_values.release)
+    with _ended_as_by_ctrl_c():
+        before = promote_and_deploy(_registry(), version, load_settings().profile_values.release)
     typer.echo(f"production: {version} (before: {before or 'nothing'})")
 
 
@@ -91,7 +97,8 @@ def rollback(
     """Put the previous production version back, on the server too."""
     from hair_pipeline.release.registry import rollback_and_deploy
 
-    version = rollback_and_deploy(_registry(), reason, load_settings().profile_values.release, force=force)
+    with _ended_as_by_ctrl_c():
+        version = rollback_and_deploy(_registry(), reason, load_settings().profile_values.release, force=force)
     typer.echo(f"production: {version}")
 
 
@@ -101,10 +108,31 @@ def deploy() -> None:
     from hair_pipeline.release.registry import deploy_production
 
     registry = _registry()
-    with registry.deploying():
+    with _ended_as_by_ctrl_c(), registry.deploying():
         done = deploy_production(registry, load_settings().profile_values.release)
     for line in done or ["the profile's release names neither a server config nor a command"]:
         typer.echo(line)
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Let a lost connection (SIGHUP) and SIGTERM interrupt a deployment as Ctrl-C does, not leave it half done.
+
+    The first of them alone: what follows on it is not interrupted again. Under `nohup`, SIGHUP stays ignored.
+    """
+
+    def interrupt(number: int, _: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    default = [each for each in (signal.SIGHUP, signal.SIGTERM) if signal.getsignal(each) == signal.SIG_DFL]
+    before = {each: signal.signal(each, interrupt) for each in default}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _registry() -> Registry:

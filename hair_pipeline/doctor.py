@@ -111,16 +111,40 @@ def _inputs(settings: Settings) -> Iterator[Finding]:
         else:
             some = sum(1 for _ in islice(root.rglob(pattern), 1000))
             yield Finding("ok", f"{variable}: {'1000 or more' if some == 1000 else some} files below {root}")
-    customers = settings.customers
+    yield _customers(settings)
+
+
+def _customers(settings: Settings) -> Finding:
+    from hair_pipeline.evaluation.customers import BALD_ENDING, SUFFIXES
+
+    customers, variable = settings.customers, "HAIR_PIPELINE_CUSTOMERS_ROOT"
     if customers is None:
-        yield Finding(
+        return Finding(
             "note",
             "no customer photos: the A/B test will use held-out people",
             "set HAIR_PIPELINE_CUSTOMERS_ROOT to a folder of about 100 photos with their training_face outputs",
         )
-    elif not customers.is_dir():
-        variable = "HAIR_PIPELINE_CUSTOMERS_ROOT"
-        yield _no_folder(variable, customers, f"set {variable} to a folder of photos, or unset it")
+    if not customers.is_dir():
+        return _no_folder(variable, customers, f"set {variable} to a folder of photos, or unset it")
+    try:
+        pictures = [path for path in customers.iterdir() if path.suffix.lower() in SUFFIXES]
+    except OSError as error:
+        return Finding("error", f"{variable}: {customers} cannot be read ({error.strerror})", "check its rights")
+    photos = sum(not path.stem.endswith(BALD_ENDING) for path in pictures)
+    if not photos:
+        return Finding(
+            "error",
+            f"{variable}: no photo right in {customers}",
+            "put <id>.jpg and training_face's <id>/face_01/ there, or set it to the folder that holds them",
+        )
+    needed = settings.profile_values.ab_test.min_people
+    if photos < needed:
+        return Finding(
+            "note",
+            f"{variable}: {photos} photos in {customers}: no A/B test approves with fewer than {needed} people",
+            "add photos of other people",
+        )
+    return Finding("ok", f"{variable}: {photos} photos in {customers}")
 
 
 def _no_folder(variable: str, root: Path, remedy: str) -> Finding:

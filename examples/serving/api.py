@@ -45,10 +45,10 @@ async def apart(thread: ThreadPoolExecutor, call: Callable[..., Any], *arguments
 
 
 def hand_over(task: str, *arguments: str) -> AsyncResult:
-    """Put a request into the queue; 503 where the broker cannot be reached."""
+    """Put a request into the queue, for as long as somebody waits for it; 503 where the broker cannot be reached."""
     try:
         with denied_join_result():  # else Celery subscribes to the answer in Redis, and nobody reads what comes
-            return worker.send_task(task, arguments)
+            return worker.send_task(task, arguments, expires=REQUEST_SECONDS)
     except OperationalError as error:
         log.error("the queue cannot be reached: %s", error)
         raise HTTPException(503, "the queue cannot be reached") from error

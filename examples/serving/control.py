@@ -19,16 +19,19 @@ PORT = os.environ.get("SERVING_PORT", "8000")
 STOP_SECONDS = 30
 
 COMMANDS = {
+    "api": ["uvicorn", "api:app", "--host", "127.0.0.1", "--port", PORT],
     "worker": [
         *("celery", "-A", "tasks", "worker", "--pool", "solo", "--loglevel", "info"),
         *("--without-gossip", "--without-mingle", "--without-heartbeat"),
     ],
-    "api": ["uvicorn", "api:app", "--host", "127.0.0.1", "--port", PORT],
 }
+"""The API first: it ends as soon as the requests it holds are answered, which the worker before still does."""
 
 
 def start(name: str) -> None:
-    """In the background, in a session of its own, with its output in `<name>.log`."""
+    """In the background, in a session of its own, with its output in `<name>.log`; refused where it runs already."""
+    if _running(name) is not None:  # a second worker would go on serving its version after every promotion
+        sys.exit(f"{name} runs already: python control.py restart")
     RUN.mkdir(parents=True, exist_ok=True)
     with (RUN / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(
@@ -39,38 +42,41 @@ def start(name: str) -> None:
             stderr=log,
             start_new_session=True,
         )
-    (RUN / f"{name}.pid").write_text(str(process.pid))
+    (RUN / f"{name}.pid").write_text(f"{process.pid} {_started(process.pid)}")
 
 
 def stop(name: str) -> None:
     """Ask it to end (a worker finishes its request first); kill it if it does not."""
-    path = RUN / f"{name}.pid"
-    if not path.exists():
-        return
-    pid = int(path.read_text())
-    path.unlink()
     deadline = time.monotonic() + STOP_SECONDS
     sign: signal.Signals | None = signal.SIGTERM
-    while _alive(pid):
+    while (pid := _running(name)) is not None:
         if time.monotonic() > deadline:
             sign = signal.SIGKILL
         if sign is not None:
             os.killpg(pid, sign)
             sign = None
         time.sleep(0.1)
+    (RUN / f"{name}.pid").unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
-    """Whether it runs; one that has ended and was started by this very process is reaped."""
-    with contextlib.suppress(ChildProcessError):  # raised where an earlier call started it
-        os.waitpid(pid, os.WNOHANG)
+def _running(name: str) -> int | None:
+    """The id of the process that was started; None where it has ended, whoever has its id by now."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    with contextlib.suppress(OSError):
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    return False
+        pid, _, started = (RUN / f"{name}.pid").read_text().partition(" ")
+    except FileNotFoundError:
+        return None
+    return int(pid) if _started(int(pid)) == started else None
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in clock ticks since the machine did; None where it has ended."""
+    with contextlib.suppress(ChildProcessError):  # raised where an earlier call started it
+        os.waitpid(pid, os.WNOHANG)  # else it would stay as a zombie
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]
 
 
 def main() -> None:

@@ -44,6 +44,7 @@ CARD_FILE = "hair_pipeline.json"
 """In a version's folder: how to call it, and the settings its pictures were judged with."""
 EXPORTED = "exported.json"
 """In the checkpoints folder: which version was exported last, with its hashes."""
+DEPLOY_AGAIN = "uv run hair-pipeline registry deploy"
 
 
 @dataclass(frozen=True)
@@ -155,17 +156,21 @@ def rollback_and_deploy(registry: Registry, reason: str, config: ReleaseConfig, 
     Raises:
         PipelineError: as `Registry.rollback`; or deploying it failed: then the registry names the previous version all
             the same, since the one rolled back from is not wanted any more.
+        BaseException: what interrupted deploying (Ctrl-C), with the same said as a note.
     """
     with registry.deploying():
         version = registry.rollback(reason, force=force)
+        told = f"the registry says {version} again, but the server may not serve it"
         try:
             deploy_production(registry, config, checked=True)
         except PipelineError as error:
             raise PipelineError(
-                f"{error.what}; the registry says {version} again, but the server may not serve it",
-                file=error.file,
-                remedy="mend the server, then run: uv run hair-pipeline registry deploy",
+                f"{error.what}; {told}", file=error.file, remedy=f"mend the server, then run: {DEPLOY_AGAIN}"
             ) from error
+        except BaseException as error:
+            log.error("deploying %s: %s; %s; run: %s", version, _named(error), told, DEPLOY_AGAIN)
+            error.add_note(told)
+            raise
     return version
 
 
@@ -280,7 +285,7 @@ def record_candidate(settings: Settings, profile: Profile) -> CandidateState:
             raise PipelineError(
                 f"version {version} is in production, but its deployment did not end well or was interrupted",
                 file=settings.registry_path,
-                remedy="run: uv run hair-pipeline registry deploy",
+                remedy=f"run: {DEPLOY_AGAIN}",
             )
         message = f"version {version} is in production"
     else:

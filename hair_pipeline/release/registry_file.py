@@ -16,12 +16,14 @@ Format of registry.json (schema 1)::
      "history": [{"at", "event", "version", ...}]}          (append-only)
 
 States of a version: candidate -> (verdict approve against the present production, sign-off approve of that test,
-hashes intact) -> production -> previous. `registry.json.bak` beside it is a copy, written after each change.
+hashes intact) -> production -> previous. `registry.json.bak` beside it is a copy, written after each change; where that
+fails, the change stands all the same.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +32,8 @@ from typing import Any, Literal, get_args
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.registered import backup_of, damaged_files, read_registry, require_intact
+
+log = logging.getLogger(__name__)
 
 Decision = Literal["approve", "reject"]
 Names = list[str]
@@ -109,21 +113,16 @@ class Registry:
     def obstacles(self, version: str) -> Names:
         """Why the version may not be promoted; empty when it may. Hashes are not checked here: they take time."""
         state = self.state()
-        record = self._record(state, version)
-        found = []
-        if record["verdict"]["verdict"] != "approve":
-            found.append(f"its A/B verdict is {record['verdict']['verdict']}, not approve")
-        elif other := _other_opponent(record["verdict"], state["production"]):
-            found.append(other)
-        if rejected := _rejected_by(record):
-            found.append(f"rejected by {', '.join(rejected)}")
-        elif "approve" not in _last_decisions(record).values():
-            found.append("nobody has signed it off" + (" since its last A/B test" if record["sign_offs"] else ""))
-        return found
+        return _obstacles(self._record(state, version), state["production"])
 
     def promotable(self) -> dict[str, bool]:
         """Version that nothing but a person keeps from production, oldest first -> whether its sign-off is missing."""
-        waiting = {v: self.obstacles(v) for v, r in self.list().items() if r["status"] in ("candidate", "approved")}
+        state = self.state()  # read once: there may be hundreds of versions
+        waiting = {
+            version: _obstacles(record, state["production"])
+            for version, record in state["versions"].items()
+            if status(state, version) in ("candidate", "approved")
+        }
         return {v: bool(found) for v, found in waiting.items() if all("signed it off" in each for each in found)}
 
     def promoted_since_sign_off(self, version: str) -> bool:
@@ -351,7 +350,10 @@ class Registry:
             state = self.state()
             yield state
             files.write_json(self.path, state)
-            files.write_json(self.backup, state)
+            try:
+                files.write_json(self.backup, state)
+            except PipelineError as error:  # the change is made; an error would say that it is not
+                log.warning("the registry's copy is older than the registry: %s", error.message)
 
 
 def status(state: Mapping[str, Any], version: str) -> str:
@@ -365,6 +367,20 @@ def status(state: Mapping[str, Any], version: str) -> str:
     if record["verdict"]["verdict"] == "reject" or "reject" in decisions:
         return "rejected"
     return "approved" if "approve" in decisions and record["verdict"]["verdict"] == "approve" else "candidate"
+
+
+def _obstacles(record: Mapping[str, Any], production: str | None) -> Names:
+    """Why a version may not take the place of the one in production."""
+    found = []
+    if record["verdict"]["verdict"] != "approve":
+        found.append(f"its A/B verdict is {record['verdict']['verdict']}, not approve")
+    elif other := _other_opponent(record["verdict"], production):
+        found.append(other)
+    if rejected := _rejected_by(record):
+        found.append(f"rejected by {', '.join(rejected)}")
+    elif "approve" not in _last_decisions(record).values():
+        found.append("nobody has signed it off" + (" since its last A/B test" if record["sign_offs"] else ""))
+    return found
 
 
 def sign_off_command(version: str) -> str:

@@ -108,6 +108,23 @@ def test_an_input_folder_without_anything_in_it_is_said_in_words(tmp_path: Path)
     assert faces.what == f"HAIR_PIPELINE_TRAINING_FACE_ROOT: no embedding (.npy) below {tmp_path}"
 
 
+def test_customers_are_counted_before_the_training_not_after_it(tmp_path: Path) -> None:
+    def said() -> Finding:
+        *_, customers = _inputs(Settings(customers_root=tmp_path))
+        return customers
+
+    (tmp_path / "anna").mkdir()
+    (tmp_path / "anna" / "anna.jpg").touch()
+    assert said().level == "error"
+    assert "no photo right in" in said().what
+    for number in range(load_profile("sample").ab_test.min_people):
+        (tmp_path / f"{number}_bald.png").touch()
+        (tmp_path / f"{number}.JPG").touch()
+        if number == 0:
+            assert said().level == "note"
+    assert said().level == "ok"
+
+
 def test_a_models_folder_that_is_none_is_said(tmp_path: Path) -> None:
     assert not list(_models_dir(Settings(models_dir=tmp_path)))
     (finding,) = _models_dir(Settings(models_dir=tmp_path / "none"))

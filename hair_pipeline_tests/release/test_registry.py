@@ -24,10 +24,12 @@ from pydantic import ValidationError
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.contenders import version_folder
 from hair_pipeline.evaluation.picture_settings import PictureSettings
+from hair_pipeline.evaluation.registered import read_registry
 from hair_pipeline.evaluation.verdicts import VerdictRecord
 from hair_pipeline.files import hash_file, write_json
 from hair_pipeline.profile import Profile, ReleaseConfig
 from hair_pipeline.release import registry as release
+from hair_pipeline.release import registry_file
 from hair_pipeline.release.deploy import deploy
 from hair_pipeline.release.registry import promote_and_deploy, rollback_and_deploy
 from hair_pipeline.release.registry_file import Registry, status
@@ -162,6 +164,15 @@ def test_a_broken_registry_is_restored_from_its_copy(tmp_path: Path) -> None:
     spoil(lambda: write_json(registry.path, state))
 
 
+def test_a_copy_that_cannot_be_written_does_not_fail_the_change(tmp_path: Path) -> None:
+    registry = signed(tmp_path, "a")
+    registry.backup.unlink()
+    registry.backup.mkdir()
+    server = tmp_path / "server.json"
+    promote_and_deploy(registry, "a", ReleaseConfig(server_config=server))
+    assert registry.production() == json.loads(server.read_text())["version"] == "a"
+
+
 @pytest.mark.parametrize(("first", "said"), [(False, "nothing is in production"), (True, "x is in production")])
 def test_an_approval_counts_against_the_version_in_production_alone(tmp_path: Path, first: bool, said: str) -> None:
     registry = make_version(tmp_path, "a", approval("a") | {"against_first": first})
@@ -185,6 +196,16 @@ def test_only_what_a_person_may_promote_is_called_promotable(tmp_path: Path) -> 
     assert registry.promotable() == {"a": False}
     registry.promote("a")
     assert registry.promotable() == {}
+
+
+def test_the_registry_is_read_once_to_tell_what_is_promotable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = make_version(tmp_path, "a")
+    versions = {f"{number}": registry.state()["versions"]["a"] for number in range(20)}
+    write_json(registry.path, registry.state() | {"versions": versions})
+    reads = []
+    monkeypatch.setattr(registry_file, "read_registry", lambda path: reads.append(path) or read_registry(path))
+    assert registry.promotable() == dict.fromkeys(versions, True)
+    assert len(reads) == 1
 
 
 def test_a_sign_off_counts_for_the_test_it_was_given_on(tmp_path: Path) -> None:
@@ -494,6 +515,22 @@ def test_rollback_deploys_the_previous_version(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="registry says a again") as said:
         rollback_and_deploy(registry, "halo again", failing)
     assert "registry deploy" in said.value.message
+    assert registry.production() == "a"
+
+
+def test_an_interrupted_rollback_says_what_the_registry_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = signed(tmp_path, "a")
+    signed(tmp_path, "b")
+    for version in ("a", "b"):
+        promote_and_deploy(registry, version, ReleaseConfig())
+
+    def interrupted(*_: object) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(release, "deploy", interrupted)
+    with pytest.raises(KeyboardInterrupt) as said:
+        rollback_and_deploy(registry, "halo", ReleaseConfig())
+    assert said.value.__notes__ == ["the registry says a again, but the server may not serve it"]
     assert registry.production() == "a"
 
 

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from typer.testing import CliRunner
 from hair_pipeline.cli import app
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.blind_review import COLUMNS
+from hair_pipeline.release.registry_file import Registry
 from hair_pipeline_tests.release.test_registry import make_version
 
 
@@ -77,3 +80,25 @@ def test_from_the_blind_sheet_to_production_and_back(root: Path) -> None:
         "rolled_back",
         "deployed",
     ]
+
+
+def test_names_that_the_terminal_does_not_know_fail_no_command(root: Path) -> None:
+    words = ["sign-off", "a", "--reviewer", "김", "--decision", "approve"]
+    terminal = CliRunner(charset="latin-1")
+    assert "a: approve by ?" in terminal.invoke(app, ["registry", *words], catch_exceptions=False).output
+    shown = terminal.invoke(app, ["registry", "show", "a"], catch_exceptions=False).output
+    assert json.loads(shown)["sign_offs"][-1]["reviewer"] == "김"
+
+
+@pytest.mark.parametrize("sign", ["HUP", "TERM"])
+def test_a_lost_connection_takes_a_promotion_back(root: Path, sign: str) -> None:
+    for version in ("a", "b"):
+        hair_pipeline("sign-off", version, "--reviewer", "Kim", "--decision", "approve")
+    hair_pipeline("promote", "a")
+    lose = f'test "$HAIR_PIPELINE_VERSION" = a || {{ kill -{sign} $PPID; sleep 30; }}'
+    release = {"server_config": str(root / "server.json"), "restart_commands": [["sh", "-c", lose]]}
+    (root / "profile.yaml").write_text(json.dumps({"name": "test", "release": release}))
+    command = [sys.executable, "-m", "hair_pipeline.cli", "registry", "promote", "b"]
+    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=25)
+    assert "the promotion of b was taken back, in production: a; the server went back too" in ended.stderr
+    assert Registry(root / "registry" / "registry.json").production() == served(root) == "a"

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -102,6 +103,14 @@ def until(number: int, folder: Path) -> list[Path]:
     return found
 
 
+def test_a_request_that_nobody_waits_for_any_more_is_not_drawn(example: None, tmp_path: Path) -> None:
+    api: Any = importlib.import_module("api")
+    api.hand_over("try_on", "anna.png", "bob.png", "x.png")
+    (message,) = until(1, tmp_path / "broker" / "queue")
+    expires = datetime.fromisoformat(json.loads(message.read_text())["headers"]["expires"])
+    assert 0 < (expires - datetime.now(UTC)).total_seconds() <= api.REQUEST_SECONDS
+
+
 def test_fifty_open_requests_delay_neither_the_health_check_nor_each_other(example: None, tmp_path: Path) -> None:
     api: Any = importlib.import_module("api")
     port = free_port()
@@ -155,6 +164,43 @@ def test_clients_get_no_path_of_the_server(example: None, tmp_path: Path, monkey
     answer = tasks.try_on("anna.jpg", "bob.jpg", "x.png")
     assert answer == {"error": "anna.jpg: no hair mask (looked in anna.jpg and anna)"}
     assert tasks.without_paths("cannot read '/etc/secret/key.pem': 1/2 done") == "cannot read 'key.pem': 1/2 done"
+
+
+@pytest.fixture
+def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("SERVING_RUN", str(tmp_path))
+    monkeypatch.syspath_prepend(EXAMPLE)
+    monkeypatch.delitem(sys.modules, "control", raising=False)
+    return importlib.import_module("control")
+
+
+def test_the_api_is_restarted_while_the_worker_before_still_answers(control: Any, monkeypatch) -> None:
+    done: list[str] = []
+    for action in ("stop", "start"):
+        monkeypatch.setattr(control, action, lambda name, action=action: done.append(f"{action} {name}"))
+    monkeypatch.setattr(sys, "argv", ["control.py", "restart"])
+    control.main()
+    assert done == ["stop api", "start api", "stop worker", "start worker"]
+
+
+def test_control_starts_one_of_each_and_ends_no_other_process(
+    control: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "COMMANDS", {"worker": ["http.server", "--bind", "127.0.0.1", str(free_port())]})
+    control.start("worker")
+    pid_file = tmp_path / "worker.pid"
+    known = pid_file.read_text()
+    with pytest.raises(SystemExit, match="worker runs already"):
+        control.start("worker")
+    assert pid_file.read_text() == known
+    control.stop("worker")
+    assert not pid_file.exists()
+    other = subprocess.Popen(["sleep", "30"], start_new_session=True)
+    pid_file.write_text(f"{other.pid} {known.split()[1]}")  # the machine was restarted since
+    control.stop("worker")
+    assert other.poll() is None
+    other.kill()
+    other.wait()
 
 
 @pytest.mark.slow
