@@ -18,7 +18,7 @@ import pandas as pd
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation import pictures
-from hair_pipeline.evaluation.cases import ValidationPlan
+from hair_pipeline.evaluation.cases import ValidationPlan, spread_over_people
 from hair_pipeline.evaluation.html import number, write_page
 from hair_pipeline.evaluation.judges import SAME_AS_LOSS
 from hair_pipeline.evaluation.ledger import Ledger
@@ -84,7 +84,9 @@ def shown_cases(rows: list[dict[str, Any]], grid_rows: int) -> set[str]:
 
 
 def _first(frame: pd.DataFrame, transfer: bool, count: int) -> list[str]:
-    return [str(key) for key in frame.loc[frame["transfer"] == transfer, "case"].head(count)]
+    """Keys of the first cases of a kind, of as many people as there are: a person has up to 180 views."""
+    rows = frame[frame["transfer"] == transfer]
+    return [str(key) for key in rows["case"].iloc[spread_over_people(rows["person"], count)]]
 
 
 def write_report(

@@ -60,7 +60,11 @@ def test_report_files_schema_and_reuse(world: World) -> None:
     own = table[(table.model == "model") & ~table.transfer]
     assert len(own) == data["images"]
     assert (table[table.transfer].style_from != table[table.transfer].image_id).all()
+    swapped = table[(table.model == "model") & table.leakage_swap.notna()]
+    assert len(swapped) == swapped.person.nunique() == world.profile.evaluation.leakage_images
     text = assert_self_contained(result.report_path)
+    shown = re.findall(r"<b>(.+?)</b>", text.partition("<h2>Own style")[2])[: world.profile.evaluation.grid_rows]
+    assert own.set_index("image_id").person[shown].nunique() == world.profile.evaluation.grid_rows
     assert "stand-in" in text
     assert "Fréchet distance" in text
     assert ">FID in" not in text
