@@ -101,7 +101,7 @@ def _make(
         "base": summarise(measured["base"], judges),
     }
     left_out = plan.left_out | ledger.left_out
-    report = write_report(folder, fingerprint, plan, results, ledger, left_out, settings, profile)
+    report = write_report(folder, fingerprint, results, ledger, left_out, settings, profile)
     ledger.close()
     return report
 

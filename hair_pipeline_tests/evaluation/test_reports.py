@@ -315,6 +315,7 @@ def test_photos_that_vanished_are_left_out_and_without_any_there_is_no_report(tm
     result = evaluate(world.settings, profile)
     data = json.loads((result.folder / "metrics.json").read_text())
     assert held_out["image_id"][0] in data["left_out"]
+    assert data["images"] == len(held_out) - 1
     assert data["metrics"]["halo"]["n"] > 0
     shutil.rmtree(result.folder)
     for path in others:
