@@ -162,9 +162,7 @@ class PictureContender:
         self.folder = folder
         self.settings: PictureSettings | None = None
         self.label = f"pictures in {folder.name}"
-        self.pictures = {
-            image_id_of(path.name): path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURE_SUFFIXES
-        }
+        self.pictures = {image_id_of(path.name): path for path in sorted(folder.iterdir()) if _is_picture(path)}
         self.version = files.hash_files(self.pictures.values(), folder)[:VERSION_DIGITS]
 
     def draw(self, cases: Sequence[Case]) -> list[Drawing | str]:
@@ -193,6 +191,11 @@ class PictureContender:
         return Drawing(letterbox(width, height, size).image(picture), None)
 
 
+def _is_picture(path: Path) -> bool:
+    """By its name, and a file: not a folder, nor a link that leads nowhere."""
+    return path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
+
+
 def resolve(spec: str, settings: Settings, profile: Profile) -> Contender:
     """The contender a SPEC names.
 
@@ -213,7 +216,7 @@ def resolve(spec: str, settings: Settings, profile: Profile) -> Contender:
         require_intact(registry, version, folder)
     if (folder / "model_index.json").exists():
         return exported(folder, settings, profile)
-    if any(path.suffix.lower() in PICTURE_SUFFIXES for path in folder.iterdir()):
+    if any(map(_is_picture, folder.iterdir())):
         return PictureContender(folder)
     raise PipelineError(
         "is neither an exported version (model_index.json) nor a folder of pictures (<image_id>.jpg or .png)",

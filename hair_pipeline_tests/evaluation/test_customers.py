@@ -224,6 +224,13 @@ def test_pictures_of_another_system_are_seen_through_the_same_square(tmp_path: P
         assert np.abs(drawing.final.astype(int) - cases[name].sample.image).mean() < 1, name
 
 
+def test_a_link_that_leads_nowhere_is_a_missing_picture(tmp_path: Path) -> None:
+    write_rgb(tmp_path / "anna.png", draw_person(0, size=64).photo)
+    (tmp_path / "bob.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "eve.png").mkdir()
+    assert set(PictureContender(tmp_path).pictures) == {"anna"}
+
+
 def test_pictures_of_a_narrow_photo_fit_though_its_width_in_the_square_is_rounded(tmp_path: Path) -> None:
     folder, pictures = tmp_path / "customers", tmp_path / "pictures"
     photo = np.full((400, 61, 3), 60, np.uint8)  # 19.5 of 128 columns
