@@ -35,7 +35,7 @@ from hair_pipeline.models.base import load_base
 from hair_pipeline.models.pipeline import HairInpaintPipeline
 from hair_pipeline.models.weights import base_reference, damage
 from hair_pipeline.processing.bald import make_bald
-from hair_pipeline.profile import BaldConfig, Profile
+from hair_pipeline.profile import BaldConfig, ProcessingConfig, Profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.data import VectorTable
 from hair_pipeline.training.fingerprints import base_version
@@ -79,7 +79,7 @@ class ModelContender:
         pipeline: a `HairInpaintPipeline`. styles: where its style vectors come from; None for a model that takes none.
         resolution: side at which it generates. profile: what it draws with.
         folder, card: of an exported version, the card being its hair_pipeline.json.
-        prepared: the hair removal that its cases come with.
+        prepared: how its cases come: their side, which stays and is said, and a hair removal that it replaces.
     """
 
     def __init__(
@@ -92,19 +92,21 @@ class ModelContender:
         profile: Profile,
         folder: Path | None = None,
         card: dict[str, Any] | None = None,
-        prepared: BaldConfig | None = None,
+        prepared: ProcessingConfig | None = None,
     ) -> None:
         self.label, self.version = label, version
         self.pipeline, self.styles, self.resolution, self.profile = pipeline, styles, resolution, profile
         self.folder, self.prepared = folder, prepared
         own = PictureSettings.of(profile) if card is None else PictureSettings.of_card(card)
         self.settings: PictureSettings | None = own
+        if prepared is not None:
+            self.settings = own.model_copy(update={"size": prepared.size})
         self.pipeline.set_progress_bar_config(disable=True)
 
     def draw(self, cases: Sequence[Case]) -> list[Drawing | str]:
         if not cases:
             return []
-        if self.prepared not in (None, self.profile.processing.bald):
+        if self.prepared is not None and self.prepared.bald != self.profile.processing.bald:
             cases = [self._with_own_removal(case) for case in cases]
         styles, style_present = _stack(
             [None if self.styles is None else self.styles.vector(case.reference) for case in cases]
@@ -132,7 +134,7 @@ class ModelContender:
     def _with_own_removal(self, case: Case) -> Case:
         """The case with the hair removed as this version removes it; a bald image that a customer sent stays."""
         assert self.prepared is not None
-        if not np.array_equal(_removed(case, self.prepared)[0], case.bald):
+        if not np.array_equal(_removed(case, self.prepared.bald)[0], case.bald):
             return case
         bald, repaint = _removed(case, self.profile.processing.bald)
         return replace(case, bald=bald, repaint_mask=repaint)
@@ -290,7 +292,7 @@ def exported(folder: Path, settings: Settings, profile: Profile) -> ModelContend
         ) from error
     styles = exported_styles(folder, settings, profile)
     version = card["version"]
-    own, prepared = drawn_with(profile, card), profile.processing.bald
+    own, prepared = drawn_with(profile, card), profile.processing
     given = f"version {version}", version, pipeline, styles, card["resolution"], own
     return ModelContender(*given, folder=folder, card=card, prepared=prepared)
 
