@@ -113,12 +113,19 @@ def plan_validation(catalog: pd.DataFrame, styles: VectorTable, limit: int | Non
     known = eligible["image_id"].isin(set(styles.ids))
     left_out = dict.fromkeys(eligible.loc[~known, "image_id"], "no style vector: too little hair")
     eligible = eligible[known].sort_values("image_id")
-    if limit is not None and len(eligible) > limit:
-        turn = eligible.groupby("source").cumcount()
-        eligible = eligible.assign(_turn=turn).sort_values(["_turn", "image_id"]).head(limit)
-        eligible = eligible.drop(columns="_turn").sort_values("image_id")
+    if limit is not None:
+        eligible = eligible.iloc[spread_over_people(eligible["source"], limit)]
     rows = eligible.reset_index(drop=True)
     return ValidationPlan(rows, _donors(rows), left_out)
+
+
+def spread_over_people(people: pd.Series, count: int) -> list[int]:
+    """Places of at most `count` rows, in order: one of every person before a second of any.
+
+    A place that is not among them never will be when rows are appended.
+    """
+    turn = people.groupby(people).cumcount().to_numpy()
+    return sorted(np.argsort(turn, kind="stable")[:count].tolist())
 
 
 def _donors(rows: pd.DataFrame) -> list[int | None]:

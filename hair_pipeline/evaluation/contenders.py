@@ -35,7 +35,7 @@ from hair_pipeline.models.base import load_base
 from hair_pipeline.models.pipeline import HairInpaintPipeline
 from hair_pipeline.models.weights import base_reference, damage
 from hair_pipeline.processing.bald import make_bald
-from hair_pipeline.profile import BaldConfig, Profile
+from hair_pipeline.profile import BaldConfig, ProcessingConfig, Profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.data import VectorTable
 from hair_pipeline.training.fingerprints import base_version
@@ -79,7 +79,7 @@ class ModelContender:
         pipeline: a `HairInpaintPipeline`. styles: where its style vectors come from; None for a model that takes none.
         resolution: side at which it generates. profile: what it draws with.
         folder, card: of an exported version, the card being its hair_pipeline.json.
-        prepared: the hair removal that its cases come with.
+        prepared: how its cases come: their side, which stays and is said, and a hair removal that it replaces.
     """
 
     def __init__(
@@ -92,19 +92,21 @@ class ModelContender:
         profile: Profile,
         folder: Path | None = None,
         card: dict[str, Any] | None = None,
-        prepared: BaldConfig | None = None,
+        prepared: ProcessingConfig | None = None,
     ) -> None:
         self.label, self.version = label, version
         self.pipeline, self.styles, self.resolution, self.profile = pipeline, styles, resolution, profile
         self.folder, self.prepared = folder, prepared
         own = PictureSettings.of(profile) if card is None else PictureSettings.of_card(card)
         self.settings: PictureSettings | None = own
+        if prepared is not None:
+            self.settings = own.model_copy(update={"size": prepared.size})
         self.pipeline.set_progress_bar_config(disable=True)
 
     def draw(self, cases: Sequence[Case]) -> list[Drawing | str]:
         if not cases:
             return []
-        if self.prepared not in (None, self.profile.processing.bald):
+        if self.prepared is not None and self.prepared.bald != self.profile.processing.bald:
             cases = [self._with_own_removal(case) for case in cases]
         styles, style_present = _stack(
             [None if self.styles is None else self.styles.vector(case.reference) for case in cases]
@@ -132,7 +134,7 @@ class ModelContender:
     def _with_own_removal(self, case: Case) -> Case:
         """The case with the hair removed as this version removes it; a bald image that a customer sent stays."""
         assert self.prepared is not None
-        if not np.array_equal(_removed(case, self.prepared)[0], case.bald):
+        if not np.array_equal(_removed(case, self.prepared.bald)[0], case.bald):
             return case
         bald, repaint = _removed(case, self.profile.processing.bald)
         return replace(case, bald=bald, repaint_mask=repaint)
@@ -162,9 +164,7 @@ class PictureContender:
         self.folder = folder
         self.settings: PictureSettings | None = None
         self.label = f"pictures in {folder.name}"
-        self.pictures = {
-            image_id_of(path.name): path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURE_SUFFIXES
-        }
+        self.pictures = {image_id_of(path.name): path for path in sorted(folder.iterdir()) if _is_picture(path)}
         self.version = files.hash_files(self.pictures.values(), folder)[:VERSION_DIGITS]
 
     def draw(self, cases: Sequence[Case]) -> list[Drawing | str]:
@@ -193,6 +193,11 @@ class PictureContender:
         return Drawing(letterbox(width, height, size).image(picture), None)
 
 
+def _is_picture(path: Path) -> bool:
+    """By its name, and a file: not a folder, nor a link that leads nowhere."""
+    return path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
+
+
 def resolve(spec: str, settings: Settings, profile: Profile) -> Contender:
     """The contender a SPEC names.
 
@@ -213,7 +218,7 @@ def resolve(spec: str, settings: Settings, profile: Profile) -> Contender:
         require_intact(registry, version, folder)
     if (folder / "model_index.json").exists():
         return exported(folder, settings, profile)
-    if any(path.suffix.lower() in PICTURE_SUFFIXES for path in folder.iterdir()):
+    if any(map(_is_picture, folder.iterdir())):
         return PictureContender(folder)
     raise PipelineError(
         "is neither an exported version (model_index.json) nor a folder of pictures (<image_id>.jpg or .png)",
@@ -287,7 +292,7 @@ def exported(folder: Path, settings: Settings, profile: Profile) -> ModelContend
         ) from error
     styles = exported_styles(folder, settings, profile)
     version = card["version"]
-    own, prepared = drawn_with(profile, card), profile.processing.bald
+    own, prepared = drawn_with(profile, card), profile.processing
     given = f"version {version}", version, pipeline, styles, card["resolution"], own
     return ModelContender(*given, folder=folder, card=card, prepared=prepared)
 

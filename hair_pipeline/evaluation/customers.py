@@ -51,6 +51,8 @@ from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
+OTHER_FORMATS = (".heic", ".heif", ".webp", ".avif", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".gif")
+"""Of photos that people send and that are not read."""
 BALD_FOLDER, BALD_ENDING = "bald", "_bald"
 UNREADABLE = "cannot be read"
 CHANGED = 24
@@ -102,8 +104,8 @@ def find_customers(folder: Path, settings: Settings, problems: Problems) -> list
     """List the customers of a folder, by name; of the photos only those of equal size are read, to tell copies.
 
     Args:
-        problems: receives what is named like a photo and is no file, names that are not UTF-8, a second photo with the
-            id of another, and copies of one file.
+        problems: receives what is named like a photo and is no file, photos in `OTHER_FORMATS`, names that are not
+            UTF-8, a second photo with the id of another, and copies of one file.
 
     Raises:
         PipelineError: no such folder, or no photo in it.
@@ -115,11 +117,13 @@ def find_customers(folder: Path, settings: Settings, problems: Problems) -> list
             remedy="set HAIR_PIPELINE_CUSTOMERS_ROOT or --customers to a folder of customer photos",
         )
     pictures = []
-    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
-        if (name := _storable(path.name)) == path.name:
-            pictures.append(path)
-        else:
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES + OTHER_FORMATS):
+        if (name := _storable(path.name)) != path.name:
             problems.left_out[name] = "its name is not UTF-8: rename it"
+        elif path.suffix.lower() in OTHER_FORMATS:
+            problems.left_out[name] = "is neither JPEG nor PNG: convert it"
+        else:
+            pictures.append(path)
     bald = {path.stem.removesuffix(BALD_ENDING): path for path in pictures if path.stem.endswith(BALD_ENDING)}
     bald_folder = folder / BALD_FOLDER
     if bald_folder.is_dir():

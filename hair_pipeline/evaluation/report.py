@@ -18,7 +18,7 @@ from tqdm import tqdm
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation import leakage, pictures
-from hair_pipeline.evaluation.cases import Case, ValidationPlan, load_cases, plan_validation
+from hair_pipeline.evaluation.cases import Case, ValidationPlan, load_cases, plan_validation, spread_over_people
 from hair_pipeline.evaluation.contenders import Contender, Drawing, ModelContender, stage2_current, untrained
 from hair_pipeline.evaluation.fingerprints import current_model, held_out_vectors, measured_with
 from hair_pipeline.evaluation.judges import load_judges
@@ -101,7 +101,7 @@ def _make(
         "base": summarise(measured["base"], judges),
     }
     left_out = plan.left_out | ledger.left_out
-    report = write_report(folder, fingerprint, plan, results, ledger, left_out, settings, profile)
+    report = write_report(folder, fingerprint, results, ledger, left_out, settings, profile)
     ledger.close()
     return report
 
@@ -130,7 +130,9 @@ class _Run:
     def all(self) -> None:
         own = [(index, index) for index in range(len(self.plan.rows))]
         transfer = [(index, donor) for index, donor in enumerate(self.plan.donors) if donor is not None]
-        swapped = {self._key(pair) for pair in transfer[: self.profile.evaluation.leakage_images]}
+        wearers = self.plan.rows["source"].iloc[[index for index, _ in transfer]]
+        chosen = spread_over_people(wearers, self.profile.evaluation.leakage_images)
+        swapped = {self._key(transfer[place]) for place in chosen}
         finished = len(self.ledger.done)
         with tqdm(total=len(own) + len(transfer), initial=finished, desc="evaluate", unit="image") as bar:
             for pairs in (own, transfer):

@@ -18,7 +18,7 @@ import pandas as pd
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation import pictures
-from hair_pipeline.evaluation.cases import ValidationPlan
+from hair_pipeline.evaluation.cases import spread_over_people
 from hair_pipeline.evaluation.html import number, write_page
 from hair_pipeline.evaluation.judges import SAME_AS_LOSS
 from hair_pipeline.evaluation.ledger import Ledger
@@ -84,13 +84,14 @@ def shown_cases(rows: list[dict[str, Any]], grid_rows: int) -> set[str]:
 
 
 def _first(frame: pd.DataFrame, transfer: bool, count: int) -> list[str]:
-    return [str(key) for key in frame.loc[frame["transfer"] == transfer, "case"].head(count)]
+    """Keys of the first cases of a kind, of as many people as there are: a person has up to 180 views."""
+    rows = frame[frame["transfer"] == transfer]
+    return [str(key) for key in rows["case"].iloc[spread_over_people(rows["person"], count)]]
 
 
 def write_report(
     folder: Path,
     fingerprint: str,
-    plan: ValidationPlan,
     results: dict[str, dict[str, Result]],
     ledger: Ledger,
     left_out: dict[str, str],
@@ -105,14 +106,14 @@ def write_report(
     version = folder.name
     made_at = datetime.now(UTC)
     data_version = files.hash_bytes(fingerprint, json.dumps(metrics, sort_keys=True))
-    people = int(plan.rows["source"].nunique())
+    images, people = (int(frames["model"][name].nunique()) for name in ("image_id", "person"))
     content = {
         "schema": SCHEMA,
         "version": version,
         "made_at": made_at.isoformat(timespec="seconds"),
         "fingerprint": fingerprint,
         "data_version": data_version,
-        "images": len(plan.rows),
+        "images": images,
         "people": people,
         "left_out": left_out,
         "settings": PictureSettings.of(profile).model_dump(mode="json"),

@@ -5,7 +5,7 @@ import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hair_pipeline.evaluation.cases import plan_validation
+from hair_pipeline.evaluation.cases import plan_validation, spread_over_people
 from hair_pipeline.training.data import VectorTable
 
 PHOTO = st.tuples(
@@ -47,3 +47,15 @@ def test_donors_do_not_depend_on_the_catalogs_order(photos: list[tuple[int, str 
     order = list(range(len(photos)))
     chance.shuffle(order)
     assert plan(photos, order).donors == plan(photos).donors
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=20), st.integers(0, 8), st.integers(0, 20))
+def test_every_person_comes_before_a_second_view_of_any(people: list[str], count: int, seen: int) -> None:
+    chosen = spread_over_people(pd.Series(people, dtype=str), count)
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == min(count, len(people))
+    views = [sum(people[place] == name for place in chosen) for name in set(people)]
+    left = [people.count(name) for name in set(people)]
+    assert all(n == most or n >= max(views) - 1 for n, most in zip(views, left, strict=True))
+    before = spread_over_people(pd.Series(people[:seen], dtype=str), count)
+    assert {place for place in chosen if place < seen} <= set(before)

@@ -168,6 +168,17 @@ def test_bad_files_and_second_photos_are_left_out_not_fatal(tmp_path: Path) -> N
     assert fingerprint(found) != whole
 
 
+def test_photos_in_formats_that_are_not_read_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "customers"
+    write_rgb(folder / "anna.jpg", draw_person(0, size=64).photo)
+    for name in ("bob.HEIC", "eve.webp", "notes.txt"):
+        (folder / name).write_bytes(b"any")
+    settings = write_tiny_inputs(tmp_path / "elsewhere", people=1, views=1, size=64).settings()
+    problems = Problems()
+    assert [customer.id for customer in find_customers(folder, settings, problems)] == ["anna"]
+    assert set(problems.left_out) == {"bob.HEIC", "eve.webp"}
+
+
 @pytest.mark.parametrize("orientation", [3, 6])
 def test_phone_photos_are_judged_upright_and_around_the_head(tmp_path: Path, orientation: int) -> None:
     folder = tmp_path / "customers"
@@ -211,6 +222,13 @@ def test_pictures_of_another_system_are_seen_through_the_same_square(tmp_path: P
     for name, drawing in drawn.items():
         assert isinstance(drawing, Drawing)
         assert np.abs(drawing.final.astype(int) - cases[name].sample.image).mean() < 1, name
+
+
+def test_a_link_that_leads_nowhere_is_a_missing_picture(tmp_path: Path) -> None:
+    write_rgb(tmp_path / "anna.png", draw_person(0, size=64).photo)
+    (tmp_path / "bob.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "eve.png").mkdir()
+    assert set(PictureContender(tmp_path).pictures) == {"anna"}
 
 
 def test_pictures_of_a_narrow_photo_fit_though_its_width_in_the_square_is_rounded(tmp_path: Path) -> None:

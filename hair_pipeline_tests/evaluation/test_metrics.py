@@ -111,6 +111,21 @@ def test_frechet_distance_equals_torch_fidelity_in_full_space_and_kid_is_about_z
     assert abs(np.mean(same)) < 3 * np.std(same) / np.sqrt(20) + 1e-3
 
 
+@pytest.mark.parametrize("subset", [1000, 40])
+def test_pictures_that_resemble_their_photos_do_not_lower_kid(subset: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distribution, "KID_SUBSET", subset)
+    rng = np.random.default_rng(0)
+    images, people = 60, [str(i) for i in range(60)]
+    for shift, equal in ((0.0, True), (0.5, False)):
+        real, noise = rng.normal(size=(2, images, 64))
+        alike = 0.9 * real + np.sqrt(1 - 0.9**2) * noise + shift  # of the same distribution where nothing is shifted
+        estimate = distribution.set_distance(distribution.kernel_distance, real, alike, people)
+        assert estimate.ci_low is not None
+        assert estimate.ci_high is not None
+        assert (estimate.ci_low <= 0 <= estimate.ci_high) == equal
+        assert equal or estimate.ci_low > 0
+
+
 def test_set_distances_are_null_with_too_few_images_and_carry_n() -> None:
     rng = np.random.default_rng(0)
     few = distribution.set_distance(distribution.frechet_distance, np.ones((3, 4)), np.ones((3, 4)), list("abc"))

@@ -60,7 +60,11 @@ def test_report_files_schema_and_reuse(world: World) -> None:
     own = table[(table.model == "model") & ~table.transfer]
     assert len(own) == data["images"]
     assert (table[table.transfer].style_from != table[table.transfer].image_id).all()
+    swapped = table[(table.model == "model") & table.leakage_swap.notna()]
+    assert len(swapped) == swapped.person.nunique() == world.profile.evaluation.leakage_images
     text = assert_self_contained(result.report_path)
+    shown = re.findall(r"<b>(.+?)</b>", text.partition("<h2>Own style")[2])[: world.profile.evaluation.grid_rows]
+    assert own.set_index("image_id").person[shown].nunique() == world.profile.evaluation.grid_rows
     assert "stand-in" in text
     assert "Fréchet distance" in text
     assert ">FID in" not in text
@@ -311,6 +315,7 @@ def test_photos_that_vanished_are_left_out_and_without_any_there_is_no_report(tm
     result = evaluate(world.settings, profile)
     data = json.loads((result.folder / "metrics.json").read_text())
     assert held_out["image_id"][0] in data["left_out"]
+    assert data["images"] == len(held_out) - 1
     assert data["metrics"]["halo"]["n"] > 0
     shutil.rmtree(result.folder)
     for path in others:

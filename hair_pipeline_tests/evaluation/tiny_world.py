@@ -81,7 +81,9 @@ def tiny_profile() -> Profile:
             }
         ),
         "stage2": profile.stage2.model_copy(update={"resolution": 64}),
-        "evaluation": profile.evaluation.model_copy(update={"steps": 2, "batch_size": 4, "grid_rows": 3}),
+        "evaluation": profile.evaluation.model_copy(
+            update={"steps": 2, "batch_size": 4, "grid_rows": 3, "leakage_images": 2}
+        ),
         "models": profile.models.model_copy(update={"lora_rank": 2}),
         "style_vectors": StyleVectorConfig(source="patch_encoder"),
     }

@@ -17,6 +17,7 @@ from hair_pipeline.errors import PipelineError, ReleaseRefused
 from hair_pipeline.evaluation.ab_test import run_ab_test
 from hair_pipeline.evaluation.contenders import ModelContender, resolve
 from hair_pipeline.evaluation.fingerprints import drawn_by
+from hair_pipeline.evaluation.picture_settings import PictureSettings
 from hair_pipeline.evaluation.report import evaluate
 from hair_pipeline.files import encode_image, hash_file, read_image, write_bytes
 from hair_pipeline.inputs.head_crop import head_crop
@@ -211,6 +212,15 @@ def test_an_exported_version_is_compared_as_it_serves(exported: World) -> None:
     sent = replace(cases[1], bald=np.zeros_like(cases[1].bald))  # by the customer: it stays
     third = elsewhere.draw([sent])[0]
     assert not np.array_equal(third.final, second.final)  # type: ignore[union-attr]
+
+
+def test_the_side_of_the_squares_that_were_judged_is_said_not_the_versions_own(exported: World) -> None:
+    folder = str(export_weights(exported.settings, exported.profile).folder)
+    processing = exported.profile.processing.model_copy(update={"size": 96})
+    smaller = resolve(folder, exported.settings, exported.profile.model_copy(update={"processing": processing}))
+    assert smaller.settings is not None
+    own = PictureSettings.of(exported.profile)
+    assert own.differences(smaller.settings) == ["size is 128, not 96"]
 
 
 def test_the_exported_version_draws_what_stage2_draws(exported: World) -> None:
