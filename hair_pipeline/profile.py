@@ -232,7 +232,10 @@ class StageConfig(Values):
     drop_style: float = Field(0.075, ge=0, le=1, description="probability that only the style is dropped")
     drop_identity: float = Field(0.075, ge=0, le=1, description="probability that only the identity is dropped")
     drop_both: float = Field(0.05, ge=0, le=1)
-    mask_identity: bool = Field(True, description="the identity acts in the face only; false is for ablations")
+    mask_identity: bool = Field(
+        True,
+        description="the identity acts in the face only; false is for ablations of training (drawing always masks)",
+    )
     mask_variants: int = Field(4, ge=1, description="differently grown masks cached per image (Stage 2)")
     patch_fraction: float = Field(0.5, ge=0, le=1, description="share of patch batches among Stage 1 batches")
     patch_resolution: int = Field(

@@ -14,7 +14,7 @@ from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.picture_settings import PictureSettings
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 class _Entry(BaseModel):

@@ -28,6 +28,8 @@ from hair_pipeline.vocabulary import CURL_CLASSES
 
 IDENTITY_DIM = 512
 UNKNOWN = -1
+SOURCE_VERSION = b"source_version"
+"""Metadata of a table of vectors: the content version of the network that they are from."""
 _GOLDEN = 0.6180339887498949
 
 
@@ -71,7 +73,7 @@ def read_style_vectors(folder: Path, members: Members) -> VectorTable:
     """The table of `processed/style_vectors`, of the catalog's images.
 
     Raises:
-        PipelineError: shards have vectors of different lengths.
+        PipelineError: shards have vectors of different networks.
     """
     return _read_vectors(folder, members, "vector", reliable_only=False)
 
@@ -80,7 +82,7 @@ def read_reliable_identities(folder: Path, members: Members) -> VectorTable:
     """The table of `processed/identity_embeddings`, of the catalog's images, only those marked reliable.
 
     Raises:
-        PipelineError: shards have vectors of different lengths.
+        PipelineError: shards have vectors of different networks.
     """
     return _read_vectors(folder, members, "embedding", reliable_only=True)
 
@@ -94,6 +96,7 @@ def _read_vectors(folder: Path, members: Members, column: str, *, reliable_only:
     ids: list[str] = []
     people: list[str] = []
     blocks: list[np.ndarray] = []
+    kinds: list[tuple[int, bytes | None]] = []
     for path in members.tables(folder):
         table = pq.read_table(path, columns=["image_id", column] + (["reliable"] if reliable_only else []))
         if reliable_only:
@@ -104,10 +107,10 @@ def _read_vectors(folder: Path, members: Members, column: str, *, reliable_only:
         ids += rows.image_id.tolist()
         people += rows.person.tolist()
         blocks.append(np.stack(rows[column].to_list()).astype(np.float32))
-        length, others = blocks[-1].shape[1], blocks[0].shape[1]
-        if length != others:
+        kinds.append((blocks[-1].shape[1], (table.schema.metadata or {}).get(SOURCE_VERSION)))
+        if kinds[-1] != kinds[0]:
             raise PipelineError(
-                f"holds vectors of length {length}, the shards before it of {others}",
+                "holds vectors of another network than the shards before it",
                 file=path,
                 remedy=f"materialise {folder.name} again, for all shards",
             )

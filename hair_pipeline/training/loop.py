@@ -280,9 +280,10 @@ def run(task: Task, config: LoopConfig, folder: Path, *, resume: bool = True) ->
                         engine.accelerator.backward(total / config.accumulation)
             with clock.measure("compute"):
                 summary = tally.close(stop=stop.requested)
+                rate = float(engine.optimizer.param_groups[0]["lr"])  # the scheduler sets the next step's
                 norm = engine.step(config, apply=summary.finite and summary.used > 0)
             numbers = {f"loss/{name}": value for name, value in summary.raw.items()} | summary.numbers
-            numbers["learning_rate"] = float(engine.scheduler.get_last_lr()[0])
+            numbers["learning_rate"] = rate
             if norm is not None:
                 numbers["gradient_norm/total"] = float(norm)
             book.step(step, numbers, {f"time/{name}": value for name, value in clock.shares().items()})

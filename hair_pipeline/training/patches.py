@@ -175,6 +175,8 @@ class BalancedBatches(Batches):
     def __getitem__(self, number: int) -> list[Draw]:
         chance = np.random.default_rng([self.seed, 3, number])
         orders = [list(chance.permutation(people)) for people in self._classes]
+        if self.people % len(orders):  # else the batch ends in the middle of a turn, always with the same classes
+            chance.shuffle(orders)
         order = [int(person) for turn in _round_robin(orders) for person in turn]
         draws: list[Draw] = []
         for person in order[: self.people]:

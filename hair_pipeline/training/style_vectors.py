@@ -37,6 +37,7 @@ from hair_pipeline.processing.patches import largest_window
 from hair_pipeline.processing.report import ShardReport, reusable, save
 from hair_pipeline.profile import PatchConfig, Profile
 from hair_pipeline.settings import Settings
+from hair_pipeline.training.data import SOURCE_VERSION
 from hair_pipeline.training.fingerprints import asset_versions, weights_version
 from hair_pipeline.training.images import on_background, shrink, to_tensor
 from hair_pipeline.training.patches import encode_patches
@@ -84,7 +85,7 @@ def embed_shard(shard: str, settings: Settings, profile: Profile) -> ShardReport
     )
     path = folder / f"{shard}.parquet"
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(table.replace_schema_metadata({SOURCE_VERSION: source.version}), temporary)
     missing = len(rows) - len(found) - len(embedded.failed)
     report = ShardReport(
         asset=STYLE_ASSET,

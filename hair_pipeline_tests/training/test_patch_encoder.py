@@ -88,6 +88,14 @@ def test_batches_are_balanced_over_curl_and_repeatable() -> None:
     assert [again[number] for number in (7, 5)] == [batches[7], batches[5]]
 
 
+@pytest.mark.parametrize("people", [2, 3, 6])
+def test_no_class_is_left_out_where_people_are_no_multiple_of_the_classes(people: int) -> None:
+    data = patches_of(list(range(40)), list(range(40)), [place % 4 - 1 for place in range(40)])
+    batches = islice(BalancedBatches(data, people, 1, seed=0), 400)
+    drawn = np.bincount([int(data.curls[draw.index]) + 1 for batch in batches for draw in batch], minlength=4)
+    assert drawn.min() > 0.85 * drawn.mean()
+
+
 def test_batches_work_with_less_than_asked_for() -> None:
     batch = next(iter(BalancedBatches(patches_of([0, 1], [0, 1], [UNKNOWN, 1]), 16, 4, seed=0)))
     assert len(batch) == 8

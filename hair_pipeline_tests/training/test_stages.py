@@ -19,7 +19,7 @@ from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training import loop
 from hair_pipeline.training.context import Context
-from hair_pipeline.training.data import face_lock, read_style_vectors
+from hair_pipeline.training.data import SOURCE_VERSION, face_lock, read_style_vectors
 from hair_pipeline.training.latent_store import LatentStore
 from hair_pipeline.training.pixel_losses import Judges
 from hair_pipeline.training.sampler import Draw
@@ -325,15 +325,19 @@ def test_latents_are_read_alike_from_memory_and_from_disk(data: Path, monkeypatc
     assert torch.equal(a.constant("shard_0000", "patch.empty"), b.constant("shard_0000", "patch.empty"))
 
 
-def test_style_vectors_of_two_lengths_are_one_clear_message(tmp_path: Path) -> None:
-    """As after another `style_vectors.source`, when only some shards were made again."""
+@pytest.mark.parametrize("changed", ["length", "version"])
+def test_style_vectors_of_two_networks_are_refused(changed: str, tmp_path: Path) -> None:
+    """As after another `style_vectors.source` or encoder, when only some shards were made again."""
     write_processed(tmp_path)
-    catalog = pd.read_parquet(tmp_path / "catalog.parquet")
+    folder, catalog = tmp_path / "style_vectors", pd.read_parquet(tmp_path / "catalog.parquet")
     catalog.assign(shard=catalog.shard.where(catalog.source != "p1", "shard_0001")).to_parquet(
         tmp_path / "catalog.parquet"
     )
-    table = pq.read_table(tmp_path / "style_vectors" / "shard_0000.parquet").to_pandas()
-    table["vector"] = [vector[:5] for vector in table.vector]
-    table.to_parquet(tmp_path / "style_vectors" / "shard_0001.parquet")
-    with pytest.raises(PipelineError, match=r"shard_0001(.*)length 5(.*) 16(.*)\n(.*)style_vectors again"):
-        read_style_vectors(tmp_path / "style_vectors", Members.read(tmp_path / "catalog.parquet"))
+    table = pq.read_table(folder / "shard_0000.parquet")
+    pq.write_table(table.replace_schema_metadata({SOURCE_VERSION: "one"}), folder / "shard_0000.parquet")
+    vectors = [vector[:5] if changed == "length" else vector for vector in table["vector"].to_pylist()]
+    other = table.set_column(table.column_names.index("vector"), "vector", pa.array(vectors))
+    version = "two" if changed == "version" else "one"
+    pq.write_table(other.replace_schema_metadata({SOURCE_VERSION: version}), folder / "shard_0001.parquet")
+    with pytest.raises(PipelineError, match=r"shard_0001(.*)another network(.*)\n(.*)style_vectors again"):
+        read_style_vectors(folder, Members.read(tmp_path / "catalog.parquet"))
