@@ -274,7 +274,12 @@ class EvaluationConfig(Values):
     scheduler: Literal["ddim", "dpm++"] = "ddim"
     guidance_scale: float = Field(2.0, ge=0, description="1: no guidance")
     batch_size: int = Field(4, ge=1)
-    max_images: int | None = Field(None, ge=1, description="evaluate at most this many validation images")
+    max_images: int | None = Field(
+        2000,
+        ge=1,
+        description="evaluate at most this many validation images, of all people by turns, four pictures each: own and "
+        "another style, by the model and by the base; null: all (some 22,000 of K-Hairstyle)",
+    )
     grid_rows: int = Field(8, ge=1)
     leakage_images: int = Field(16, ge=0, description="transfers drawn again with the old hair swapped")
     seed: int = 0

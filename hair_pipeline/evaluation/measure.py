@@ -33,10 +33,12 @@ class Measurements:
         rows: one dict per picture, columns of per_image.parquet.
         features: of own-style pictures, (n, D) each: `<region>_real` and `<region>_made`, with `<region>_people`
             (n,), for the regions ring and image.
+        distances: between these sets, by metric, once they were asked for.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     features: dict[str, np.ndarray] = field(default_factory=dict)
+    distances: dict[str, distribution.SetDistance] = field(default_factory=dict)
 
     def frame(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows)

@@ -84,7 +84,7 @@ def summarise(
 def _difference(name: str, measured: Measurements, baseline: Measurements) -> Estimate | None:
     """A metric of `measured` minus that of `baseline`; the interval draws people, and takes both of their pictures."""
     if name in SET_METRICS:
-        found = _set_difference(name, measured, baseline)
+        found = (_set_distance(name, measured) - _set_distance(name, baseline)).estimate()
     elif name == "leakage_transfer":
         return None
     else:
@@ -92,16 +92,6 @@ def _difference(name: str, measured: Measurements, baseline: Measurements) -> Es
         values = values_of(name, mine) - values_of(name, other)
         found = mean_by_person(values, mine["person"].to_numpy(str))
     return found if found.measured else None
-
-
-def _set_difference(name: str, measured: Measurements, baseline: Measurements) -> Estimate:
-    region, distance = SET_METRICS[name]
-    real, mine = measured.features.get(f"{region}_real"), measured.features.get(f"{region}_made")
-    other = baseline.features.get(f"{region}_made")
-    if real is None or mine is None or other is None or len(mine) != len(other):
-        return missing("not drawn by both")
-    people = measured.features[f"{region}_people"].tolist()
-    return distribution.set_difference(distance, real, mine, other, people)
 
 
 def _bald_result(metric: Metric, bald: Leakage | None) -> Result:
@@ -158,7 +148,7 @@ def _estimate(name: str, frame: pd.DataFrame, measured: Measurements) -> Estimat
     if frame.empty:
         return missing("no picture was made")
     if name in SET_METRICS:
-        return _set_estimate(name, measured)
+        return _set_distance(name, measured).estimate()
     if name == "leakage_transfer":
         return old_curl_excess(frame)
     if name.endswith("_transfer") and not frame["transfer"].any():
@@ -187,13 +177,16 @@ def values_of(name: str, frame: pd.DataFrame) -> np.ndarray:
     return np.where(frame["transfer"], NAN, values) if name in OWN_STYLE_ONLY else values
 
 
-def _set_estimate(name: str, measured: Measurements) -> Estimate:
-    region, distance = SET_METRICS[name]
-    real, made = measured.features.get(f"{region}_real"), measured.features.get(f"{region}_made")
-    if real is None or made is None:
-        return missing("hair and skin meet in no picture" if region == "ring" else "no picture was made")
-    people = measured.features[f"{region}_people"].tolist()
-    return distribution.set_distance(distance, real.astype(np.float64), made.astype(np.float64), people)
+def _set_distance(name: str, measured: Measurements) -> distribution.SetDistance:
+    if name not in measured.distances:
+        region, distance = SET_METRICS[name]
+        real, made = (measured.features.get(f"{region}_{side}") for side in ("real", "made"))
+        if real is None or made is None:
+            why = "hair and skin meet in no picture" if region == "ring" else "no picture was made"
+            return distribution.SetDistance(np.zeros(0), 0, 0, why)
+        people = measured.features[f"{region}_people"].tolist()
+        measured.distances[name] = distribution.set_distance(distance, real.astype(float), made.astype(float), people)
+    return measured.distances[name]
 
 
 def per_image(frames: Mapping[str, pd.DataFrame], results: Mapping[str, Result]) -> pd.DataFrame:

@@ -66,15 +66,17 @@ def test_the_difference_of_set_distances_has_a_paired_interval(distance) -> None
     rng = np.random.default_rng(1)
     real, people = rng.normal(size=(60, 4)), [str(i // 3) for i in range(60)]
     near, far = real + rng.normal(0, 0.1, real.shape), real + 1.5
-    better = distribution.set_difference(distance, real, near, far, people)
+    near_set, far_set = (distribution.set_distance(distance, real, made, people) for made in (near, far))
+    better = (near_set - far_set).estimate()
     assert better.value == pytest.approx(distance(real, near) - distance(real, far))
     assert better.ci_high is not None
     assert better.ci_high < 0
-    worse = distribution.set_difference(distance, real, far, near, people)
+    worse = (far_set - near_set).estimate()
     assert worse.value == pytest.approx(-better.value)  # type: ignore[operator]
     assert worse.ci_low == pytest.approx(-better.ci_high)
-    few = distribution.set_difference(distance, real[:3], near[:3], far[:3], people[:3])
-    assert few.value is None
+    few = distribution.set_distance(distance, real[:3], near[:3], people[:3])
+    assert (near_set - few).estimate().value is None
+    assert (few - few).estimate().value is None
 
 
 def test_an_accuracy_without_any_error_keeps_an_interval() -> None:
