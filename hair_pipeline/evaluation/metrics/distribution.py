@@ -41,8 +41,7 @@ def frechet_distance(real: np.ndarray, made: np.ndarray) -> float:
 
     Unit: squared feature distance. Direction: lower is better. Source: Heusel et al. 2017. The trace of the root of the
     covariances' product is the sum of the singular values of `A @ B.T`, where `A.T @ A` and `B.T @ B` are the
-    covariances: what torch-fidelity computes from the eigenvalues of a D x D matrix that is not symmetric, four times
-    as fast.
+    covariances: what torch-fidelity computes from the eigenvalues of a D x D matrix that is not symmetric.
     """
     gap = real.mean(axis=0) - made.mean(axis=0)
     one, other = _root(real), _root(made)
