@@ -162,12 +162,21 @@ def test_the_registry_is_read_once_to_tell_what_is_promotable(tmp_path: Path, mo
 def test_a_sign_off_counts_for_the_test_it_was_given_on(tmp_path: Path) -> None:
     registry = signed(tmp_path, "a")
     registry.register("a", registry.folder("a"), registry.show("a")["files"], approval("a") | {"id": "t2"})
-    assert registry.obstacles("a") == ["nobody has signed it off since its last A/B test"]
+    assert list(map(str, registry.obstacles("a"))) == ["nobody has signed it off since its last A/B test"]
     registry.sign_off("a", "Lee", "reject")
     registry.register("a", registry.folder("a"), registry.show("a")["files"], approval("a") | {"id": "t3"})
-    assert registry.obstacles("a") == ["rejected by Lee"]
+    assert list(map(str, registry.obstacles("a"))) == ["rejected by Lee"]
     registry.sign_off("a", "Lee", "approve")
     assert registry.obstacles("a") == []
+
+
+@pytest.mark.parametrize("name", ["compared twice", "verdict desk"])
+def test_a_reviewers_name_is_not_taken_for_a_reason(tmp_path: Path, name: str) -> None:
+    registry = make_version(tmp_path, "a")
+    registry.sign_off("a", name, "reject")
+    with pytest.raises(PipelineError, match=f"rejected by {name}") as refused:
+        registry.promote("a")
+    assert refused.value.remedy == registry_file.REJECTED
 
 
 def test_rollback_to_a_version_that_was_rejected_since_is_asked_for_by_name(tmp_path: Path) -> None:
@@ -246,7 +255,7 @@ class RegistryMachine(RuleBasedStateMachine):
         try:
             assert self.registry.rollback() == previous[-1]
         except PipelineError:
-            assert not previous or any("rejected" in obstacle for obstacle in self.registry.obstacles(previous[-1]))
+            assert not previous or any(each.kind == "rejection" for each in self.registry.obstacles(previous[-1]))
 
     @invariant()
     def history_only_grows_and_production_was_promoted(self) -> None:
