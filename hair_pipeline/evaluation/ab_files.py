@@ -230,7 +230,7 @@ def _write_preview(keys: list[str], ledger: Ledger, path: Path) -> None:
 def _grid_row(key: str, rows: dict[str, dict[str, Any]], ledger: Ledger) -> dict[str, Any]:
     return {
         "image_id": rows["new"][key]["image_id"],
-        "pictures": [ledger.data_uri(key, cell, 224) for cell in ("photo", "bald", "old", "new")],
+        "pictures": [ledger.data_uri(key, cell, pictures.THUMBNAIL_SIDE) for cell in ("photo", "bald", "old", "new")],
         "lines": _lines(rows["old"][key], rows["new"][key]),
     }
 
