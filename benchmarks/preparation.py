@@ -28,7 +28,7 @@ import numpy as np
 from hair_pipeline.files import encode_image, read_image
 from hair_pipeline.inputs.catalog import build_catalog, read_catalog
 from hair_pipeline.inputs.samples import load_sample
-from hair_pipeline.processing.bald import fill, repaint_mask
+from hair_pipeline.processing.bald import INPAINT_RADIUS, fill, repaint_mask
 from hair_pipeline.processing.shards import make_image_parts
 from hair_pipeline.profile import Profile
 from hair_pipeline.sample.write import write_sample
@@ -144,7 +144,8 @@ def report(
         ratios = f"{speed[name] / speed[BASELINE]:.1f}x | {busy[BASELINE] / busy[name]:.1f}x"
         kilobytes = f"{size[name] / images / 1000:.0f} | {size[name] / size[BASELINE]:.2f}x"
         print(f"| {name} | {speed[name]:.1f} | {ratios} | {kilobytes} |")
-    print(f"\nTelea at half size, radius 3, against full size, radius 5, in the hole: RMSE {error:.1f}/255", end="")
+    pair = f"half size, radius {INPAINT_RADIUS} in pixels of the full size, against full size, radius 5"
+    print(f"\nTelea at {pair}, in the hole: RMSE {error:.1f}/255", end="")
     print(f" (worst image {worst:.1f}/255)\n")
     ours = [speed[name] / speed[BASELINE] for name in OURS]
     print(f"preparation: telea {ours[0]:.1f}x, masked blur {ours[2]:.1f}x, floor {speed[FLOOR]:.0f} images/s")

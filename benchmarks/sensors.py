@@ -1,4 +1,4 @@
-"""Time of one tick of each sensor at K-Hairstyle's size: 4,347 people, 451,000 photos, 451 shards.
+"""Time of one tick of each sensor at K-Hairstyle's size: 4,347 people, 452,088 photos, 483 shards.
 
     uv run python benchmarks/sensors.py [--people 4347] [--views 104] [--folder DIR]
 

@@ -369,7 +369,7 @@ def plan_memory(
 ) -> None:
     """Predict the peak GPU memory of training, part by part, without a GPU and without weights.
 
-    Traces one step of the real configuration on tensors that have shapes but no memory (a minute at most). Says
+    Traces one step of the real configuration on tensors that have shapes but no memory (about a minute). Says
     whether it fits, the largest micro-batch that would, and which switch to turn. Exit status 1 if it does not fit.
     """
     settings = load_settings()

@@ -142,7 +142,6 @@ def write_verdict(
     made_at = datetime.now(UTC)
     people = int(frames["new"]["person"].nunique())
     from_raw = "before" if identity == "identity_raw" else "after"
-    about = environment()
     content = {
         "schema": SCHEMA,
         "id": identifier,
@@ -162,15 +161,7 @@ def write_verdict(
         "metrics": metrics,
         "rule": rule_text(profile.ab_test),
         "data_version": files.hash_bytes(identifier, decision.verdict, json.dumps(metrics, sort_keys=True)),
-        "provenance": {
-            "New": f"{new.label} ({new.version})",
-            "Old": f"{old.label} ({old.version})",
-            "Photos": f"{photos.origin}; content {photos.fingerprint[:16]}",
-            "Sampler": f"{profile.evaluation.steps} steps, guidance {profile.evaluation.guidance_scale}, same seeds",
-            "Profile": f"{profile.name}, content {files.hash_bytes(profile.model_dump_json())[:16]}",
-            "Code": str(about["git_commit"] or "not a git checkout"),
-            "Configuration": profile.model_dump_json(),
-        },
+        "provenance": provenance(new, old, photos, profile),
     }
     rows = {name: {row["case"]: row for row in frame.to_dict("records")} for name, frame in frames.items()}
     keys = [key for key in rows["new"] if ledger.data_uri(key, "new")]
@@ -208,6 +199,23 @@ def write_verdict(
     return _result(folder, content)
 
 
+def provenance(new: Contender, old: Contender, photos: Photos, profile: Profile) -> dict[str, str]:
+    """What the verdict rests on. A registered version draws with settings of its own, whatever the profile's are."""
+
+    def model(contender: Contender) -> str:
+        drawn = "finished pictures" if contender.settings is None else contender.settings.sampler
+        return f"{contender.label} ({contender.version}): {drawn}"
+
+    return {
+        "New": model(new),
+        "Old": model(old),
+        "Photos": f"{photos.origin}; content {photos.fingerprint[:16]}; the same seeds for both models",
+        "Profile": f"{profile.name}, content {files.hash_bytes(profile.model_dump_json())[:16]}",
+        "Code": str(environment()["git_commit"] or "not a git checkout"),
+        "Configuration": profile.model_dump_json(),
+    }
+
+
 def _side(contender: Contender) -> dict[str, Any]:
     settings = None if contender.settings is None else contender.settings.model_dump(mode="json")
     return {"label": contender.label, "version": contender.version, "settings": settings}
@@ -222,7 +230,7 @@ def _write_preview(keys: list[str], ledger: Ledger, path: Path) -> None:
 def _grid_row(key: str, rows: dict[str, dict[str, Any]], ledger: Ledger) -> dict[str, Any]:
     return {
         "image_id": rows["new"][key]["image_id"],
-        "pictures": [ledger.data_uri(key, cell, 224) for cell in ("photo", "bald", "old", "new")],
+        "pictures": [ledger.data_uri(key, cell, pictures.THUMBNAIL_SIDE) for cell in ("photo", "bald", "old", "new")],
         "lines": _lines(rows["old"][key], rows["new"][key]),
     }
 

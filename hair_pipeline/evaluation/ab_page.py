@@ -96,10 +96,11 @@ def rule_text(config: AbTestConfig) -> str:
         "Improvement is the mean of two relative gains, of the mean hair-region distance (lower is better) and of the "
         "mean identity similarity (higher is better). Intervals are 95% bootstrap intervals that draw persons and take "
         "a person's old and new pictures together. Approve: the lower bound of the improvement is above "
-        f"{need}, that of the gain in hair-region distance above {hair} and that of the identity difference above "
-        f"-{margin}. Reject: the upper bound of the improvement is below {need}, that of the gain in hair-region "
-        f"distance below {hair} or that of the identity difference below -{margin}. Inconclusive: "
-        "everything else, also when identity or distance could not be measured, or on fewer than "
+        f"{need}, that of the gain in hair-region distance above {hair}, that of the identity difference above "
+        f"-{margin}, and the new model returned a usable picture of every photo. Reject: the upper bound of the "
+        f"improvement is below {need}, that of the gain in hair-region distance below {hair} or that of the identity "
+        f"difference below -{margin}. Inconclusive: everything else, also when identity or distance could not be "
+        "measured, or on fewer than "
         f"{config.min_people} people."
     )
 

@@ -1,7 +1,7 @@
 """What a model is asked to draw: one photo, one style reference, one seed.
 
 Belongs here: the cases of the validation report, and their loading in batches. Does not belong here: drawing
-(`contenders`) and customers, whose cases `ab_test` makes.
+(`contenders`) and from a customer's photo to its case (`customers`).
 """
 
 from __future__ import annotations

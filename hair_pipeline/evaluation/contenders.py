@@ -32,6 +32,7 @@ from hair_pipeline.inputs.k_hairstyle import image_id_of
 from hair_pipeline.inputs.samples import Sample
 from hair_pipeline.inputs.upright import read_upright
 from hair_pipeline.models.base import load_base
+from hair_pipeline.models.gpus import best_device
 from hair_pipeline.models.pipeline import HairInpaintPipeline
 from hair_pipeline.models.weights import base_reference, damage
 from hair_pipeline.processing.bald import make_bald
@@ -340,4 +341,4 @@ class _FittingStyles:
 
 
 def _on_device(pipeline: Any) -> Any:
-    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    return pipeline.to(best_device())

@@ -18,6 +18,7 @@ import torch
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import hash_bytes
 from hair_pipeline.models.feature_extractor import load_feature_extractor
+from hair_pipeline.models.gpus import best_device
 from hair_pipeline.models.perceptual import load_perceptual
 from hair_pipeline.models.recogniser import load_recogniser, recogniser_path
 from hair_pipeline.models.style_classifier import StyleClassifier
@@ -68,7 +69,7 @@ def load_judges(settings: Settings, profile: Profile, *, sets: bool = True) -> J
     Args:
         sets: also load the feature extractor for distances between sets.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     no_sets: Judge[Any] = Judge(None, "none", reason="distances between sets were not asked for")
     return Judges(
         recogniser=_or_reason(_recogniser, settings, profile, device),

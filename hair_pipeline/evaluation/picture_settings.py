@@ -48,6 +48,14 @@ class PictureSettings(BaseModel):
         """Those of an exported version (hair_pipeline.json)."""
         return cls.model_validate({name: card.get(name) for name in cls.model_fields})
 
+    @property
+    def sampler(self) -> str:
+        """How noise becomes a picture, in words."""
+        return (
+            f"{self.scheduler or 'sampler not recorded'}, {self.steps} steps, guidance {self.guidance_scale}, "
+            f"{self.resolution} x {self.resolution} pixels"
+        )
+
     def differences(self, other: PictureSettings) -> list[str]:
         """What differs, in words: `steps is 6, not 30`. A scheduler that one of them does not name is not compared."""
         mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")

@@ -10,7 +10,6 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -21,7 +20,7 @@ from hair_pipeline.evaluation import leakage, pictures
 from hair_pipeline.evaluation.cases import Case, ValidationPlan, load_cases, plan_validation, spread_over_people
 from hair_pipeline.evaluation.contenders import Contender, Drawing, ModelContender, stage2_current, untrained
 from hair_pipeline.evaluation.fingerprints import current_model, held_out_vectors, measured_with
-from hair_pipeline.evaluation.judges import load_judges
+from hair_pipeline.evaluation.judges import Judges, load_judges
 from hair_pipeline.evaluation.ledger import Ledger
 from hair_pipeline.evaluation.measure import Measurements, measure
 from hair_pipeline.evaluation.report_files import ReportResult, reusable, shown_cases, write_pointer, write_report
@@ -122,7 +121,7 @@ class _Run:
     plan: ValidationPlan
     identities: VectorTable
     contenders: dict[str, ModelContender]
-    judges: Any
+    judges: Judges
     ledger: Ledger
     settings: Settings
     profile: Profile
@@ -158,7 +157,8 @@ class _Run:
         measured = measure(cases, drawn, self.judges)
         self._add_swaps(cases, drawn["model"], measured["model"], swapped)
         for i, case in enumerate(cases):
-            self.ledger.keep(case.key, _cells(case, {name: drawn[name][i].final for name in drawn}), side=224)
+            cells = _cells(case, {name: drawn[name][i].final for name in drawn})
+            self.ledger.keep(case.key, cells, side=pictures.THUMBNAIL_SIDE)
             if (seams := pictures.seam_strip(case, drawn["model"][i].final)) is not None:
                 self.ledger.keep(case.key, {"seams": seams}, side=seams.shape[1])
         self.ledger.add([case.key for case in cases], measured, lost)

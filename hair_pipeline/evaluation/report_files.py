@@ -275,7 +275,6 @@ def _warnings(results: dict[str, Result], people: int, left_out: dict[str, str])
 def _provenance(version: str, data_version: str, settings: Settings, profile: Profile) -> dict[str, str]:
     stage2 = current("stage2", settings)
     about = environment()
-    config = profile.evaluation
     packages = ", ".join(f"{name} {number}" for name, number in about["packages"].items())
     return {
         "Model": f"Stage 2, run {stage2.run_id}, content {stage2.version}",
@@ -283,8 +282,7 @@ def _provenance(version: str, data_version: str, settings: Settings, profile: Pr
         "Report version": f"{version} / {data_version}",
         "Profile": f"{profile.name}, content {files.hash_bytes(profile.model_dump_json())[:16]}",
         "Base": profile.models.base,
-        "Sampler": f"{config.scheduler}, {config.steps} steps, guidance {config.guidance_scale}, seed {config.seed}, "
-        f"{profile.stage2.resolution} x {profile.stage2.resolution} pixels",
+        "Sampler": f"{PictureSettings.of(profile).sampler}, seed {profile.evaluation.seed}",
         "Catalog": files.hash_file(settings.catalog_path),
         "Code": str(about["git_commit"] or "not a git checkout"),
         "Packages": f"Python {about['python']}, {packages}",

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from hair_pipeline import files
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.samples import Sample
+from hair_pipeline.models.gpus import best_device
 from hair_pipeline.models.patch_encoder import PATCH_ENCODER_FILE, PatchEncoder, pool_style
 from hair_pipeline.models.style_classifier import StyleClassifier
 from hair_pipeline.processing.palette import palette
@@ -43,10 +44,6 @@ class StyleSource(Protocol):
     def vector(self, sample: Sample) -> np.ndarray | None: ...
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 class PatchStyles:
     """The patch encoder on patches cut from the processed square, pooled; without one, on the largest square of hair.
 
@@ -54,7 +51,7 @@ class PatchStyles:
     """
 
     def __init__(self, encoder: PatchEncoder, patches: PatchConfig) -> None:
-        self.encoder, self.patches = encoder.to(_device()).eval(), patches
+        self.encoder, self.patches = encoder.to(best_device()).eval(), patches
 
     def vector(self, sample: Sample) -> np.ndarray | None:
         found = cut_patches(sample.image, sample.hair_mask, sample.image_id, self.patches)
@@ -80,7 +77,7 @@ class WholeHairStyles:
         if not sample.hair_mask.any():
             return None
         pixels = to_tensor(shrink(hair_only(sample), self.side))
-        features: Tensor = self.network.features(pixels[None].to(_device()))
+        features: Tensor = self.network.features(pixels[None].to(best_device()))
         vector: np.ndarray = F.normalize(features, dim=-1)[0].cpu().numpy()
         return vector
 
@@ -144,7 +141,7 @@ def _open(source: str, encoder: Path, classifier: Path, patches: PatchConfig) ->
     """The styles of a source other than clip; only the files it needs are read."""
     if source == "patch_encoder":
         return PatchStyles(PatchEncoder.load(encoder), patches)
-    network = StyleClassifier.load(classifier).to(_device())
+    network = StyleClassifier.load(classifier).to(best_device())
     whole = WholeHairStyles(network, int(network.config["resolution"]))
     if source == "classifier":
         return whole

@@ -15,7 +15,7 @@ import pandas as pd
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.perceptual_hash import as_words, near_pairs
 from hair_pipeline.inputs.reasons import IdentityReason
-from hair_pipeline.inputs.training_face import read_embedding
+from hair_pipeline.inputs.training_face import EMBEDDING_DIM, read_embedding
 from hair_pipeline.profile import InputsConfig
 from hair_pipeline.settings import Settings
 
@@ -125,7 +125,7 @@ def _means(root: Path, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
             sums[person] = sums.get(person, np.zeros_like(vector)) + vector
     names = np.array(sorted(sums), dtype=object)
     if not len(names):
-        return names, np.empty((0, 512), np.float32)
+        return names, np.empty((0, EMBEDDING_DIM), np.float32)
     stacked = np.stack([sums[name] for name in names])
     return names, stacked / np.maximum(np.linalg.norm(stacked, axis=1, keepdims=True), 1e-9)
 

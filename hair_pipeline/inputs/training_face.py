@@ -30,6 +30,7 @@ from hair_pipeline.profile import InputsConfig
 EMBEDDING_DIM = 512
 IDENTITY_MODEL = "InsightFace"
 MAX_NORM_ERROR = 0.02
+"""How far from 1 the norm of an embedding may be."""
 MAX_OTHER_VALUES = 1e-3
 """Share of the mask quadrant's pixels that may be further than `VALUE_TOLERANCE` from 0, 128 and 255."""
 VALUE_TOLERANCE = 8

@@ -21,12 +21,14 @@ from torch import Tensor, nn
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import atomic_path
+from hair_pipeline.inputs.training_face import EMBEDDING_DIM
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 IP_ADAPTER_FILE = "ip_adapter.safetensors"
 _FIRST_TOKEN_SIZE = 0.1
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-IDENTITY_DIM = 512
+IDENTITY_DIM = EMBEDDING_DIM
+"""Of the conditions: training_face's embeddings."""
 IDENTITY_TOKENS = 4
 _HIDDEN_MULTIPLE = 2
 

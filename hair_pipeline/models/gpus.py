@@ -1,8 +1,16 @@
-"""The machine's GPUs, in words. Belongs here: asking torch. Does not belong here: what fits on them (training)."""
+"""Where networks run: the device of this process, and the machine's GPUs in words.
+
+Belongs here: asking torch. Does not belong here: what fits on them (training).
+"""
 
 from __future__ import annotations
 
 import torch
+
+
+def best_device() -> torch.device:
+    """The present GPU of this process, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def gpus_in_words() -> list[str]:

@@ -205,6 +205,7 @@ def embeddings_are_sound(settings: Settings) -> Finding:
     import pandas as pd
 
     from hair_pipeline.inputs.members import read_shards, shard_files
+    from hair_pipeline.inputs.training_face import EMBEDDING_DIM, MAX_NORM_ERROR
 
     folder = settings.processed / "identity_embeddings"
     files = shard_files(folder, read_shards(settings.catalog_path))
@@ -215,9 +216,9 @@ def embeddings_are_sound(settings: Settings) -> Finding:
         frame = frame[frame["reliable"]]
         for row in frame.itertuples():
             vector = np.asarray(row.embedding, dtype=np.float64)
-            norm = float(np.linalg.norm(vector)) if vector.shape == (512,) else float("nan")
+            norm = float(np.linalg.norm(vector)) if vector.shape == (EMBEDDING_DIM,) else float("nan")
             norms.append(norm)
-            if not abs(norm - 1.0) < 1e-2:  # also true for NaN
+            if not abs(norm - 1.0) <= MAX_NORM_ERROR:  # also true for NaN
                 bad.append(str(row.image_id))
     return Finding(passed=not bad, metadata=_norms(norms, bad))
 

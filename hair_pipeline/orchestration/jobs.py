@@ -18,7 +18,7 @@ OUTSIDE = ("inpainting_base", "face_recogniser", "perceptual_trunk")
 """Weights from outside."""
 
 TRAINED = ("patch_encoder", "style_classifier", "style_vectors", "latents", "stage1_checkpoint", "stage2_checkpoint")
-"""Made by a training, in order."""
+"""What training everything again makes, in order."""
 TRAINING_WAITS_FOR = ("catalog", *IMAGE_ASSETS, *TRAINED)
 """No training begins while one of these is being made: it would read what is half done."""
 

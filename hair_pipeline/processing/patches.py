@@ -1,6 +1,6 @@
 """Texture patches: square windows wholly inside the hair, spread over it, cut from the photo at its own resolution.
 
-Belongs here: choosing and cutting windows. Does not belong here: the table they are written to (`shards`).
+Belongs here: choosing and cutting windows. Does not belong here: the table they are written to (`patch_rows`).
 """
 
 from __future__ import annotations

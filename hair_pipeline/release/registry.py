@@ -263,23 +263,7 @@ def record_candidate(settings: Settings, profile: Profile) -> CandidateState:
     exported = _read_exported(settings.checkpoints / EXPORTED)
     version = exported.version
     registry = Registry(settings.registry_path, settings.training_root)
-    require_evaluation(settings, version)
-    try:
-        verdict = require_approval(settings, version)
-    except ReleaseRefused:
-        with contextlib.suppress(PipelineError):
-            registry.register(
-                version,
-                settings.training_root / exported.folder,
-                exported.files,
-                read_verdict(settings, version).as_json(),
-            )
-        raise
-    folder = settings.training_root / exported.folder
-    card = _read_card(folder / CARD_FILE)
-    require_judged(card, verdict.settings, version, settings.training_root / verdict.path)
-    registry.register(version, folder, exported.files, verdict.as_json())
-    state: Literal["promoted", "awaiting sign-off"] = "promoted"
+    _register(exported, registry, settings)
     if registry.production() == version:
         if deploys(profile.release) and not registry.deployed(version):
             raise PipelineError(
@@ -287,34 +271,42 @@ def record_candidate(settings: Settings, profile: Profile) -> CandidateState:
                 file=settings.registry_path,
                 remedy=f"run: {DEPLOY_AGAIN}",
             )
-        message = f"version {version} is in production"
-    else:
-        obstacles = registry.obstacles(version)
-        if any("rejected" in obstacle for obstacle in obstacles):
+        return _state(exported, "promoted", f"version {version} is in production")
+    obstacles = registry.obstacles(version)
+    for kind, remedy in (("rejection", REJECTED), ("opponent", COMPARE_AGAIN)):
+        if any(each.kind == kind for each in obstacles):
+            said = "; ".join(map(str, obstacles))
             raise ReleaseRefused(
-                f"version {version} is not released: {'; '.join(obstacles)}",
-                file=settings.registry_path,
-                remedy=REJECTED,
+                f"version {version} is not released: {said}", file=settings.registry_path, remedy=remedy
             )
-        if any("compared" in obstacle for obstacle in obstacles):
-            raise ReleaseRefused(
-                f"version {version} is not released: {'; '.join(obstacles)}",
-                file=settings.registry_path,
-                remedy=COMPARE_AGAIN,
-            )
-        if obstacles:
-            state = "awaiting sign-off"
-            message = (
-                f"version {version} is approved by the A/B test and waits for a person: {sign_off_command(version)}"
-            )
-        elif registry.promoted_since_sign_off(version):
-            state = "awaiting sign-off"
-            message = (
-                f"version {version} was in production since it was signed off, and taken out again; to put it back, "
-                f"{sign_off_command(version)}"
-            )
-        else:
-            before = promote_and_deploy(registry, version, profile.release)
-            message = f"version {version} is in production now (before: {before or 'nothing'})"
-    data_version = files.hash_bytes(version, state, *sorted(exported.files.values()))
-    return CandidateState(version, state, message, data_version)
+    if obstacles:
+        told = f"version {version} is approved by the A/B test and waits for a person: {sign_off_command(version)}"
+        return _state(exported, "awaiting sign-off", told)
+    if registry.promoted_since_sign_off(version):
+        told = (
+            f"version {version} was in production since it was signed off, and taken out again; to put it back, "
+            f"{sign_off_command(version)}"
+        )
+        return _state(exported, "awaiting sign-off", told)
+    before = promote_and_deploy(registry, version, profile.release)
+    return _state(exported, "promoted", f"version {version} is in production now (before: {before or 'nothing'})")
+
+
+def _register(exported: Exported, registry: Registry, settings: Settings) -> None:
+    """Register the exported version with the evidence on disk; a refused one with the verdict that refuses it."""
+    version, folder = exported.version, settings.training_root / exported.folder
+    require_evaluation(settings, version)
+    try:
+        verdict = require_approval(settings, version)
+    except ReleaseRefused:
+        with contextlib.suppress(PipelineError):
+            registry.register(version, folder, exported.files, read_verdict(settings, version).as_json())
+        raise
+    card = _read_card(folder / CARD_FILE)
+    require_judged(card, verdict.settings, version, settings.training_root / verdict.path)
+    registry.register(version, folder, exported.files, verdict.as_json())
+
+
+def _state(exported: Exported, state: Literal["promoted", "awaiting sign-off"], message: str) -> CandidateState:
+    data_version = files.hash_bytes(exported.version, state, *sorted(exported.files.values()))
+    return CandidateState(exported.version, state, message, data_version)

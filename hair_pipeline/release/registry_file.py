@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -45,6 +46,26 @@ COMPARE_AGAIN = (
 )
 REJECTED = "train another model; or, if they change their mind, they sign off again with approve"
 """What to do about a version that a person rejected."""
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """What keeps a version from production.
+
+    Attributes:
+        kind: its A/B verdict is not approve; that was won against another opponent; a person rejected it; nobody has
+            signed it off.
+        text: the same of this version, in words.
+    """
+
+    kind: Literal["verdict", "opponent", "rejection", "sign-off"]
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Obstacles = list[Obstacle]
 
 
 class Registry:
@@ -110,7 +131,7 @@ class Registry:
         """
         require_intact(self.state(), version, self.folder(version))
 
-    def obstacles(self, version: str) -> Names:
+    def obstacles(self, version: str) -> Obstacles:
         """Why the version may not be promoted; empty when it may. Hashes are not checked here: they take time."""
         state = self.state()
         return _obstacles(self._record(state, version), state["production"])
@@ -123,7 +144,7 @@ class Registry:
             for version, record in state["versions"].items()
             if status(state, version) in ("candidate", "approved")
         }
-        return {v: bool(found) for v, found in waiting.items() if all("signed it off" in each for each in found)}
+        return {v: bool(found) for v, found in waiting.items() if all(each.kind == "sign-off" for each in found)}
 
     def promoted_since_sign_off(self, version: str) -> bool:
         """Whether the last sign-off has been used: the version was rolled back since, or deploying it failed.
@@ -222,9 +243,9 @@ class Registry:
         obstacles = [] if now == version else self.obstacles(version)
         if obstacles:
             raise PipelineError(
-                f"version {version} cannot be promoted: {'; '.join(obstacles)}",
+                f"version {version} cannot be promoted: {'; '.join(map(str, obstacles))}",
                 file=self.path,
-                remedy=self._next_step(version, obstacles),
+                remedy=_next_step(version, obstacles),
             )
         self.require_intact(version)
         with self._changing() as state:
@@ -332,15 +353,6 @@ class Registry:
                 remedy=f"compare with {current} and run: uv run hair-pipeline registry promote {version}",
             )
 
-    def _next_step(self, version: str, obstacles: Names) -> str:
-        if any("compared" in obstacle for obstacle in obstacles):
-            return COMPARE_AGAIN
-        if any("verdict" in obstacle for obstacle in obstacles):
-            return "train a better model, or run: uv run hair-pipeline ab-test --help"
-        if any("rejected" in obstacle for obstacle in obstacles):
-            return REJECTED
-        return sign_off_command(version)
-
     @contextlib.contextmanager
     def _changing(self) -> Iterator[dict[str, Any]]:
         """The state, to be changed in place under an exclusive lock; written when the block ends well."""
@@ -369,18 +381,31 @@ def status(state: Mapping[str, Any], version: str) -> str:
     return "approved" if "approve" in decisions and record["verdict"]["verdict"] == "approve" else "candidate"
 
 
-def _obstacles(record: Mapping[str, Any], production: str | None) -> Names:
+def _obstacles(record: Mapping[str, Any], production: str | None) -> Obstacles:
     """Why a version may not take the place of the one in production."""
     found = []
     if record["verdict"]["verdict"] != "approve":
-        found.append(f"its A/B verdict is {record['verdict']['verdict']}, not approve")
+        found.append(Obstacle("verdict", f"its A/B verdict is {record['verdict']['verdict']}, not approve"))
     elif other := _other_opponent(record["verdict"], production):
-        found.append(other)
+        found.append(Obstacle("opponent", other))
     if rejected := _rejected_by(record):
-        found.append(f"rejected by {', '.join(rejected)}")
+        found.append(Obstacle("rejection", f"rejected by {', '.join(rejected)}"))
     elif "approve" not in _last_decisions(record).values():
-        found.append("nobody has signed it off" + (" since its last A/B test" if record["sign_offs"] else ""))
+        since = " since its last A/B test" if record["sign_offs"] else ""
+        found.append(Obstacle("sign-off", f"nobody has signed it off{since}"))
     return found
+
+
+def _next_step(version: str, obstacles: Obstacles) -> str:
+    """What to do about the obstacles."""
+    remedies = {
+        "opponent": COMPARE_AGAIN,
+        "verdict": "train a better model, or run: uv run hair-pipeline ab-test --help",
+        "rejection": REJECTED,
+        "sign-off": sign_off_command(version),
+    }
+    kinds = {each.kind for each in obstacles}
+    return next(remedy for kind, remedy in remedies.items() if kind in kinds)
 
 
 def sign_off_command(version: str) -> str:

@@ -20,13 +20,13 @@ from torch.utils.data import Dataset
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.members import Members
+from hair_pipeline.inputs.training_face import EMBEDDING_DIM
 from hair_pipeline.profile import StageConfig
 from hair_pipeline.training.latent_store import LatentStore, unpack_mask
 from hair_pipeline.training.sampler import Draw, generator
 from hair_pipeline.training.task import Batch
 from hair_pipeline.vocabulary import CURL_CLASSES
 
-IDENTITY_DIM = 512
 UNKNOWN = -1
 SOURCE_VERSION = b"source_version"
 """Metadata of a table of vectors: the content version of the network that they are from."""
@@ -204,7 +204,7 @@ class StageDataset(Dataset[Batch]):
         sample |= {
             "style": torch.zeros(self.style_dim) if style is None else style,
             "style_present": torch.tensor(styled),
-            "identity": torch.zeros(IDENTITY_DIM) if identity is None else identity,
+            "identity": torch.zeros(EMBEDDING_DIM) if identity is None else identity,
             "identity_present": torch.tensor(identity is not None and keep_identity),
             "reliable": torch.tensor(identity is not None),
             "noise": torch.randn(sample["latents"].shape, generator=chance),

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from hair_pipeline.files import atomic_path, hash_bytes
 from hair_pipeline.models.base import decode, encode, load_base
+from hair_pipeline.models.gpus import best_device
 from hair_pipeline.models.weights import STAND_IN_VAE, base_reference
 from hair_pipeline.training.context import Context
 from hair_pipeline.training.images import to_image, to_tensor
@@ -68,7 +69,7 @@ def _photos_of(path: Path) -> str | None:
 
 @torch.no_grad()
 def _decode(vae: AutoencoderKL, store: PhotoStore, chosen: np.ndarray) -> np.ndarray:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     vae = vae.to(device)
     images: list[np.ndarray] = []
     bar = tqdm(total=len(chosen), desc="photos through the VAE", unit="image", mininterval=1.0)

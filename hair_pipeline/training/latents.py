@@ -40,6 +40,7 @@ from hair_pipeline.files import (
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.samples import Sample, load_sample
 from hair_pipeline.models.base import decode, encode, load_base, refuse_uneven_sides
+from hair_pipeline.models.gpus import best_device
 from hair_pipeline.models.masks import resize_mask
 from hair_pipeline.models.weights import base_reference
 from hair_pipeline.processing.bald import make_bald, repaint_mask, vary_mask
@@ -75,7 +76,7 @@ def encode_shard(shard: str, settings: Settings, profile: Profile) -> ShardRepor
 
     vae = load_base(base_reference(settings, profile), settings.models_dir).vae
     refuse_uneven_sides(vae, sides_of_latents(profile))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     encoder = _Encoder(vae.to(device).requires_grad_(False))
     rows = read_catalog(settings.catalog_path, shard)
     index: list[dict[str, Any]] = []

@@ -30,6 +30,7 @@ from hair_pipeline.files import (
     read_image,
 )
 from hair_pipeline.inputs.catalog import read_catalog
+from hair_pipeline.models.gpus import best_device
 from hair_pipeline.models.patch_encoder import PATCH_ENCODER_FILE, PatchEncoder, pool_style
 from hair_pipeline.models.style_classifier import StyleClassifier
 from hair_pipeline.processing.palette import PALETTE_DIM, palette
@@ -175,10 +176,6 @@ def open_source(settings: Settings, profile: Profile) -> StyleSource:
             return ClipSource(settings, profile)
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 class PatchEncoderSource(StyleSource):
     """The mean direction of an image's patch vectors.
 
@@ -197,7 +194,7 @@ class PatchEncoderSource(StyleSource):
         self.hair_only = settings.processed / "hair_only_images"
         self.smallest = min(patches.sizes) // 2
         self.version = hash_bytes(weights_version(path), str(self.smallest))
-        self.encoder = PatchEncoder.load(path).to(_device())
+        self.encoder = PatchEncoder.load(path).to(best_device())
         self.dim = self.encoder.embedding_dim
 
     def embed(self, shard: str, rows: pd.DataFrame) -> Embedded:
@@ -274,7 +271,7 @@ class _HairOnlySource(StyleSource):
             except UnreadableImage as error:
                 failed[image_id] = str(error)
                 continue
-            vectors[image_id] = F.normalize(self.features(to_tensor(image)[None].to(_device())), dim=-1)[0].cpu()
+            vectors[image_id] = F.normalize(self.features(to_tensor(image)[None].to(best_device())), dim=-1)[0].cpu()
         return Embedded(vectors, failed)
 
 
@@ -286,7 +283,7 @@ class ClassifierSource(_HairOnlySource):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         path = current("style-classifier", settings).final_dir / "loss"
-        self.classifier = StyleClassifier.load(path).to(_device())
+        self.classifier = StyleClassifier.load(path).to(best_device())
         self.version = weights_version(path.with_suffix(".safetensors"))
         self.dim = self.classifier.feature_dim
         self.side = int(self.classifier.config["resolution"])
@@ -359,7 +356,7 @@ class ClipSource(_HairOnlySource):
             )
         except (OSError, ValueError) as error:
             raise PipelineError(f"CLIP cannot be loaded ({error})", file=folder, remedy="fetch it again") from error
-        self.model.to(_device()).eval()
+        self.model.to(best_device()).eval()
         self.version = weights_version(folder)
         self.dim = int(self.model.config.projection_dim)
         self.side = int(self.model.config.image_size)

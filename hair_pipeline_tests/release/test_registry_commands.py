@@ -13,7 +13,7 @@ from hair_pipeline.cli import app
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation.blind_review import COLUMNS
 from hair_pipeline.release.registry_file import Registry
-from hair_pipeline_tests.release.test_registry import make_version
+from hair_pipeline_tests.release.tiny_registry import make_version
 
 
 @pytest.fixture

@@ -170,7 +170,8 @@ def image_parts(context: dg.AssetExecutionContext, pipeline: PipelineResource) -
     deps=[catalog_shards, "hair_patches", "hair_only_images", "patch_encoder", "style_classifier"],
     partitions_def=SHARDS,
     backfill_policy=SHARD_BACKFILL,
-    description="One vector per image that represents its hairstyle, from the frozen patch encoder by default.",
+    description="One vector per image that represents its hairstyle: by default of the frozen patch encoder, the style "
+    "classifier and the colours (style_vectors.source of the profile).",
     code_version="2",
     kinds={"torch", "parquet"},
     **GPU,

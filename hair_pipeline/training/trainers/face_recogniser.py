@@ -20,10 +20,11 @@ from torch.utils.data import Dataset
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.members import Members
+from hair_pipeline.inputs.training_face import EMBEDDING_DIM
 from hair_pipeline.models.recogniser import CROP, SmallFaceNet, align, export_onnx
 from hair_pipeline.models.weights import STAND_IN_RECOGNISER
 from hair_pipeline.training.context import Context, Finished, base_training, network_loop, seed_everything
-from hair_pipeline.training.data import IDENTITY_DIM, VectorTable, read_reliable_identities
+from hair_pipeline.training.data import VectorTable, read_reliable_identities
 from hair_pipeline.training.decoded import base_vae, decoded_photos
 from hair_pipeline.training.images import to_image, to_tensor
 from hair_pipeline.training.photos import PhotoStore, augment, split_rows
@@ -61,7 +62,7 @@ def run(context: Context) -> Finished:
     decoded = decoded_photos(base_vae(context), small, context.run_dir / "train_decoded.safetensors")
     train = Faces(PhotoStore(train_rows, settings, _READ_SIDE), identities, config.seed, decoded)
     held_out = Faces(PhotoStore(held_out_rows, settings, _READ_SIDE), identities, None) if len(held_out_rows) else None
-    network = SmallFaceNet(IDENTITY_DIM)
+    network = SmallFaceNet(EMBEDDING_DIM)
     task = RecogniserTask(network, train, held_out, config.recogniser.learning_rate)
     result = context.loop(task, network_loop(config.recogniser, config.seed))
     metrics = result.end | {"faces": float(len(train)), "people": float(train_rows.source.nunique())}
@@ -229,7 +230,7 @@ class RecogniserTask(Task):
 
 def person_centres(faces: Faces) -> Tensor:
     """(people, D) unit vectors: the mean of each person's embeddings."""
-    sums = torch.zeros(int(faces.people.max()) + 1, IDENTITY_DIM)
+    sums = torch.zeros(int(faces.people.max()) + 1, EMBEDDING_DIM)
     for image_id, person in zip(faces.store.rows.image_id, faces.people, strict=True):
         embedding = faces.identities.get(image_id)
         assert embedding is not None

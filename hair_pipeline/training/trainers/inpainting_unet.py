@@ -24,6 +24,7 @@ from hair_pipeline.inputs.samples import Sample
 from hair_pipeline.losses.predictions import add_noise, target
 from hair_pipeline.models.attribute_tokens import UNKNOWN, AttributeTokens, attribute_classes
 from hair_pipeline.models.base import decode, encode, tiny_base
+from hair_pipeline.models.gpus import best_device
 from hair_pipeline.models.masks import resize_mask
 from hair_pipeline.models.weights import ATTRIBUTE_TOKENS, STAND_IN_BASE, STAND_IN_VAE
 from hair_pipeline.processing.bald import make_bald, vary_mask
@@ -106,7 +107,7 @@ def cache_latents(
     Tensors: latents (N, C, h, w) and masked (N, 4, C, h, w) float16, masks (N, 4, 1, h, w) uint8, hair (N, 1, h, w)
     float16, classes (N, A) int64.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     vae.to(device)
     classes = attribute_classes(photos.rows)
     parts: dict[str, list[Tensor]] = {name: [] for name in ("latents", "masked", "masks", "hair", "classes")}

@@ -16,6 +16,7 @@ from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.members import Members
 from hair_pipeline.models import adapters
 from hair_pipeline.models.base import Base, load_base, refuse_uneven_sides
+from hair_pipeline.models.gpus import best_device
 from hair_pipeline.models.inpainter import HairInpainter
 from hair_pipeline.models.perceptual import load_perceptual
 from hair_pipeline.models.recogniser import load_recogniser, recogniser_path
@@ -60,7 +61,7 @@ def run_stage(
             needs is missing, or the base's VAE cannot take a resolution.
     """
     settings, profile = context.settings, context.profile
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     refuse_what_cannot_fit(profile, "stage1" if name == "stage1" else "stage2", settings, device)
     seed_everything(config.seed)
     base = load_base(base_reference(settings, profile), settings.models_dir)
