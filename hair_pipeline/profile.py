@@ -104,6 +104,11 @@ class ModelsConfig(Values):
     lora_rank: int = Field(64, ge=1)
 
 
+STAGE_MODELS = tuple(f"models.{name}" for name in ("base", "perceptual", "style_tokens", "style_mode", "lora_rank"))
+"""What both stages are trained with; Stage 2 also with `models.recogniser`. Not among it are the networks that judge in
+the evaluation alone, and CLIP, whose style vectors are a training's data."""
+
+
 class NetworkTraining(Values):
     """One network's training."""
 

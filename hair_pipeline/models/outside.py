@@ -12,7 +12,13 @@ from pathlib import Path
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import hash_bytes, hash_file, read_json, write_json
-from hair_pipeline.models.weights import STAND_IN_PERCEPTUAL, STAND_IN_RECOGNISER, base_reference, find_weight
+from hair_pipeline.models.weights import (
+    STAND_IN_PERCEPTUAL,
+    STAND_IN_RECOGNISER,
+    base_files,
+    base_reference,
+    find_weight,
+)
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 
@@ -43,13 +49,19 @@ def outside_version(name: str, settings: Settings, profile: Profile) -> str:
         return seen.version
     if isinstance(place, str):
         return place
-    paths = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+    paths = _files(name, place)
     hashes = _hashes(paths, seen.files)
     parts = ((path.relative_to(place.parent).as_posix(), hashes[str(path)][2]) for path in paths)
     found = _Seen(hash_bytes(*(text for part in parts for text in part))[:16], hashes)
     if found != seen:
         write_json(remembered, asdict(found))
     return found.version
+
+
+def _files(name: str, place: Path) -> list[Path]:
+    if name == "inpainting_base":
+        return base_files(place)
+    return sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
 
 
 def _recogniser(settings: Settings, profile: Profile) -> Path:

@@ -18,6 +18,8 @@ _WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".pth")
 STAND_IN_BASE = "inpainting"
 STAND_IN_VAE = "inpainting_vae"
 ATTRIBUTE_TOKENS = "attribute_tokens"
+_NETWORKS = ("vae", "unet", "scheduler")
+_TEXT_SUFFIXES = (".json", ".txt", ".model")
 TEXT_PARTS = ("text_encoder", "tokenizer")
 """Folders of a base that encode the prompt, of which only the empty one is used."""
 PARTS = "vae/, unet/, scheduler/, text_encoder/ and tokenizer/"
@@ -91,6 +93,24 @@ def base_source(reference: str, models_dir: Path | None) -> tuple[str, bool]:
             remedy="correct models.base in the profile, or restore data/sample_models",
         )
     return reference, False
+
+
+def base_files(folder: Path) -> list[Path]:
+    """The files of a base that are loaded: of each part its configuration, and its weights in one form.
+
+    Not among them are what a download leaves beside them (`.cache`, README), the safety checker, single-file
+    checkpoints, and the same weights once more in half precision or as `.bin`.
+    """
+    parts = [folder / name for name in (*_NETWORKS, *TEXT_PARTS, ATTRIBUTE_TOKENS) if (folder / name).is_dir()]
+    return [path for part in parts for path in _loaded(part)]
+
+
+def _loaded(part: Path) -> list[Path]:
+    files = sorted(path for path in part.iterdir() if path.is_file() and not path.name.startswith("."))
+    safe = [path for path in files if path.suffix == ".safetensors"]
+    whole = [path for path in safe if ".fp16" not in path.name]
+    pickled = [path for path in files if path.suffix == ".bin"]
+    return [path for path in files if path.suffix in _TEXT_SUFFIXES] + (whole or safe or pickled)
 
 
 def damage(path: Path) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import dagster as dg
 
 from hair_pipeline.files import hash_bytes
-from hair_pipeline.profile import Profile
+from hair_pipeline.profile import STAGE_MODELS, Profile
 
 CONCERNS: Mapping[str, tuple[str, ...]] = {
     "catalog": ("inputs", "processing.size"),
@@ -30,8 +30,8 @@ CONCERNS: Mapping[str, tuple[str, ...]] = {
     "style_vectors": ("style_vectors", "models.clip"),
     "patch_encoder": ("patch_encoder",),
     "style_classifier": ("classifier", "models.base"),
-    "stage1_checkpoint": ("models", "stage1"),
-    "stage2_checkpoint": ("models", "stage2"),
+    "stage1_checkpoint": (*STAGE_MODELS, "stage1"),
+    "stage2_checkpoint": (*STAGE_MODELS, "models.recogniser", "stage2"),
     "eval_report": ("models", "evaluation"),
     "ab_verdict": ("models", "evaluation", "ab_test"),
     "exported_weights": (),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from hair_pipeline.errors import PipelineError, TransientError
 from hair_pipeline.inputs.catalog import read_catalog
-from hair_pipeline.profile import Profile, StageConfig
+from hair_pipeline.profile import STAGE_MODELS, Profile, StageConfig
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.fingerprints import asset_versions, base_version, catalog_version, weights_version
 from hair_pipeline.training.people import record_people
@@ -106,13 +106,13 @@ def _assets(settings: Settings, *names: str) -> dict[str, str]:
 
 
 def _judges(settings: Settings, profile: Profile, stage: str) -> dict[str, str]:
-    """Versions of the networks behind the losses that are switched on."""
+    """Versions of the networks behind the losses that are switched on; Stage 1 sees no faces."""
     from hair_pipeline.models.recogniser import recogniser_path
     from hair_pipeline.models.weights import STAND_IN_PERCEPTUAL, find_weight
 
     losses = (profile.stage1 if stage == "stage1" else profile.stage2).losses
     versions = {}
-    if losses.identity.weight > 0:
+    if losses.identity.weight > 0 and stage == "stage2":
         path = recogniser_path(settings, profile)
         versions["recogniser"] = "none" if path is None else weights_version(path)
     if losses.lpips.weight > 0 or losses.gram.weight > 0:
@@ -132,8 +132,8 @@ _TRAINERS: dict[str, Trainer] = {
     "perceptual-trunk": Trainer("perceptual_trunk", (*_BASE, "base_training.perceptual"), _catalog),
     "patch-encoder": Trainer("patch_encoder", ("patch_encoder",), _patches),
     "style-classifier": Trainer("style_classifier", ("classifier",), _classifier, revision="7"),
-    "stage1": Trainer("stage1", ("stage1", "models"), _stage1, revision="8"),
-    "stage2": Trainer("stage2", ("stage2", "models"), _stage2, revision="9"),
+    "stage1": Trainer("stage1", ("stage1", *STAGE_MODELS), _stage1, revision="8"),
+    "stage2": Trainer("stage2", ("stage2", *STAGE_MODELS, "models.recogniser"), _stage2, revision="9"),
 }
 TRAINERS = tuple(_TRAINERS)
 

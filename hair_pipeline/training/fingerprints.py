@@ -13,7 +13,7 @@ from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import hash_bytes, hash_file
 from hair_pipeline.inputs.catalog import read_catalog
 from hair_pipeline.inputs.members import read_shards, shard_files
-from hair_pipeline.models.weights import base_reference
+from hair_pipeline.models.weights import base_files, base_reference
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
 
@@ -56,7 +56,8 @@ def catalog_version(settings: Settings) -> str:
 
 
 def base_version(settings: Settings, profile: Profile, part: str | None = None) -> str:
-    """Content version of the base a profile asks for, or of `part` of it; of one on the hub, its commit.
+    """Content version of what is loaded of the base a profile asks for, or of `part` of it; of one on the hub, its
+    commit.
 
     Raises:
         PipelineError: there is no such base.
@@ -66,7 +67,8 @@ def base_version(settings: Settings, profile: Profile, part: str | None = None) 
     reference = base_reference(settings, profile)
     if isinstance(reference, str):
         return hub_commit(reference)
-    return weights_version(reference if part is None else reference / part)
+    loaded = [path for path in base_files(reference) if part in (None, path.parent.name)]
+    return _content_version(reference if part is None else reference / part, sorted(loaded))
 
 
 def weights_version(path: Path) -> str:
@@ -76,8 +78,11 @@ def weights_version(path: Path) -> str:
         PipelineError: there is none.
     """
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        return hash_bytes(*(p for f in files for p in (f.relative_to(path).as_posix(), hash_file(f))))[:16]
+        return _content_version(path, sorted(file for file in path.rglob("*") if file.is_file()))
     if path.is_file():
         return hash_file(path)[:16]
     raise PipelineError("there are no weights", file=path, remedy="put them there, or correct the profile")
+
+
+def _content_version(folder: Path, paths: Sequence[Path]) -> str:
+    return hash_bytes(*(text for path in paths for text in (path.relative_to(folder).as_posix(), hash_file(path))))[:16]

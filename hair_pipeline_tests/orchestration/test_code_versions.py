@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from hair_pipeline.orchestration.code_versions import CONCERNS, with_profile
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
-from hair_pipeline.training import latents
+from hair_pipeline.training import entry, latents
+from hair_pipeline.training.runs import RunPlan
 
 PROFILE = Profile(name="any")
 
@@ -57,6 +58,22 @@ def test_latents_become_stale_with_every_value_that_enters_their_fingerprint(mon
 def test_the_style_classifier_becomes_stale_with_the_base_that_its_training_names():
     other = changed(PROFILE, ("models", "base"))
     assert version("style_classifier", other) != version("style_classifier", PROFILE)
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_who_judges_in_the_evaluation_alone_makes_no_stage_stale_and_no_other_run(stage: str):
+    sections = entry._TRAINERS[stage].sections
+
+    def run(profile: Profile) -> str:
+        return RunPlan.make(stage, sections, Settings(training_root=Path("nowhere")), profile, {}, "1").run_id
+
+    asset, models = f"{stage}_checkpoint", [path for path in changes(PROFILE) if path[0] == "models"]
+    assert {path for path in models if version(asset, changed(PROFILE, path)) != version(asset, PROFILE)} == {
+        path for path in models if run(changed(PROFILE, path)) != run(PROFILE)
+    }
+    free = {path[1] for path in models if run(changed(PROFILE, path)) == run(PROFILE)}
+    assert free == {"evaluation_recogniser", "inception", "clip"} | ({"recogniser"} if stage == "stage1" else set())
 
 
 def test_what_concerns_an_asset_exists_in_the_profile():

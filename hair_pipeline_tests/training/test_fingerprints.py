@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -10,14 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.files import write_bytes
 from hair_pipeline.inputs.catalog import build_catalog
 from hair_pipeline.models.base import load_base
+from hair_pipeline.models.outside import outside_version
 from hair_pipeline.profile import ModelsConfig, Profile, load_profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.fingerprints import base_version, catalog_version, weights_version
 from hair_pipeline_tests.inputs.tiny_inputs import write_tiny_inputs
 from hair_pipeline_tests.models.inputs import save_base, tiny_base
 
+UNET = "unet/diffusion_pytorch_model.safetensors"
 HUB_ID = "someone/inpainting"
 PROFILE = Profile(name="real", models=ModelsConfig(base=HUB_ID))
 
@@ -34,6 +38,32 @@ def test_a_base_in_the_models_folder_counts_by_its_content(tmp_path: Path, place
     after = base_version(settings, PROFILE), base_version(settings, PROFILE, "vae")
     assert before[0] != after[0]
     assert before[1] != after[1]
+
+
+def test_what_lies_beside_a_base_and_is_not_loaded_does_not_count(tmp_path: Path) -> None:
+    """Who frees the disk of single-file checkpoints, or downloads the folder again, need not train again."""
+    settings, folder = Settings(models_dir=tmp_path, training_root=tmp_path / "training"), tmp_path / "inpainting"
+    save_base(tiny_base(), folder)
+
+    def versions() -> tuple[str, ...]:
+        return (
+            base_version(settings, PROFILE),
+            base_version(settings, PROFILE, "vae"),
+            outside_version("inpainting_base", settings, PROFILE),
+        )
+
+    before = versions()
+    for name in ("sd-v1-5-inpainting.ckpt", "README.md", ".cache/huggingface/download/unet.metadata"):
+        write_bytes(folder / name, b"beside")
+    for name in ("safety_checker/model.safetensors", "unet/diffusion_pytorch_model.bin", "vae/.DS_Store"):
+        write_bytes(folder / name, b"beside")
+    shutil.copyfile(folder / UNET, (folder / UNET).with_suffix(".fp16.safetensors"))
+    assert versions() == before
+    for path in folder.glob("unet/*.safetensors"):
+        path.rename(path.with_name(f"other.fp16{path.suffix}"))
+    assert versions()[0] != before[0]
+    assert versions()[1] == before[1]
+    assert versions()[2] != before[2]
 
 
 def test_a_base_on_the_hub_counts_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

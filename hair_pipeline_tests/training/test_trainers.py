@@ -17,6 +17,9 @@ from hair_pipeline.models.inpainter import HairInpainter
 from hair_pipeline.models.patch_encoder import PatchEncoder
 from hair_pipeline.models.style_classifier import StyleClassifier
 from hair_pipeline.models.weights import base_reference
+from hair_pipeline.profile import LossesConfig, LossTerm, ModelsConfig, Profile, StageConfig
+from hair_pipeline.settings import Settings
+from hair_pipeline.training import entry
 from hair_pipeline.training.context import Context
 from hair_pipeline.training.data import read_style_vectors
 from hair_pipeline.training.entry import current, train
@@ -24,6 +27,7 @@ from hair_pipeline.training.latents import encode_shard
 from hair_pipeline.training.style_vectors import embed_shard
 from hair_pipeline.training.task import LoopConfig
 from hair_pipeline.training.trainers import patch_encoder, stage1, style_classifier
+from hair_pipeline.training.trainers.stage import open_judges
 from hair_pipeline_tests.inputs.tiny_inputs import write_tiny_inputs
 from hair_pipeline_tests.training.tiny_training import Trained, tiny_profile, train_all
 
@@ -119,6 +123,17 @@ def test_two_blurred_people_with_one_view_train_everything_but_the_recogniser(tm
     assert "not trained" in done.results["face-recogniser"].notes["recogniser"]
     assert not (done.results["face-recogniser"].final_dir / "face_recogniser.onnx").exists()
     assert "identity_loss" in done.results["stage2"].notes
+
+
+def test_stage1_which_sees_no_faces_does_not_miss_the_identity_loss(tmp_path: Path) -> None:
+    """Its weight is the default of real profiles; the recogniser they name is not looked for."""
+    off = LossTerm(weight=0.0)
+    stage = StageConfig(losses=LossesConfig(lpips=off, gram=off, style=off))
+    profile = Profile(name="real", stage1=stage, models=ModelsConfig(recogniser="elsewhere.onnx"))
+    settings, notes = Settings(training_root=tmp_path), dict[str, str]()
+    assert open_judges(Context(settings, profile, tmp_path), stage, notes, identities=None).recogniser is None
+    assert "identity_loss" not in notes
+    assert entry._judges(settings, profile, "stage1") == {}
 
 
 def test_an_encoder_with_a_single_person_to_train_on_says_that_it_was_not_trained(

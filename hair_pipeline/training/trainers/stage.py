@@ -73,7 +73,7 @@ def run_stage(
         model.cast_frozen(torch.bfloat16 if config.precision == "bf16" else torch.float16)
     prepare(model)
     notes: dict[str, str] = {}
-    judges = open_judges(context, config, notes, identities=len(sources.identities.ids) if "photo" in kinds else 0)
+    judges = open_judges(context, config, notes, identities=len(sources.identities.ids) if "photo" in kinds else None)
     task = stage_task(name, base, model, config, sources, kinds, style_dim, judges, first_lesson)
     loop = LoopConfig.of_stage(config, task.images, len(task.data) - task.images)
     result = context.loop(task, loop)
@@ -178,15 +178,15 @@ def stage_task(
     )
 
 
-def open_judges(context: Context, config: StageConfig, notes: dict[str, str], *, identities: int) -> Judges:
+def open_judges(context: Context, config: StageConfig, notes: dict[str, str], *, identities: int | None) -> Judges:
     """The networks of the pixel losses whose weight is not zero; what is not available is noted.
 
     Args:
-        identities: how many images have a reliable identity.
+        identities: how many images have a reliable identity; None where the stage sees no faces.
     """
     settings, profile, losses = context.settings, context.profile, config.losses
     judges = Judges()
-    if losses.identity.weight > 0:
+    if losses.identity.weight > 0 and identities is not None:
         path = recogniser_path(settings, profile) if identities else None
         if path is None:
             notes["identity_loss"] = (
