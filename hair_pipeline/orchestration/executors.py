@@ -17,6 +17,7 @@ from dagster._core.executor import multiprocess
 from dagster._core.executor.init import InitExecutorContext
 
 from hair_pipeline.errors import PipelineError
+from hair_pipeline.orchestration.instance import limit_gpu_steps
 from hair_pipeline.orchestration.leases import Leased
 
 FORWARDED_PREFIXES = ("HAIR_PIPELINE_", "DAGSTER_HOME", "DAGSTER_PG_", "DAGSTER_POSTGRES_", "OMP_", "HF_")
@@ -42,10 +43,14 @@ multiprocess.ActiveExecution = _PatientExecution  # type: ignore[misc]
 
 
 def _leased(definition: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
-    """The executor, holding the lease of each run: Dagster itself watches no process of its default launcher."""
+    """The executor, holding the lease of each run: Dagster itself watches no process of its default launcher.
+
+    It also sees to it that GPU steps are limited, whoever launches the run and in whichever instance.
+    """
 
     def create(context: InitExecutorContext) -> Leased:
         assert definition.executor_creation_fn is not None
+        limit_gpu_steps(context.instance)
         return Leased(definition.executor_creation_fn(context))
 
     return dg.ExecutorDefinition(

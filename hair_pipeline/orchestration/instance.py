@@ -168,6 +168,18 @@ def _prepare(instance: dg.DagsterInstance) -> None:
         instance.event_log_storage.set_concurrency_slots(GPU_POOL, 1)
 
 
+def limit_gpu_steps(instance: dg.DagsterInstance) -> None:
+    """Give the pool of GPU steps one place where neither a person nor dagster.yaml has said how many.
+
+    Dagster limits no pool by default, so an instance of somebody's own would train two networks on one card at once.
+    """
+    storage = instance.event_log_storage
+    said = instance.global_op_concurrency_default_limit is not None or GPU_POOL in storage.get_concurrency_keys()
+    if storage.supports_global_concurrency_limits and not said:
+        log.warning("the pool %s has no limit in this instance, and gets one place", GPU_POOL)
+        storage.set_concurrency_slots(GPU_POOL, 1)
+
+
 def free_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """Mark runs whose process was killed as failed, and free their places in the pools; returns their ids.
 

@@ -8,12 +8,15 @@ import sys
 import dagster as dg
 import pytest
 import yaml
+from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.events import EngineEventData
+from dagster._core.executor.init import InitExecutorContext
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.orchestration import instance as own
+from hair_pipeline.orchestration.executors import local_executor
 from hair_pipeline.orchestration.instance import MACHINE_TAG, PID_TAG, dagster_home, free_dead_runs, open_instance
 from hair_pipeline.orchestration.launch import Outcome
 from hair_pipeline.orchestration.progress import summary_lines
@@ -128,6 +131,22 @@ def test_an_instance_without_configuration_keeps_its_history(tmp_path, monkeypat
     with open_instance(Settings(training_root=tmp_path / "training")) as instance:
         assert instance.get_dynamic_partitions("shards") == ["shard_0000"]
     assert not (tmp_path / "dagster.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("configuration", "by_hand", "limits"),
+    [("", None, {"gpu": 1}), ("", 3, {"gpu": 3}), ("concurrency: {pools: {default_limit: 2}}", None, {})],
+)
+def test_a_run_limits_gpu_steps_in_an_instance_where_nobody_has(tmp_path, configuration, by_hand, limits):
+    (tmp_path / "dagster.yaml").write_text(configuration)
+    executor, job = local_executor(), InMemoryJob(dg.GraphDefinition("nothing").to_job())
+    options = {"max_concurrent": 1, "retries": {"enabled": {}}}
+    with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(tmp_path))) as instance:
+        storage = instance.event_log_storage
+        if by_hand is not None:
+            storage.set_concurrency_slots("gpu", by_hand)
+        executor.executor_creation_fn(InitExecutorContext(job, executor, options, instance))
+        assert {pool.name: pool.limit for pool in storage.get_pool_limits()} == limits
 
 
 def test_a_run_that_is_tried_again_is_not_judged_by_the_process_of_its_first_try(tmp_path, monkeypatch):
