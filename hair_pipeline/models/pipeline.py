@@ -175,14 +175,15 @@ class HairInpaintPipeline(DiffusionPipeline):
         bald_images = [np.where(mask[..., None], bald, photo) for photo, bald, mask in samples]
 
         size = self._latent_size(resolution)
-        hole = self._masks(repaint_masks, resolution)
+        device = self._execution_device  # asked for once: diffusers looks through every module of every network
+        hole = self._masks(repaint_masks, resolution, device)
         repaint = resize_mask(hole, size, "any")
-        face = self._masks(face_masks, resolution)
+        face = self._masks(face_masks, resolution, device)
         locked = resize_mask(face * (1 - hole), size, "all") * (1 - repaint)
-        with self._autocast():
-            bald = encode(self.vae, self._pixels(bald_images, resolution)).float()
+        with self._autocast(device):
+            bald = encode(self.vae, self._pixels(bald_images, resolution, device)).float()
             conditions = self._conditions(
-                len(images), style, identity, style_present, identity_present, style_strength, guidance_scale
+                len(images), style, identity, style_present, identity_present, style_strength, guidance_scale, device
             )
             latents = self._denoise(
                 bald,
@@ -215,9 +216,10 @@ class HairInpaintPipeline(DiffusionPipeline):
         identity_present: Tensor | None,
         style_strength: float,
         guidance_scale: float,
+        device: torch.device,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(tokens, identity, weight of the identity): for guidance the unconditional half comes first."""
-        device, dim = self._execution_device, self.style_projection.config.style_dim
+        dim = self.style_projection.config.style_dim
         everywhere = torch.ones(batch, dtype=torch.bool, device=device)
         with_style = everywhere if style_present is None else style_present.to(device)
         with_identity = everywhere if identity_present is None else identity_present.to(device)
@@ -309,22 +311,22 @@ class HairInpaintPipeline(DiffusionPipeline):
             raise ValueError(f"resolution {resolution} is not a multiple of the VAE's factor {factor}")
         return resolution // factor, resolution // factor
 
-    def _pixels(self, images: Sequence[np.ndarray], resolution: int) -> Tensor:
+    def _pixels(self, images: Sequence[np.ndarray], resolution: int, device: torch.device) -> Tensor:
         """uint8 RGB images -> (B, 3, resolution, resolution) in [-1, 1] on the device of the networks."""
         resized = np.stack([_resize(image, (resolution, resolution)) for image in images])
-        return torch.from_numpy(resized).to(self._execution_device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return torch.from_numpy(resized).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
-    def _masks(self, masks: Sequence[np.ndarray], resolution: int) -> Tensor:
+    def _masks(self, masks: Sequence[np.ndarray], resolution: int, device: torch.device) -> Tensor:
         """bool masks -> (B, 1, resolution, resolution) covered share, on the device of the networks."""
         rows = [torch.from_numpy(np.ascontiguousarray(mask, dtype=np.float32))[None, None] for mask in masks]
-        return torch.cat([resize_mask(row, (resolution, resolution)) for row in rows]).to(self._execution_device)
+        return torch.cat([resize_mask(row, (resolution, resolution)) for row in rows]).to(device)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         """Half-precision bases run under autocast, since their adapters are kept in fp32."""
         dtype = self.unet.conv_in.weight.dtype
         if dtype == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(self._execution_device.type, dtype)
+        return torch.autocast(device.type, dtype)
 
 
 def make_scheduler(base: Base, name: SchedulerName) -> DDIMScheduler | DPMSolverMultistepScheduler:

@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -159,10 +160,11 @@ def plan_stage(
     capacity = profile.gpu_memory_gib if capacity_gib is None else capacity_gib
 
     tell(f"{stage}: tracing a step of batch {config.batch_size} with all its losses")
-    lines = {config.gradient_checkpointing: step.line(config.gradient_checkpointing)}
+    line = step.line(config.gradient_checkpointing)
+    own = line.trace
     tell(f"{stage}: the same {'without' if config.gradient_checkpointing else 'with'} gradient checkpointing")
-    lines[not config.gradient_checkpointing] = step.line(not config.gradient_checkpointing)
-    own = lines[config.gradient_checkpointing].trace
+    other = step.line(not config.gradient_checkpointing, own.validation_peak)
+    lines = {config.gradient_checkpointing: line, not config.gradient_checkpointing: other}
 
     parts = {
         "UNet and adapters": own.weights,
@@ -299,21 +301,28 @@ class _Step:
     config: StageConfig
     architecture: Architecture
 
-    def line(self, checkpointed: bool) -> _Line:
-        """Peaks at all micro-batches."""
+    def line(self, checkpointed: bool, validation_peak: int | None = None) -> _Line:
+        """Peaks at all micro-batches; `validation_peak` as in `trace`."""
         batch = self.config.batch_size
-        return _Line(self.config, self.trace(batch, checkpointed), self.trace(2 * batch, checkpointed, only_unet=True))
+        trace = self.trace(batch, checkpointed, validation_peak=validation_peak)
+        return _Line(self.config, trace, self.trace(2 * batch, checkpointed, only_unet=True))
 
-    def trace(self, batch: int, checkpointed: bool, *, only_unet: bool = False) -> Trace:
+    def trace(
+        self, batch: int, checkpointed: bool, *, only_unet: bool = False, validation_peak: int | None = None
+    ) -> Trace:
         """Allocations of one step at a micro-batch; see `Trace`.
 
         Args:
             only_unet: leave the pixel losses and validation out, which take half of the time.
+            validation_peak: of another trace of this stage. Validation has no gradients, so that neither the
+                micro-batch nor checkpointing changes it: it need not be traced again.
         """
-        base, model, judges = self._networks()
-        if checkpointed:
-            model.unet.enable_gradient_checkpointing()
-            base.vae.enable_gradient_checkpointing()
+        base, model, judges = self._networks
+        for network in (model.unet, base.vae):
+            if checkpointed:
+                network.enable_gradient_checkpointing()
+            else:
+                network.disable_gradient_checkpointing()
         base.vae.enable_slicing()
         dtype = _DTYPES[self.config.precision]
         with fake_gpu() as tracker, contextlib.ExitStack() as autocast:
@@ -346,17 +355,18 @@ class _Step:
                 unet_peak = max(unet_peak, tracker.now)
             tracker.reset_peak()
             kept += (torch.empty(p.shape) for p in trained)
-            if not only_unet:
+            if not only_unet and validation_peak is None:
                 with torch.no_grad():
                     self._predict(base, model, IMAGES_AT_ONCE)
                     autocast.close()
                     with cuda_rules(torch.float32):
                         self._compare(base, judges)
-            validation_peak = tracker.peak
+            validation_peak = tracker.peak if validation_peak is None else validation_peak
         return Trace(weights, frozen, average, gradients, state, retained, pixel_peak, unet_peak, validation_peak)
 
+    @cached_property
     def _networks(self) -> tuple[Base, HairInpainter, Judges]:
-        """Networks without memory, in the dtypes they have in training."""
+        """Networks without memory, in the dtypes they have in training; every trace gives them memory of its own."""
         profile, config = self.profile, self.config
         with torch.device("meta"), _quiet():
             base = self.architecture.build()

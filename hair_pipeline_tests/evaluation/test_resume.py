@@ -146,11 +146,11 @@ def finish_while_waiting(other: Callable[[], Any], monkeypatch: pytest.MonkeyPat
 
 
 def test_many_customers_are_never_held_together(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """100 customers: at no time more cases than two batches (the one drawn, the one being read) are alive."""
+    """40 customers: at no time more cases than two batches (the one drawn, the one being read) are alive."""
     folder = tmp_path / "customers"
     shutil.copytree(world.inputs.customers, folder)
     originals = sorted(folder.glob("*.jpg"))
-    for number in range(100 - len(originals)):
+    for number in range(40 - len(originals)):
         source = originals[number % len(originals)]
         (folder / f"more_{number:03d}.jpg").write_bytes(source.read_bytes() + f"{number:03d}".encode())  # no copy
         shutil.copytree(folder / source.stem, folder / f"more_{number:03d}")
@@ -170,7 +170,7 @@ def test_many_customers_are_never_held_together(world: World, tmp_path: Path, mo
     gc.collect()
     run_ab_test(folder, "untrained", "current", tmp_path / "out", world.settings, world.profile)
     data = json.loads((tmp_path / "out" / "verdict.json").read_text())
-    assert data["images"] == 100
+    assert data["images"] == 40
     assert most <= 2 * world.profile.evaluation.batch_size
 
 

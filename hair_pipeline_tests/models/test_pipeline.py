@@ -82,7 +82,7 @@ def test_locked_latents_are_the_originals_and_bytes_outside_stay(scheduler: Sche
 
     bald = fill(inputs["images"][0], repaint, BaldConfig())
     assert np.array_equal(bald[~repaint], inputs["images"][0][~repaint])
-    clean = encode(base.vae, pipeline._pixels([bald], 64))
+    clean = encode(base.vae, pipeline._pixels([bald], 64, torch.device("cpu")))
     mask = torch.from_numpy(inputs["face_masks"][0] & ~repaint)[None, None]
     inside = resize_mask(resize_mask(mask, (64, 64)), clean.shape[-2:], "all").bool().expand_as(clean)
     assert inside.float().mean() > 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,11 +26,15 @@ NO_PIXELS = LossesConfig(identity=OFF, lpips=OFF, gram=OFF, style=OFF)
 ALL_OF_THE_UNET = ("conv_in", "time_embedding", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
 
 
+@cache
+def stable_diffusion(finetune: tuple[str, ...]) -> memory_plan._Step:
+    config = StageConfig(gradient_accumulation_steps=1, losses=NO_PIXELS, finetune_blocks=finetune)
+    return memory_plan._Step(load_profile("rtx24gb"), "stage2", config, SD15_INPAINTING)
+
+
 def unet_peak_gb(batch: int, checkpointed: bool, finetune: tuple[str, ...] = ()) -> float:
     """Peak of the UNet's step alone, in 10^9 bytes: no VAE, no average, no context."""
-    config = StageConfig(gradient_accumulation_steps=1, losses=NO_PIXELS, finetune_blocks=finetune)
-    step = memory_plan._Step(load_profile("rtx24gb"), "stage2", config, SD15_INPAINTING)
-    trace = step.trace(batch, checkpointed, only_unet=True)
+    trace = stable_diffusion(finetune).trace(batch, checkpointed, only_unet=True)
     return (trace.unet_peak - trace.judges - trace.average) / 1e9
 
 
@@ -167,7 +172,9 @@ def test_validation_is_planned_with_its_comparison_and_the_weights_it_puts_aside
 
     usual = step.trace(8, checkpointed=False)
     monkeypatch.setattr(memory_plan, "compare", compare_much)
-    assert step.trace(8, checkpointed=False).validation_peak > usual.resident + usual.average + 4 * GIB
+    much = step.trace(8, checkpointed=False).validation_peak
+    assert much > usual.resident + usual.average + 4 * GIB
+    assert step.trace(8, checkpointed=True).validation_peak == much  # the plan traces it once
 
 
 @pytest.mark.usefixtures("few_layers")
