@@ -194,7 +194,23 @@ def free_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         instance.report_run_failed(run, "The process that executed this run was killed.")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         lease_path(instance, run.run_id).unlink(missing_ok=True)
+    _free_places_of_ended_runs(instance)
     return [run.run_id for run in dead]
+
+
+def _free_places_of_ended_runs(instance: dg.DagsterInstance) -> None:
+    """Free what runs that ended on this machine still hold in the pools, as soon as their last step has ended.
+
+    Somebody else may have seen that they were killed: Dagster's code server, or run monitoring, which itself frees
+    their places after some minutes and does not look whether a training is still being saved.
+    """
+    storage = instance.event_log_storage
+    pools = [storage.get_concurrency_info(key) for key in storage.get_concurrency_keys()]
+    for run_id in {run_id for pool in pools for run_id in pool.active_run_ids}:
+        run = instance.get_run_by_id(run_id)
+        ended_here = run is not None and run.is_finished and standing(_machine_of(run)) == "here"
+        if run is not None and ended_here and not _has_living_steps(instance, run):
+            storage.free_concurrency_slots_for_run(run_id)
 
 
 def _dead_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
@@ -238,14 +254,18 @@ _STEP_IN_A_PROCESS = "Executing step"
 
 def _has_living_steps(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Is a process of one of the run's steps still there? Where that cannot be seen, they end before the lease does."""
-    machine = run.tags.get(PID_TAG, "").rpartition("/")[0] or run.tags.get(MACHINE_TAG, "")
-    if standing(machine) != "here" and lease_state(instance, run.run_id) == "expired":
+    if standing(_machine_of(run)) != "here" and lease_state(instance, run.run_id) == "expired":
         return False
     return any(
         runs_since(entry.dagster_event.pid or 0, entry.timestamp)
         for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_WORKER_STARTED)
         if entry.dagster_event and (entry.dagster_event.message or "").startswith(_STEP_IN_A_PROCESS)
     )
+
+
+def _machine_of(run: dg.DagsterRun) -> str:
+    """Where the run's process is; empty where it does not say."""
+    return run.tags.get(PID_TAG, "").rpartition("/")[0] or run.tags.get(MACHINE_TAG, "")
 
 
 _STARTED_PROCESS = re.compile(r"Started process for run \(pid: (\d+)\)")

@@ -199,7 +199,8 @@ def test_a_killed_command_frees_its_run_and_its_place_in_the_pool(tmp_path, monk
     assert statuses == [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED]
 
 
-def test_a_killed_run_keeps_its_place_in_the_pool_while_one_of_its_steps_lives(tmp_path, monkeypatch):
+@pytest.mark.parametrize("seen_by", ["us", "somebody else"])
+def test_a_killed_run_keeps_its_place_in_the_pool_while_one_of_its_steps_lives(tmp_path, monkeypatch, seen_by):
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     command, step = (subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) for _ in range(2))
 
@@ -218,12 +219,19 @@ def test_a_killed_run_keeps_its_place_in_the_pool_while_one_of_its_steps_lives(t
             pid=step.pid,
         )
         instance.report_dagster_event(event, run.run_id)
+        claim = instance.event_log_storage.claim_concurrency_slot("gpu", run.run_id, "x")
+        assert claim.is_claimed
         command.kill()
         command.wait()
         assert free_dead_runs(instance) == []
+        if seen_by == "somebody else":
+            instance.report_run_failed(run)
+            assert free_dead_runs(instance) == []
+        assert instance.event_log_storage.get_concurrency_info("gpu").active_slot_count == 1
         step.kill()
         step.wait()
-        assert free_dead_runs(instance) == [run.run_id]
+        assert free_dead_runs(instance) == ([run.run_id] if seen_by == "us" else [])
+        assert instance.event_log_storage.get_concurrency_info("gpu").active_slot_count == 0
 
 
 def test_each_machine_judges_its_own_runs_also_those_from_before_it_was_restarted(tmp_path, monkeypatch):
