@@ -68,7 +68,7 @@ def base_version(settings: Settings, profile: Profile, part: str | None = None) 
     if isinstance(reference, str):
         return hub_commit(reference)
     loaded = [path for path in base_files(reference) if part in (None, path.parent.name)]
-    return _content_version(reference if part is None else reference / part, sorted(loaded))
+    return content_version(reference if part is None else reference / part, sorted(loaded))
 
 
 def weights_version(path: Path) -> str:
@@ -78,11 +78,12 @@ def weights_version(path: Path) -> str:
         PipelineError: there is none.
     """
     if path.is_dir():
-        return _content_version(path, sorted(file for file in path.rglob("*") if file.is_file()))
+        return content_version(path, sorted(file for file in path.rglob("*") if file.is_file()))
     if path.is_file():
         return hash_file(path)[:16]
     raise PipelineError("there are no weights", file=path, remedy="put them there, or correct the profile")
 
 
-def _content_version(folder: Path, paths: Sequence[Path]) -> str:
+def content_version(folder: Path, paths: Sequence[Path]) -> str:
+    """Hash of files below a folder and of their names."""
     return hash_bytes(*(text for path in paths for text in (path.relative_to(folder).as_posix(), hash_file(path))))[:16]

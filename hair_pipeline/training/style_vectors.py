@@ -39,7 +39,7 @@ from hair_pipeline.processing.report import ShardReport, reusable, save
 from hair_pipeline.profile import PatchConfig, Profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training.data import SOURCE_VERSION
-from hair_pipeline.training.fingerprints import asset_versions, weights_version
+from hair_pipeline.training.fingerprints import asset_versions, content_version, weights_version
 from hair_pipeline.training.images import on_background, shrink, to_tensor
 from hair_pipeline.training.patches import encode_patches
 from hair_pipeline.training.runs import current
@@ -357,7 +357,7 @@ class ClipSource(_HairOnlySource):
         except (OSError, ValueError) as error:
             raise PipelineError(f"CLIP cannot be loaded ({error})", file=folder, remedy="fetch it again") from error
         self.model.to(best_device()).eval()
-        self.version = weights_version(folder)
+        self.version = content_version(folder, sorted([folder / "config.json", *folder.glob("*.safetensors*")]))
         self.dim = int(self.model.config.projection_dim)
         self.side = int(self.model.config.image_size)
 

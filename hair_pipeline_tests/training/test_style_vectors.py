@@ -10,15 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from hair_pipeline.evaluation.styles import PatchStyles
 from hair_pipeline.files import encode_image, write_bytes
 from hair_pipeline.inputs.samples import Sample
 from hair_pipeline.models.patch_encoder import PatchEncoder
 from hair_pipeline.processing.patches import cut_patches
-from hair_pipeline.profile import PatchConfig
+from hair_pipeline.profile import PatchConfig, load_profile
 from hair_pipeline.settings import Settings
-from hair_pipeline.training.style_vectors import PatchEncoderSource
+from hair_pipeline.training.style_vectors import ClipSource, PatchEncoderSource
 from hair_pipeline_tests.evaluation.tiny_world import finish_run
 
 SIDE, PATCHES = 160, PatchConfig(sizes=(64,))
@@ -69,3 +70,30 @@ def test_a_customers_photo_gives_the_same_vector(source: PatchEncoderSource, ima
     assert (found is None) == (expected is None) == (image_id == "stray")
     if found is not None and expected is not None:
         assert found == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def test_clip_gives_its_own_image_embeddings_and_is_known_by_what_is_loaded_of_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPVisionConfig(**small, image_size=32, patch_size=8, projection_dim=12)
+    network = CLIPVisionModelWithProjection(config).eval()
+    network.save_pretrained(tmp_path / "clip")
+    profile = load_profile("sample")
+    profile = profile.model_copy(update={"models": profile.models.model_copy(update={"clip": "clip"})})
+    settings = Settings(models_dir=tmp_path, training_root=tmp_path)
+    source = ClipSource(settings, profile)
+    assert (source.dim, source.side) == (12, 32)
+
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    ready = CLIPImageProcessor(do_resize=False, do_center_crop=False)(image, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = network(ready).image_embeds
+        found = source.features(torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+    (tmp_path / "clip" / "README.md").write_text("from the hub")
+    assert ClipSource(settings, profile).version == source.version
+    with torch.no_grad():
+        network.visual_projection.weight.add_(1)
+    network.save_pretrained(tmp_path / "clip")
+    assert ClipSource(settings, profile).version != source.version
