@@ -206,11 +206,11 @@ def _free_places_of_ended_runs(instance: dg.DagsterInstance) -> None:
     """
     storage = instance.event_log_storage
     pools = [storage.get_concurrency_info(key) for key in storage.get_concurrency_keys()]
-    for run_id in {run_id for pool in pools for run_id in pool.active_run_ids}:
-        run = instance.get_run_by_id(run_id)
-        ended_here = run is not None and run.is_finished and standing(_machine_of(run)) == "here"
-        if run is not None and ended_here and not _has_living_steps(instance, run):
-            storage.free_concurrency_slots_for_run(run_id)
+    holders = {run_id for pool in pools for run_id in pool.active_run_ids}
+    for run in filter(None, map(instance.get_run_by_id, holders)):
+        ended_here = run.is_finished and standing(_machine_of(run)) == "here"
+        if ended_here and not _has_living_steps(instance, run):
+            storage.free_concurrency_slots_for_run(run.run_id)
 
 
 def _dead_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
