@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,12 @@ def test_names_that_the_terminal_does_not_know_fail_no_command(root: Path) -> No
     assert json.loads(shown)["sign_offs"][-1]["reviewer"] == "김"
 
 
+def at_a_terminal() -> None:
+    """Before a command starts: heed the signals that are ignored by what is started under `nohup` or by a script."""
+    for sign in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("sign", ["HUP", "TERM"])
 def test_a_lost_connection_takes_a_promotion_back(root: Path, sign: str) -> None:
     for version in ("a", "b"):
@@ -99,6 +106,6 @@ def test_a_lost_connection_takes_a_promotion_back(root: Path, sign: str) -> None
     release = {"server_config": str(root / "server.json"), "restart_commands": [["sh", "-c", lose]]}
     (root / "profile.yaml").write_text(json.dumps({"name": "test", "release": release}))
     command = [sys.executable, "-m", "hair_pipeline.cli", "registry", "promote", "b"]
-    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=25)
+    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=25, preexec_fn=at_a_terminal)
     assert "the promotion of b was taken back, in production: a; the server went back too" in ended.stderr
     assert Registry(root / "registry" / "registry.json").production() == served(root) == "a"
