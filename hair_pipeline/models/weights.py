@@ -99,7 +99,7 @@ def base_files(folder: Path) -> list[Path]:
     """The files of a base that are loaded: of each part its configuration, and its weights in one form.
 
     Not among them are what a download leaves beside them (`.cache`, README), the safety checker, single-file
-    checkpoints, and the same weights once more in half precision or as `.bin`.
+    checkpoints, and the same weights once more in half precision, without averaging (`non_ema`) or as `.bin`.
     """
     parts = [folder / name for name in (*_NETWORKS, *TEXT_PARTS, ATTRIBUTE_TOKENS) if (folder / name).is_dir()]
     return [path for part in parts for path in _loaded(part)]
@@ -107,10 +107,21 @@ def base_files(folder: Path) -> list[Path]:
 
 def _loaded(part: Path) -> list[Path]:
     files = sorted(path for path in part.iterdir() if path.is_file() and not path.name.startswith("."))
-    safe = [path for path in files if path.suffix == ".safetensors"]
-    whole = [path for path in safe if ".fp16" not in path.name]
     pickled = [path for path in files if path.suffix == ".bin"]
-    return [path for path in files if path.suffix in _TEXT_SUFFIXES] + (whole or safe or pickled)
+    weights = _of_variant(files, variant(part)) or pickled
+    return [path for path in files if path.suffix in _TEXT_SUFFIXES] + weights
+
+
+def variant(part: Path) -> str | None:
+    """`fp16` where a folder has a part's weights in that variant and not as they are; None is the latter."""
+    files = sorted(part.glob("*.safetensors"))
+    return "fp16" if _of_variant(files, "fp16") and not _of_variant(files, None) else None
+
+
+def _of_variant(files: list[Path], wanted: str | None) -> list[Path]:
+    """Of the files the weights in a variant, shards too: `model.fp16.safetensors`; None: those without any."""
+    safe = [path for path in files if path.suffix == ".safetensors"]
+    return [path for path in safe if (f".{wanted}" in path.stem if wanted else "." not in path.stem)]
 
 
 def damage(path: Path) -> str:
