@@ -6,6 +6,7 @@ reading the weights.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -132,7 +133,8 @@ def damage(path: Path) -> str:
     """
     if path.is_dir():
         weights = sorted(file for file in path.rglob("*") if file.suffix in _WEIGHT_SUFFIXES)
-        return next(filter(None, map(damage, weights)), "" if weights else f"{path} holds no weights")
+        faults = filter(None, [*map(damage, weights), *map(_lost_shard, sorted(path.rglob("*.index*.json")))])
+        return next(faults, "" if weights else f"{path} holds no weights")
     if path.stat().st_size == 0:
         return f"{path} is empty"
     if path.suffix == ".safetensors":
@@ -142,6 +144,16 @@ def damage(path: Path) -> str:
         except SafetensorError as error:
             return f"{path} is damaged or was not copied in full ({error})"
     return ""
+
+
+def _lost_shard(index: Path) -> str:
+    """What an index of shards names and is not there; nothing where none is: then it is of a variant left out."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        return f"{index} is damaged ({type(error).__name__})"
+    lost = sorted(name for name in names if not (index.parent / str(name)).is_file())
+    return f"{index.parent / lost[0]} is missing, which {index.name} names" if 0 < len(lost) < len(names) else ""
 
 
 def missing_text_parts(folder: Path) -> list[str]:
