@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.models.weights import ATTRIBUTE_TOKENS, PARTS, base_source, missing_text_parts
+from hair_pipeline.models.weights import ATTRIBUTE_TOKENS, PARTS, base_source, missing_text_parts, variant
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +74,10 @@ def load_base(reference: str | Path, models_dir: Path | None = None) -> Base:
         )
     options: dict[str, Any] = {"local_files_only": local, "use_safetensors": True}
     try:
-        vae = AutoencoderKL.from_pretrained(source, subfolder="vae", variant=_variant(source, "vae"), **options)
-        variant = _variant(source, "unet")
-        unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet", variant=variant, **options)
+        vae = AutoencoderKL.from_pretrained(source, subfolder="vae", variant=variant(Path(source) / "vae"), **options)
+        unet = UNet2DConditionModel.from_pretrained(
+            source, subfolder="unet", variant=variant(Path(source) / "unet"), **options
+        )
         scheduler = DDPMScheduler.from_pretrained(source, subfolder="scheduler", local_files_only=local)
         _refuse_what_asks_for_more_than_text(unet, source)
         null_tokens = _null_tokens(source, local, unet.config.cross_attention_dim)
@@ -90,12 +91,6 @@ def load_base(reference: str | Path, models_dir: Path | None = None) -> Base:
             remedy="take all parts from one model",
         )
     return Base.assemble(vae, unet, scheduler, null_tokens)
-
-
-def _variant(source: str, part: str) -> str | None:
-    """`fp16` where a folder has a part's weights in that variant only."""
-    names = [path.name for path in (Path(source) / part).glob("*.safetensors")]
-    return "fp16" if names and all(".fp16" in name for name in names) else None
 
 
 def _refuse_what_asks_for_more_than_text(unet: UNet2DConditionModel, source: str) -> None:
@@ -147,9 +142,9 @@ def _null_tokens(source: str, local: bool, dim: int) -> Tensor:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", local_files_only=local)
-    variant = _variant(source, "text_encoder")
+    part = "text_encoder"
     encoder = CLIPTextModel.from_pretrained(
-        source, subfolder="text_encoder", variant=variant, local_files_only=local
+        source, subfolder=part, variant=variant(Path(source) / part), local_files_only=local
     ).float()
     ids = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
     with torch.no_grad():

@@ -69,7 +69,7 @@ class HairInpainter(nn.Module):
 
     Trained: LoRA, IP-Adapter, style projection and the UNet parameters named by `finetune_blocks`, all in fp32; on a
     widened base also `conv_in`, without which it would never see mask and bald image. Everything else is frozen and
-    keeps the base's dtype.
+    keeps the base's dtype, except for blocks that a stage before trained: they stay in fp32.
     """
 
     def __init__(
@@ -166,6 +166,12 @@ class HairInpainter(nn.Module):
         for parameter in self.unet.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)
+
+    def keep_exact(self, blocks: Sequence[str]) -> None:
+        """Give UNet blocks fp32 whether trained or not: rounded, a stage before would have trained them in vain."""
+        for name, parameter in self._base_parameters():
+            if name.startswith(tuple(blocks)):
+                parameter.data = parameter.data.float()
 
     def _base_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """(stock name, parameter) of the UNet's own parameters."""
@@ -296,6 +302,7 @@ class HairInpainter(nn.Module):
         adapters.set_ip_adapter_state(self.unet, state)
         self.changed_blocks = tuple(dict.fromkeys((*self.changed_blocks, *card["finetune_blocks"])))
         if card["finetune_blocks"]:
+            self.keep_exact(card["finetune_blocks"])
             own = dict(self._base_parameters())
             for name, value in load_file(adapters.existing(folder / FINETUNED_FILE)).items():
                 own[name].copy_(value)

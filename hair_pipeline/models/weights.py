@@ -6,6 +6,7 @@ reading the weights.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -99,7 +100,7 @@ def base_files(folder: Path) -> list[Path]:
     """The files of a base that are loaded: of each part its configuration, and its weights in one form.
 
     Not among them are what a download leaves beside them (`.cache`, README), the safety checker, single-file
-    checkpoints, and the same weights once more in half precision or as `.bin`.
+    checkpoints, and the same weights once more in half precision, without averaging (`non_ema`) or as `.bin`.
     """
     parts = [folder / name for name in (*_NETWORKS, *TEXT_PARTS, ATTRIBUTE_TOKENS) if (folder / name).is_dir()]
     return [path for part in parts for path in _loaded(part)]
@@ -107,10 +108,21 @@ def base_files(folder: Path) -> list[Path]:
 
 def _loaded(part: Path) -> list[Path]:
     files = sorted(path for path in part.iterdir() if path.is_file() and not path.name.startswith("."))
-    safe = [path for path in files if path.suffix == ".safetensors"]
-    whole = [path for path in safe if ".fp16" not in path.name]
     pickled = [path for path in files if path.suffix == ".bin"]
-    return [path for path in files if path.suffix in _TEXT_SUFFIXES] + (whole or safe or pickled)
+    weights = _of_variant(files, variant(part)) or pickled
+    return [path for path in files if path.suffix in _TEXT_SUFFIXES] + weights
+
+
+def variant(part: Path) -> str | None:
+    """`fp16` where a folder has a part's weights in that variant and not as they are; None is the latter."""
+    files = sorted(part.glob("*.safetensors"))
+    return "fp16" if _of_variant(files, "fp16") and not _of_variant(files, None) else None
+
+
+def _of_variant(files: list[Path], wanted: str | None) -> list[Path]:
+    """Of the files the weights in a variant, shards too: `model.fp16.safetensors`; None: those without any."""
+    safe = [path for path in files if path.suffix == ".safetensors"]
+    return [path for path in safe if (f".{wanted}" in path.stem if wanted else "." not in path.stem)]
 
 
 def damage(path: Path) -> str:
@@ -121,7 +133,8 @@ def damage(path: Path) -> str:
     """
     if path.is_dir():
         weights = sorted(file for file in path.rglob("*") if file.suffix in _WEIGHT_SUFFIXES)
-        return next(filter(None, map(damage, weights)), "" if weights else f"{path} holds no weights")
+        faults = filter(None, [*map(damage, weights), *map(_lost_shard, sorted(path.rglob("*.index*.json")))])
+        return next(faults, "" if weights else f"{path} holds no weights")
     if path.stat().st_size == 0:
         return f"{path} is empty"
     if path.suffix == ".safetensors":
@@ -131,6 +144,16 @@ def damage(path: Path) -> str:
         except SafetensorError as error:
             return f"{path} is damaged or was not copied in full ({error})"
     return ""
+
+
+def _lost_shard(index: Path) -> str:
+    """What an index of shards names and is not there; nothing where none is: then it is of a variant left out."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        return f"{index} is damaged ({type(error).__name__})"
+    lost = sorted(name for name in names if not (index.parent / str(name)).is_file())
+    return f"{index.parent / lost[0]} is missing, which {index.name} names" if 0 < len(lost) < len(names) else ""
 
 
 def missing_text_parts(folder: Path) -> list[str]:

@@ -133,7 +133,7 @@ _TRAINERS: dict[str, Trainer] = {
     "patch-encoder": Trainer("patch_encoder", ("patch_encoder",), _patches),
     "style-classifier": Trainer("style_classifier", ("classifier",), _classifier, revision="7"),
     "stage1": Trainer("stage1", ("stage1", *STAGE_MODELS), _stage1, revision="8"),
-    "stage2": Trainer("stage2", ("stage2", *STAGE_MODELS, "models.recogniser"), _stage2, revision="9"),
+    "stage2": Trainer("stage2", ("stage2", *STAGE_MODELS, "models.recogniser"), _stage2, revision="10"),
 }
 TRAINERS = tuple(_TRAINERS)
 

@@ -378,6 +378,8 @@ class _Step:
             )
             if config.precision != "fp32":
                 model.cast_frozen(_DTYPES[config.precision])
+            if self.stage == "stage2":
+                model.keep_exact(profile.stage1.finetune_blocks)
             if self.stage == "stage1":
                 for parameter in adapters.ip_adapter_parameters(model.unet):
                     parameter.requires_grad_(False)

@@ -1,5 +1,6 @@
 """What `hair-pipeline doctor` says about weights and folders of a profile for real cards."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -59,6 +60,14 @@ def test_a_base_without_its_networks_is_not_ok(tmp_path: Path) -> None:
     for part in ("text_encoder", "tokenizer"):
         assert f"has no {part}/" in findings(tmp_path)["base"].what
         unet.with_name(part).mkdir()
+    assert findings(tmp_path)["base"].level == "ok"
+    shards = [unet / f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    index = unet / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {path.stem: path.name for path in shards}}))
+    assert findings(tmp_path)["base"].level == "ok"  # of shards that nobody downloaded
+    save_file({"a": torch.zeros(1)}, shards[0])
+    assert f"{shards[1]} is missing" in findings(tmp_path)["base"].what
+    save_file({"a": torch.zeros(1)}, shards[1])
     assert findings(tmp_path)["base"].level == "ok"
 
 

@@ -10,10 +10,11 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline, UNet2DConditionModel
 from diffusers.image_processor import IPAdapterMaskProcessor
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+from safetensors.torch import load_file
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.models import adapters
-from hair_pipeline.models.inpainter import HairInpainter
+from hair_pipeline.models.inpainter import FINETUNED_FILE, HairInpainter
 from hair_pipeline.models.masks import for_every_level, resize_mask
 from hair_pipeline.profile import ModelsConfig
 from hair_pipeline_tests.models.inputs import STYLE_DIM, make_batch, make_model, tiny_base
@@ -274,6 +275,20 @@ def test_what_is_trained_keeps_its_weights_where_the_rest_is_halved() -> None:
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_trainable().items())
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+def test_blocks_that_only_the_stage_before_trained_are_handed_on_exactly(tmp_path: Path) -> None:
+    make_model(finetune_blocks=("mid_block",)).save_adapters(tmp_path / "stage1")
+    model = make_model()
+    model.cast_frozen(torch.bfloat16)
+    model.load_adapters(tmp_path / "stage1")
+    model.save_adapters(tmp_path / "stage2")
+    before, after = (load_file(tmp_path / stage / FINETUNED_FILE) for stage in ("stage1", "stage2"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert model.unet.conv_in.weight.dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert make_batch().predict(model).isfinite().all()
 
 
 def _copy(base):  # type: ignore[no-untyped-def]

@@ -57,7 +57,8 @@ def test_what_lies_beside_a_base_and_is_not_loaded_does_not_count(tmp_path: Path
         write_bytes(folder / name, b"beside")
     for name in ("safety_checker/model.safetensors", "unet/diffusion_pytorch_model.bin", "vae/.DS_Store"):
         write_bytes(folder / name, b"beside")
-    shutil.copyfile(folder / UNET, (folder / UNET).with_suffix(".fp16.safetensors"))
+    for variant in ("fp16", "non_ema"):  # Stable Diffusion 1.5 has both beside the UNet
+        shutil.copyfile(folder / UNET, (folder / UNET).with_suffix(f".{variant}.safetensors"))
     assert versions() == before
     for path in folder.glob("unet/*.safetensors"):
         path.rename(path.with_name(f"other.fp16{path.suffix}"))

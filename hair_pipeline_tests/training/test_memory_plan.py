@@ -207,6 +207,14 @@ def test_stage1_is_planned_where_it_differs() -> None:
     assert stages_to_plan(profile.model_copy(update={"stage1": wider})) == ("stage1", "stage2")
 
 
+def test_stage2_is_planned_with_the_blocks_of_stage1_in_full() -> None:
+    profile = small(precision="bf16")
+    profile = profile.model_copy(update={"stage1": profile.stage1.model_copy(update={"finetune_blocks": ("conv_in",)})})
+    _, model, _ = memory_plan._Step(profile, "stage2", profile.stage2, FEW_LAYERS)._networks
+    dtypes = {part: getattr(model.unet, part).weight.dtype for part in ("conv_in", "conv_out")}
+    assert dtypes == {"conv_in": torch.float32, "conv_out": torch.bfloat16}
+
+
 def test_a_plan_that_does_not_fit_is_exit_status_1(tmp_path: Path) -> None:
     profile = tmp_path / "small.yaml"
     profile.write_text(yaml.safe_dump(small().model_dump(mode="json")))
