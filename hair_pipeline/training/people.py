@@ -16,9 +16,7 @@ import pyarrow.parquet as pq
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import read_json, write_json
 from hair_pipeline.settings import Settings
-from hair_pipeline.training.runs import current
-
-PEOPLE_FILE = "people.json"
+from hair_pipeline.training.runs import PEOPLE_FILE, current
 
 
 def people_to_train_on(settings: Settings, shards: Collection[str] | None = None) -> list[str]:
@@ -35,8 +33,13 @@ def people_to_train_on(settings: Settings, shards: Collection[str] | None = None
 
 
 def record_people(run_dir: Path, settings: Settings) -> None:
-    """Note in a run's folder whom it is trained on."""
-    write_json(run_dir / PEOPLE_FILE, {"people": people_to_train_on(settings)})
+    """Note in a run's folder whom it is trained on, beside those whom the checkpoints it goes on from were."""
+    path = run_dir / PEOPLE_FILE
+    try:
+        before = read_json(path)["people"] if path.exists() else []
+    except (PipelineError, KeyError, TypeError):
+        before = []
+    write_json(path, {"people": sorted({*before, *people_to_train_on(settings)})})
 
 
 def new_people(stage: str, settings: Settings, shards: Collection[str] | None = None) -> list[str]:

@@ -130,6 +130,27 @@ def test_force_goes_on_and_says_so_in_the_result(interrupted: Settings, caplog: 
     assert first_step(interrupted, result.run_id) == list(range(6))
 
 
+def test_a_forced_run_that_is_stopped_too_still_says_so(interrupted: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = profile(learning_rate=0.01)
+    with monkeypatch.context() as patch:
+        patch.setattr(Context, "loop", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(NAME, interrupted, changed, resume=True, force=True)
+    assert "learning_rate: 0.001 -> 0.01" in train(NAME, interrupted, changed).notes["resumed"]
+
+
+def test_a_forced_run_names_those_too_whom_the_run_before_it_was_trained_on(interrupted: Settings) -> None:
+    rows = pd.read_parquet(interrupted.catalog_path)
+    gone = rows[rows.accepted & (rows.split == "train")].source.iloc[0]
+    rows[rows.source != gone].to_parquet(interrupted.catalog_path)
+    result = train(NAME, interrupted, profile(), resume=True, force=True)
+    assert gone in json.loads((result.run_dir / "people.json").read_text())["people"]
+
+
+def stopped(*_: object) -> LoopResult:
+    raise KeyboardInterrupt
+
+
 def test_without_resume_a_change_begins_a_new_run_and_shows_the_difference(
     interrupted: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
