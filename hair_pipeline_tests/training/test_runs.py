@@ -15,12 +15,14 @@ from typer.testing import CliRunner
 
 from hair_pipeline import cli
 from hair_pipeline.errors import PipelineError, TransientError
+from hair_pipeline.files import write_json
 from hair_pipeline.profile import Profile, load_profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training import loop
 from hair_pipeline.training.context import Context
-from hair_pipeline.training.entry import train
+from hair_pipeline.training.entry import _record_people, train
 from hair_pipeline.training.loop import LoopResult
+from hair_pipeline.training.people import people_to_train_on
 from hair_pipeline.training.runs import RunPlan, differences, fresh_folder, trainers_at_work
 from hair_pipeline.training.stages import StageTask
 from hair_pipeline.training.task import LoopConfig, Task
@@ -145,6 +147,18 @@ def test_a_forced_run_names_those_too_whom_the_run_before_it_was_trained_on(inte
     rows[rows.source != gone].to_parquet(interrupted.catalog_path)
     result = train(NAME, interrupted, profile(), resume=True, force=True)
     assert gone in json.loads((result.run_dir / "people.json").read_text())["people"]
+
+
+def test_stage_2_names_those_too_whom_stage_1_was_trained_on(settings: Settings) -> None:
+    stage1, stage2 = (
+        RunPlan(stage, "tiny", {}, {}, "", "a", settings.training_root, settings.runs / stage)
+        for stage in ("stage1", "stage2")
+    )
+    stage1.finish("v1", {}, [], {}).save(stage1.folder / "current.json", settings.training_root)
+    write_json(stage1.run_dir / "people.json", {"people": ["gone"]})
+    _record_people(stage2, settings)
+    people = json.loads((stage2.run_dir / "people.json").read_text())["people"]
+    assert set(people) == {"gone", *people_to_train_on(settings)}
 
 
 def stopped(*_: object) -> LoopResult:
