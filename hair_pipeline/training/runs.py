@@ -223,6 +223,8 @@ class RunPlan:
                     "%s: this is a new run; run %s is unfinished and is left aside, since these differ:\n%s",
                     self.name, previous.name, _as_lines(changes),
                 )  # fmt: skip
+        if resume and previous is None and not begun:
+            log.warning("%s: there is no unfinished run to go on from; this is a new run, from the start", self.name)
         self._warn_of_other_packages()
         document = {"trainer": self.name, "profile": self.profile} | self.config | {"data": self.data}
         write_json(self.run_dir / "config.json", document)

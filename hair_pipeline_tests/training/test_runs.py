@@ -174,6 +174,13 @@ def test_without_resume_a_change_begins_a_new_run_and_shows_the_difference(
     assert len(run_folders(interrupted)) == 2
 
 
+def test_nothing_to_go_on_from_is_said(interrupted: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    train(NAME, interrupted, profile(), resume=True)
+    assert "from the start" not in caplog.text
+    train(NAME, interrupted, profile(learning_rate=0.01), resume=True)
+    assert "no unfinished run to go on from; this is a new run, from the start" in caplog.text
+
+
 def test_no_resume_starts_over(interrupted: Settings, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     train(NAME, interrupted, profile(), resume=False)
