@@ -50,9 +50,14 @@ def sign_off(
     notes: Annotated[str, typer.Option(help="What was seen.")] = "",
 ) -> None:
     """Record a person's decision about a version, after looking at the A/B report."""
-    _registry().sign_off(version, reviewer, decision, notes)
+    registry = _registry()
+    registry.sign_off(version, reviewer, decision, notes)
     typer.echo(f"{version}: {decision} by {reviewer}")
-    if decision == "approve":
+    if decision == "reject" or registry.production() == version:
+        return
+    if obstacles := registry.obstacles(version):
+        typer.echo(f"it cannot be promoted yet: {'; '.join(map(str, obstacles))}")
+    else:
         typer.echo(f"next: uv run hair-pipeline registry promote {version}")
 
 

@@ -290,7 +290,7 @@ def _same_name(written: str, name: str) -> bool:
 
 
 def _read_sheet(path: Path) -> list[dict[str, str]]:
-    """The sheet's rows with answers in lower case; a spreadsheet's semicolons are understood too.
+    """The sheet's rows with answers in lower case; a spreadsheet's semicolons and empty rows are understood too.
 
     Raises:
         PipelineError: not such a sheet, or an answer is missing or not allowed; the message names the row.
@@ -314,6 +314,8 @@ def _read_sheet(path: Path) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
     for row in reader:
         answers = {name: (row[name] or "").strip() for name in COLUMNS}
+        if not any(answers.values()):  # spreadsheets save rows that were written in and emptied again
+            continue
         for name, allowed in (("better", BETTER), ("artifacts_left", YES_NO), ("artifacts_right", YES_NO)):
             answers[name] = answers[name].lower()
             if answers[name] not in allowed:

@@ -198,7 +198,7 @@ def _train(
     if done is not None:
         log.info("%s: run %s is finished, nothing to do", plan.name, plan.run_id)
         if main:
-            record_people(plan.run_dir, settings)
+            _record_people(plan, settings)
             done.save(settings.runs / plan.name / "current.json", settings.training_root)
         processes.barrier()
         return done
@@ -207,7 +207,7 @@ def _train(
         if resume is False:
             shutil.rmtree(plan.run_dir, ignore_errors=True)
         adopted = plan.begin(resume=bool(resume), force=force, hardware=processes.hardware())
-        record_people(plan.run_dir, settings)
+        _record_people(plan, settings)
     processes.barrier()
 
     finished = _run(trainer, plan, settings, profile, resume is not False)
@@ -222,6 +222,12 @@ def _train(
         plan.forget_unfinished()
     processes.barrier()
     return trained if main else TrainResult.load(plan.run_dir / "result.json", settings.training_root)
+
+
+def _record_people(plan: RunPlan, settings: Settings) -> None:
+    """Stage 2 starts from Stage 1, which may be from before somebody left when it is trained by hand."""
+    start = current("stage1", settings).run_dir if plan.name == "stage2" else None
+    record_people(plan.run_dir, settings, start)
 
 
 def _run(trainer: Trainer, plan: RunPlan, settings: Settings, profile: Profile, resume: bool) -> Finished:

@@ -16,9 +16,7 @@ import pyarrow.parquet as pq
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import read_json, write_json
 from hair_pipeline.settings import Settings
-from hair_pipeline.training.runs import current
-
-PEOPLE_FILE = "people.json"
+from hair_pipeline.training.runs import PEOPLE_FILE, current
 
 
 def people_to_train_on(settings: Settings, shards: Collection[str] | None = None) -> list[str]:
@@ -34,9 +32,21 @@ def people_to_train_on(settings: Settings, shards: Collection[str] | None = None
     return sorted(pc.unique(rows.column("source")).to_pylist())
 
 
-def record_people(run_dir: Path, settings: Settings) -> None:
-    """Note in a run's folder whom it is trained on."""
-    write_json(run_dir / PEOPLE_FILE, {"people": people_to_train_on(settings)})
+def record_people(run_dir: Path, settings: Settings, start: Path | None = None) -> None:
+    """Note in a run's folder whom its weights are trained on: also those whom the checkpoints it goes on from were.
+
+    Args:
+        start: the folder of another trainer's run whose weights it starts from.
+    """
+    before = _recorded(run_dir) + ([] if start is None else _recorded(start))
+    write_json(run_dir / PEOPLE_FILE, {"people": sorted({*before, *people_to_train_on(settings)})})
+
+
+def _recorded(run_dir: Path) -> list[str]:
+    try:
+        return list(read_json(run_dir / PEOPLE_FILE)["people"])
+    except (PipelineError, KeyError, TypeError):
+        return []
 
 
 def new_people(stage: str, settings: Settings, shards: Collection[str] | None = None) -> list[str]:

@@ -21,12 +21,16 @@ from typing import Any
 from pydantic import BaseModel
 
 from hair_pipeline.errors import PipelineError, TransientError
-from hair_pipeline.files import hash_bytes, is_locked, one_at_a_time, read_json, says_full, write_json
+from hair_pipeline.files import hash_bytes, is_locked, one_at_a_time, read_json, says_full, write_bytes, write_json
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import PROJECT_ROOT, Settings
 
 log = logging.getLogger(__name__)
 
+PEOPLE_FILE = "people.json"
+"""In a run's folder: whom it is trained on."""
+_ADOPTED_FILE = "resumed.json"
+"""In the folder of a run that took another one's checkpoints over: what was said about it."""
 _PACKAGES = ("hair-pipeline", "torch", "diffusers", "peft", "accelerate", "numpy", "opencv-python", "bitsandbytes")
 
 
@@ -191,14 +195,16 @@ class RunPlan:
             hardware: saved with the environment.
 
         Returns:
-            What was taken over, in words; empty otherwise.
+            What was taken over, now or before the run was stopped, in words; empty otherwise.
 
         Raises:
             PipelineError: the configuration or the data changed since the unfinished run.
         """
-        adopted = ""
         previous = self._unfinished()
-        if previous is not None and not any(self.run_dir.glob("*/checkpoints/step_*")):
+        begun = any(self.run_dir.glob("*/checkpoints/step_*"))
+        if not begun:
+            (self.run_dir / _ADOPTED_FILE).unlink(missing_ok=True)  # of a command killed before it took anything over
+        if previous is not None and not begun:
             changes = self._changes(previous)
             if resume and not force:
                 raise PipelineError(
@@ -208,8 +214,7 @@ class RunPlan:
                     "--resume out to begin a new run",
                 )
             if force:
-                _take_over(previous, self.run_dir)
-                adopted = f"went on from run {previous.name} in spite of: {'; '.join(changes)}"
+                _take_over(previous, self.run_dir, changes)
                 log.warning(
                     "%s: going on from run %s with other values:\n%s", self.name, previous.name, _as_lines(changes)
                 )
@@ -218,12 +223,14 @@ class RunPlan:
                     "%s: this is a new run; run %s is unfinished and is left aside, since these differ:\n%s",
                     self.name, previous.name, _as_lines(changes),
                 )  # fmt: skip
+        if resume and previous is None and not begun:
+            log.warning("%s: there is no unfinished run to go on from; this is a new run, from the start", self.name)
         self._warn_of_other_packages()
         document = {"trainer": self.name, "profile": self.profile} | self.config | {"data": self.data}
         write_json(self.run_dir / "config.json", document)
         write_json(self.run_dir / "environment.json", environment() | hardware | {"data_version": self.data_version})
         write_json(self._pointer, {"run_id": self.run_id})
-        return adopted
+        return _adopted(self.run_dir)
 
     def finish(
         self, version: str, metrics: dict[str, float], pictures: list[Path], notes: dict[str, str]
@@ -309,12 +316,25 @@ def _as_lines(changes: Sequence[str]) -> str:
     return "\n".join(f"  {change}" for change in changes)
 
 
-def _take_over(previous: Path, run_dir: Path) -> None:
-    """Give a run another one's checkpoints and logs, as hard links where possible: no file is changed in place."""
+def _take_over(previous: Path, run_dir: Path, changes: Sequence[str]) -> None:
+    """Give a run another one's checkpoints and logs, as hard links where possible: no file is changed in place.
+
+    First what is to be known of them: that they were taken over, and the names of those whom they were trained on.
+    """
+    adopted, before = f"went on from run {previous.name} in spite of: {'; '.join(changes)}", _adopted(previous)
+    write_json(run_dir / _ADOPTED_FILE, {"resumed": f"{adopted}; that one {before}" if before else adopted})
+    if (previous / PEOPLE_FILE).exists():
+        write_bytes(run_dir / PEOPLE_FILE, (previous / PEOPLE_FILE).read_bytes())
     for folder in (path.parent for path in previous.glob("*/checkpoints")):
         goal = run_dir / folder.name
         shutil.rmtree(goal, ignore_errors=True)
         shutil.copytree(folder, goal, copy_function=_link)
+
+
+def _adopted(run_dir: Path) -> str:
+    """What `RunPlan.begin` said when the run took another one's checkpoints over; empty if it never did."""
+    path = run_dir / _ADOPTED_FILE
+    return str(read_json(path)["resumed"]) if path.exists() else ""
 
 
 def _link(source: str, goal: str) -> None:

@@ -59,6 +59,7 @@ def old_is(number: int) -> str:
 @pytest.mark.parametrize("delimiter", [",", ";"])
 def test_a_clean_preferred_model_is_approved(tmp_path: Path, key: Path, delimiter: str) -> None:
     sheet = fill(tmp_path / "sheet.csv", lambda n: (new_is(n).title(), "no", "NO"), delimiter)
+    sheet.write_text(sheet.read_text() + (len(COLUMNS) - 1) * delimiter + "\n")  # a row that was emptied again
     result = read_review(sheet, key, CONFIG)
     assert (result.decision, result.new_better, result.old_better, result.equal) == ("approve", 20, 0, 0)
     assert result.notes == {"photo 3": "rim; left"}

@@ -83,6 +83,19 @@ def test_from_the_blind_sheet_to_production_and_back(root: Path) -> None:
     ]
 
 
+def test_a_sign_off_names_the_next_step_or_what_stands_against_it(root: Path) -> None:
+    def approved_by(reviewer: str) -> str:
+        return hair_pipeline("sign-off", "a", "--reviewer", reviewer, "--decision", "approve")
+
+    assert "next: uv run hair-pipeline registry promote a" in approved_by("Kim")
+    hair_pipeline("sign-off", "a", "--reviewer", "Lee", "--decision", "reject")
+    assert "cannot be promoted yet: rejected by Lee" in (told := approved_by("Kim"))
+    assert "next:" not in told
+    approved_by("Lee")
+    hair_pipeline("promote", "a")
+    assert approved_by("Lee") == "a: approve by Lee\n"
+
+
 def test_names_that_the_terminal_does_not_know_fail_no_command(root: Path) -> None:
     words = ["sign-off", "a", "--reviewer", "김", "--decision", "approve"]
     terminal = CliRunner(charset="latin-1")

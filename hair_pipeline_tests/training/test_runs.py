@@ -15,12 +15,14 @@ from typer.testing import CliRunner
 
 from hair_pipeline import cli
 from hair_pipeline.errors import PipelineError, TransientError
+from hair_pipeline.files import write_json
 from hair_pipeline.profile import Profile, load_profile
 from hair_pipeline.settings import Settings
 from hair_pipeline.training import loop
 from hair_pipeline.training.context import Context
-from hair_pipeline.training.entry import train
+from hair_pipeline.training.entry import _record_people, train
 from hair_pipeline.training.loop import LoopResult
+from hair_pipeline.training.people import people_to_train_on
 from hair_pipeline.training.runs import RunPlan, differences, fresh_folder, trainers_at_work
 from hair_pipeline.training.stages import StageTask
 from hair_pipeline.training.task import LoopConfig, Task
@@ -130,6 +132,39 @@ def test_force_goes_on_and_says_so_in_the_result(interrupted: Settings, caplog: 
     assert first_step(interrupted, result.run_id) == list(range(6))
 
 
+def test_a_forced_run_that_is_stopped_too_still_says_so(interrupted: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = profile(learning_rate=0.01)
+    with monkeypatch.context() as patch:
+        patch.setattr(Context, "loop", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(NAME, interrupted, changed, resume=True, force=True)
+    assert "learning_rate: 0.001 -> 0.01" in train(NAME, interrupted, changed).notes["resumed"]
+
+
+def test_a_forced_run_names_those_too_whom_the_run_before_it_was_trained_on(interrupted: Settings) -> None:
+    rows = pd.read_parquet(interrupted.catalog_path)
+    gone = rows[rows.accepted & (rows.split == "train")].source.iloc[0]
+    rows[rows.source != gone].to_parquet(interrupted.catalog_path)
+    result = train(NAME, interrupted, profile(), resume=True, force=True)
+    assert gone in json.loads((result.run_dir / "people.json").read_text())["people"]
+
+
+def test_stage_2_names_those_too_whom_stage_1_was_trained_on(settings: Settings) -> None:
+    stage1, stage2 = (
+        RunPlan(stage, "tiny", {}, {}, "", "a", settings.training_root, settings.runs / stage)
+        for stage in ("stage1", "stage2")
+    )
+    stage1.finish("v1", {}, [], {}).save(stage1.folder / "current.json", settings.training_root)
+    write_json(stage1.run_dir / "people.json", {"people": ["gone"]})
+    _record_people(stage2, settings)
+    people = json.loads((stage2.run_dir / "people.json").read_text())["people"]
+    assert set(people) == {"gone", *people_to_train_on(settings)}
+
+
+def stopped(*_: object) -> LoopResult:
+    raise KeyboardInterrupt
+
+
 def test_without_resume_a_change_begins_a_new_run_and_shows_the_difference(
     interrupted: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -137,6 +172,13 @@ def test_without_resume_a_change_begins_a_new_run_and_shows_the_difference(
     assert "is left aside" in caplog.text
     assert "patch_encoder.learning_rate: 0.001 -> 0.01" in caplog.text
     assert len(run_folders(interrupted)) == 2
+
+
+def test_nothing_to_go_on_from_is_said(interrupted: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    train(NAME, interrupted, profile(), resume=True)
+    assert "from the start" not in caplog.text
+    train(NAME, interrupted, profile(learning_rate=0.01), resume=True)
+    assert "no unfinished run to go on from; this is a new run, from the start" in caplog.text
 
 
 def test_no_resume_starts_over(interrupted: Settings, caplog: pytest.LogCaptureFixture) -> None:
