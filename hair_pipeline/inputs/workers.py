@@ -1,11 +1,10 @@
-"""A process pool for per-image work: results in order, bounded memory, OpenCV pinned to one thread per worker.
+"""Per-image work in a process pool: results in order, bounded memory.
 
 Belongs here: how work is spread over cores. Does not belong here: the work.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,8 +14,9 @@ from functools import partial
 from multiprocessing.util import Finalize
 from typing import TypeVar
 
-import cv2
 from tqdm import tqdm
+
+from hair_pipeline.pools import image_pool
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -107,14 +107,14 @@ def kept_pool() -> Iterator[None]:
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """The kept pool, or one of `workers` processes for this call."""
     if _kept is not None:
-        _kept.pool = _kept.pool or _new_pool(cpu_count())
+        _kept.pool = _kept.pool or image_pool(cpu_count())
         try:
             yield _kept.pool
         except BrokenExecutor:
             _kept.pool = None  # one of its processes was killed: the next call starts others
             raise
         return
-    with _new_pool(workers) as pool:
+    with image_pool(workers) as pool:
         # A consumer that fails leaves this generator suspended. A child process then ends by joining its own
         # children, which wait for work for ever: so the pool is ended before that, and before its queues are.
         ending = Finalize(None, pool.shutdown, kwargs={"cancel_futures": True}, exitpriority=_BEFORE_QUEUES)
@@ -125,11 +125,6 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
             raise
         finally:
             ending.cancel()
-
-
-def _new_pool(workers: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_pin_threads)
 
 
 def _in_flight(
@@ -155,7 +150,3 @@ def _in_flight(
 
 def _run_chunk(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     return [function(item) for item in items]
-
-
-def _pin_threads() -> None:
-    cv2.setNumThreads(1)

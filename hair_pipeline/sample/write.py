@@ -7,19 +7,17 @@ Belongs here: `write_sample`, folders, the process pool, idempotence. Does not b
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 from tqdm import tqdm
 
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import encode_image, hash_files, read_json, write_bytes, write_json
+from hair_pipeline.pools import image_pool
 from hair_pipeline.sample.face_output import write_face_output
 from hair_pipeline.sample.faults import write_faults
 from hair_pipeline.sample.labels import make_label, style_folder
@@ -169,13 +167,8 @@ def _map(work: Callable[[_Task], _Done], tasks: list[_Task], workers: int) -> It
     if workers <= 1 or len(tasks) == 1:
         yield from map(work, tasks)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context, initializer=_one_thread) as pool:
+    with image_pool(min(workers, len(tasks))) as pool:
         yield from pool.map(work, tasks)
-
-
-def _one_thread() -> None:
-    cv2.setNumThreads(1)
 
 
 def _write_person(task: _Task) -> _Done:

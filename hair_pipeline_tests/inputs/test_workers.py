@@ -2,7 +2,11 @@
 
 import multiprocessing
 import operator
+import os
+import signal
+import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +40,42 @@ def test_a_child_process_whose_consumer_fails_ends():
 def test_a_failure_in_a_worker_reaches_the_consumer():
     with pytest.raises(ZeroDivisionError):
         list(map_in_processes(partial(operator.floordiv, 1), range(32), description="test", chunk=2, workers=2))
+
+
+def _note_and_wait(folder: Path, item: int) -> None:
+    (folder / str(os.getpid())).touch()
+    if item:
+        time.sleep(0.01)
+
+
+def _work_for_ever(folder: Path) -> None:
+    for _ in map_in_processes(partial(_note_and_wait, folder), range(1_000_000), description="test", workers=2):
+        pass
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs (a zombie has ended)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_workers_end_when_who_asked_for_the_work_is_killed(tmp_path: Path):
+    child = multiprocessing.get_context("spawn").Process(target=_work_for_ever, args=(tmp_path,))
+    child.start()
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.iterdir())) < 2:
+        assert child.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    workers = [int(path.name) for path in tmp_path.iterdir()]
+    deadline = time.monotonic() + 60
+    while (left := [pid for pid in workers if _alive(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
