@@ -199,7 +199,12 @@ class LossesConfig(Values):
         LossTerm(weight=0.0),
         description="plain L2 outside mask and face: finetune_blocks would drift there under a loss in the hair alone",
     )
-    min_snr_gamma: float | None = Field(None, gt=0, description="per-sample min-SNR weighting of mask_l2 and context")
+    min_snr_gamma: float | None = Field(
+        None,
+        gt=0,
+        description="per-sample min-SNR weighting of mask_l2 and context; on a base with zero terminal SNR it leaves "
+        "the first steps of a drawing nearly untrained (weight 0 at the last timestep)",
+    )
     pixel_max_t: float = Field(0.35, gt=0, le=1, description="pixel losses only where t < pixel_max_t * T")
     pixel_every: int = Field(4, ge=1, description="pixel losses at every so many optimizer steps of each kind of batch")
     pixel_batch: int = Field(1, ge=1, description="at most this many samples of a micro-batch are decoded")

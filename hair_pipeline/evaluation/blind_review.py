@@ -290,7 +290,7 @@ def _same_name(written: str, name: str) -> bool:
 
 
 def _read_sheet(path: Path) -> list[dict[str, str]]:
-    """The sheet's rows with answers in lower case; a spreadsheet's semicolons and empty rows are understood too.
+    """The sheet's rows with answers in lower case; a spreadsheet's semicolons, tabs and empty rows are understood too.
 
     Raises:
         PipelineError: not such a sheet, or an answer is missing or not allowed; the message names the row.
@@ -303,7 +303,7 @@ def _read_sheet(path: Path) -> list[dict[str, str]]:
         raise PipelineError(f"cannot be read ({error.strerror})", file=path, remedy="check the path") from error
     except UnicodeDecodeError as error:
         raise PipelineError("is not UTF-8 text", file=path, remedy="save the sheet as CSV in UTF-8") from error
-    delimiter = ";" if text.partition("\n")[0].count(";") > text.partition("\n")[0].count(",") else ","
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
     if set(reader.fieldnames or ()) != set(COLUMNS):
         raise PipelineError(
@@ -311,8 +311,16 @@ def _read_sheet(path: Path) -> list[dict[str, str]]:
             file=path,
             remedy="fill in the sheet.csv as it is",
         )
+    try:
+        filled = list(reader)
+    except csv.Error as error:
+        raise PipelineError(
+            f"is not a CSV file ({error})",
+            file=path,
+            remedy="save the sheet as CSV again; notes may have 131,072 letters",
+        ) from error
     rows: list[dict[str, str]] = []
-    for row in reader:
+    for row in filled:
         answers = {name: (row[name] or "").strip() for name in COLUMNS}
         if not any(answers.values()):  # spreadsheets save rows that were written in and emptied again
             continue

@@ -56,7 +56,7 @@ def old_is(number: int) -> str:
     return ("right", "left")[number % 2]
 
 
-@pytest.mark.parametrize("delimiter", [",", ";"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_a_clean_preferred_model_is_approved(tmp_path: Path, key: Path, delimiter: str) -> None:
     sheet = fill(tmp_path / "sheet.csv", lambda n: (new_is(n).title(), "no", "NO"), delimiter)
     sheet.write_text(sheet.read_text() + (len(COLUMNS) - 1) * delimiter + "\n")  # a row that was emptied again
@@ -115,6 +115,9 @@ def test_unfinished_foreign_and_broken_sheets_are_explained(tmp_path: Path, key:
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(PipelineError, match="has the columns"):
         read_review(tmp_path / "other.csv", key, CONFIG)
+    (tmp_path / "long.csv").write_text("\n".join([*lines[:-1], lines[-1] + 200_000 * "n"]))
+    with pytest.raises(PipelineError, match="is not a CSV file"):
+        read_review(tmp_path / "long.csv", key, CONFIG)
     with pytest.raises(PipelineError, match="cannot be read"):
         read_review(tmp_path / "none.csv", key, CONFIG)
     case = {"case": 1, "photo": "a", "new_side": "up"}
