@@ -4,6 +4,8 @@ import re
 
 import dagster as dg
 import pytest
+from dagster._core.definitions import data_version
+from dagster._core.execution.context import data_version_cache
 
 from hair_pipeline.errors import PipelineError, ReleaseRefused
 from hair_pipeline.orchestration.launch import Outcome, launch
@@ -69,18 +71,20 @@ def test_a_changed_shard_keeps_its_own_data_version_whatever_it_is_made_with(ins
     assert not run(instance).materialised
 
 
-def test_a_hundred_and_one_shards_are_not_too_many_to_notice_a_change(instance):
-    World.shards = tuple(f"s{number:03}" for number in range(101))
+def test_more_shards_than_dagster_looks_at_are_not_too_many_to_notice_a_change(instance, monkeypatch):
+    for module in (data_version, data_version_cache):
+        monkeypatch.setattr(module, "SKIP_PARTITION_DATA_VERSION_DEPENDENCY_THRESHOLD", 4)  # of its 100
+    World.shards = tuple(f"s{number}" for number in range(5))
     run(instance)
-    World.source_version, World.rows = "2", {"s077": "2"}
+    World.source_version, World.rows = "2", {"s3": "2"}
     run(instance)
     assert World.ran == [
         "catalog",
         "base",
-        ("patches", "s077"),
+        ("patches", "s3"),
         "encoder",
-        ("parts", "s077"),
-        ("vectors", "s077"),
+        ("parts", "s3"),
+        ("vectors", "s3"),
         "stage",
     ]
     assert not run(instance).materialised
