@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from unittest import mock
 
 import dagster as dg
 import pandas as pd
@@ -118,7 +119,8 @@ class Daemon:
 
     def tick_schedule(self, name: str):
         schedule = self.repository.get_schedule_def(name)
-        with dg.build_schedule_context(instance=self.instance, repository_def=self.repository) as context:
+        instance = mock.patch.object(dg.ScheduleEvaluationContext, "instance", self.instance)  # else only from disk
+        with dg.build_schedule_context(repository_def=self.repository) as context, instance:
             return schedule.evaluate_tick(context)
 
     def catalog(self, people: dict[str, str], versions: dict[str, str] | None = None) -> None:
@@ -163,8 +165,7 @@ def daemon(tmp_path, monkeypatch):
     for name in ("k_hairstyle", "training_face", "training"):
         (tmp_path / name).mkdir()
         monkeypatch.setenv(f"HAIR_PIPELINE_{name.upper()}_ROOT", str(tmp_path / name))
-    (tmp_path / "dagster").mkdir()
-    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as instance:
+    with dg.DagsterInstance.ephemeral() as instance:
         yield Daemon(instance)
 
 
