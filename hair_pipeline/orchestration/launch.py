@@ -63,6 +63,8 @@ class Outcome:
     tried: set[Piece] = field(default_factory=set)
     made: set[Piece] = field(default_factory=set)
     if_nothing: str = "Everything was up to date; nothing was done again."
+    upstream_left: list[str] = field(default_factory=list)
+    """Assets that are out of date and were not selected, of those that what was selected is made from."""
 
     @property
     def broken(self) -> set[Piece]:
@@ -99,7 +101,8 @@ def launch(
 
     Args:
         instance: where runs and materialisations are recorded.
-        selection: Dagster's selection syntax, e.g. `group:processed` or `+key:eval_report`; all assets if None.
+        selection: Dagster's selection syntax, e.g. `group:processed` or `+key:eval_report`; all assets if None. What is
+            out of date upstream of it is not made, but named in the outcome.
         shards: only these, of the assets that have shards; the inputs are not looked at again.
         only_failed: only the shards whose last run failed.
         force: also materialise what is up to date.
@@ -141,6 +144,7 @@ def launch(
         left = lineage.without(stale, outcome.tried | lineage.held_back(outcome.broken))
         round_ = lineage.next_round(left, frozenset(stale.keys() - left.keys()))
         if round_ is None:
+            outcome.upstream_left = _upstream_left(lineage)
             return outcome
         for part in split(round_, lineage.registered):
             execute(part, outcome)
@@ -197,6 +201,15 @@ def _with_forced(lineage: Lineage, stale: Mapping[dg.AssetKey, Stale]) -> dict[d
         for key in lineage.materialisable
     }
     return {**stale, **added}
+
+
+def _upstream_left(lineage: Lineage) -> list[str]:
+    """What a selection left out of date of its own inputs. Not of a backfill, which looks at its shards alone."""
+    if lineage.only_shards is not None:
+        return []
+    upstream = AssetSelection.keys(*lineage.materialisable).upstream().resolve(lineage.graph)
+    left_out = upstream - lineage.selected
+    return [key.to_user_string() for key in Lineage(lineage.instance, lineage.graph, left_out).out_of_date()]
 
 
 def _refuse_without_sharded_assets(lineage: Lineage) -> None:

@@ -83,7 +83,12 @@ class StepProgress:
 def summary_lines(settings: Settings, outcome: Outcome) -> Iterator[str]:
     """The closing words of `demo` and `run`: what was done, where the report is, what comes next."""
     yield ""
-    if not outcome.materialised and not outcome.failures:
+    if outcome.upstream_left:
+        yield (
+            f"out of date, but not selected: {', '.join(outcome.upstream_left)}. What was selected is made from it: "
+            "select it too (with all upstream: `+key:NAME`), or leave --select out"
+        )
+    elif not outcome.materialised and not outcome.failures:
         yield outcome.if_nothing
     for warning in outcome.warnings:
         yield f"check: {warning}"

@@ -162,6 +162,14 @@ def test_what_was_done_is_said_where_nothing_was_made(instance):
     assert "No shard's last run failed" in run(instance, only_failed=True).if_nothing
 
 
+def test_what_is_out_of_date_upstream_of_a_selection_is_named(instance):
+    run(instance)
+    World.source_version, World.shards = "2", ("s1",)  # the people of s0 left
+    assert run(instance, selection="key:patches or key:parts").upstream_left == ["catalog"]
+    assert World.ran == []
+    assert run(instance, selection="key:catalog or key:patches").upstream_left == []
+
+
 @pytest.mark.parametrize(
     ("selection", "why"),
     [("group:nope", "selects nothing"), ("patchs", "does not exist"), ("key:patches and (", "not valid"), ("", "not")],

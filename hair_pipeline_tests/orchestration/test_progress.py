@@ -37,3 +37,9 @@ def test_a_candidate_that_cannot_be_promoted_is_no_next_step(tmp_path: Path):
     settings = Settings(training_root=tmp_path)
     registered(settings, "inconclusive")
     assert "Next step" not in closing(settings)
+
+
+def test_a_selection_whose_inputs_are_out_of_date_is_not_called_up_to_date(tmp_path: Path):
+    lines = "\n".join(summary_lines(Settings(training_root=tmp_path), Outcome(upstream_left=["catalog"])))
+    assert "out of date, but not selected: catalog." in lines
+    assert "up to date;" not in lines
