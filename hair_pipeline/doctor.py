@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from hair_pipeline.cores import cpu_count
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import SAMPLE_ROOT, Settings, require_folders, unknown_variables
@@ -89,7 +90,7 @@ def _gpu(profile: Profile) -> Iterator[Finding]:
         for index, gpu in enumerate(gpus):
             yield Finding("ok", f"GPU {index}: {gpu}")
     elif profile.stage1.precision == profile.stage2.precision == "fp32":
-        yield Finding("note", f"no GPU; the profile {profile.name} trains in fp32, on {os.cpu_count()} CPU cores")
+        yield Finding("note", f"no GPU; the profile {profile.name} trains in fp32, on {cpu_count()} CPU cores")
     else:
         yield Finding(
             "error",

@@ -7,6 +7,8 @@ from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
+from hair_pipeline.cores import cpu_count
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as the tests may use cores: more threads would only wait
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -17,6 +19,11 @@ settings.load_profile("repeatable")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests come first, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Some tests start processes of their own, so two at least; more than four would wait for the longest files."""
+    return min(max(cpu_count(), 2), 4)
 
 
 class WholeFixtures(LoadFileScheduling):

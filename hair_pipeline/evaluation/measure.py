@@ -6,7 +6,6 @@ Belongs here: which metric applies to which case. Does not belong here: the metr
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hair_pipeline.cores import cpu_count
 from hair_pipeline.evaluation.cases import Case
 from hair_pipeline.evaluation.contenders import Drawing
 from hair_pipeline.evaluation.judges import Judges
@@ -99,7 +99,7 @@ def _look_at_photos(cases: Sequence[Case], judges: Judges) -> _Photos:
 
 def _threads() -> ThreadPoolExecutor:
     """One per core: numpy, scipy and OpenCV let go of the interpreter."""
-    return ThreadPoolExecutor(os.cpu_count())
+    return ThreadPoolExecutor(cpu_count())
 
 
 def _recognisers(judges: Judges) -> dict[str, Any]:

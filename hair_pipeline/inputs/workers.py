@@ -5,7 +5,6 @@ Belongs here: how work is spread over cores. Does not belong here: the work.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
@@ -16,6 +15,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from hair_pipeline.cores import cpu_count
 from hair_pipeline.pools import image_pool
 
 Item = TypeVar("Item")
@@ -24,11 +24,6 @@ Result = TypeVar("Result")
 
 _BEFORE_QUEUES = 100
 """Exit priority above that of multiprocessing's queues (10)."""
-
-
-def cpu_count() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def map_in_processes(

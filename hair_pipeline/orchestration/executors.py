@@ -16,6 +16,7 @@ from dagster._core.execution.plan.step import ExecutionStep
 from dagster._core.executor import multiprocess
 from dagster._core.executor.init import InitExecutorContext
 
+from hair_pipeline.cores import cpu_count
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.orchestration.instance import limit_gpu_steps
 from hair_pipeline.orchestration.leases import Leased
@@ -69,7 +70,7 @@ def local_executor() -> dg.ExecutorDefinition:
     """
     return _leased(dg.multiprocess_executor).configured(
         {
-            "max_concurrent": os.cpu_count() or 2,
+            "max_concurrent": cpu_count(),
             "start_method": {"forkserver": {"preload_modules": ["hair_pipeline.orchestration.preload"]}},
         },
         name="local",

@@ -22,6 +22,7 @@ from dagster._core.launcher import DefaultRunLauncher
 from dagster._core.storage.event_log import SqliteEventLogStorage
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG
 
+from hair_pipeline.cores import cpu_count
 from hair_pipeline.errors import PipelineError
 from hair_pipeline.files import hash_bytes, one_at_a_time, write_bytes
 from hair_pipeline.orchestration.compute_tags import CPU_POOL, GPU_POOL
@@ -163,7 +164,7 @@ def _prepare(instance: dg.DagsterInstance) -> None:
     _wait_for_orphans(instance)
     free_dead_runs(instance)
     if CPU_POOL not in instance.event_log_storage.get_concurrency_keys():
-        instance.event_log_storage.set_concurrency_slots(CPU_POOL, os.cpu_count() or 1)
+        instance.event_log_storage.set_concurrency_slots(CPU_POOL, cpu_count())
     if GPU_POOL not in instance.event_log_storage.get_concurrency_keys():
         instance.event_log_storage.set_concurrency_slots(GPU_POOL, 1)
 

@@ -55,7 +55,12 @@ def train_in_child(
         error_file = Path(folder) / "error.json"
         process = subprocess.Popen(
             train_command(name, settings, options),
-            env={**os.environ, **session.get_bootstrap_env_vars(), ERROR_FILE_VARIABLE: str(error_file)},
+            env={
+                **os.environ,
+                **session.get_bootstrap_env_vars(),
+                ERROR_FILE_VARIABLE: str(error_file),
+                "PET_LOG_DIR": folder,  # torchrun leaves its folder behind, also an empty one
+            },
             start_new_session=True,  # Ctrl-C in a terminal reaches the step alone, which stops this child properly
             preexec_fn=_stop_when_the_parent_dies,
         )

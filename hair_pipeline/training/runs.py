@@ -20,6 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from hair_pipeline.cores import cpu_count
 from hair_pipeline.errors import PipelineError, TransientError
 from hair_pipeline.files import hash_bytes, is_locked, one_at_a_time, read_json, says_full, write_bytes, write_json
 from hair_pipeline.profile import Profile
@@ -366,7 +367,7 @@ def environment() -> dict[str, Any]:
         "packages": versions,
         "git_commit": _git("rev-parse", "HEAD"),
         "git_changes": _git("status", "--porcelain", "--untracked-files=no"),
-        "cpus": os.cpu_count(),
+        "cpus": cpu_count(),
     }
 
 
