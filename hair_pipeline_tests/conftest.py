@@ -22,8 +22,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Some tests start processes of their own, so two at least; more than four would wait for the longest files."""
-    return min(max(cpu_count(), 2), 4)
+    """One more than there are cores, since many tests wait; more than five would wait for the longest file."""
+    return min(cpu_count() + 1, 5)
 
 
 class WholeFixtures(LoadFileScheduling):

@@ -23,6 +23,8 @@ from hair_pipeline.training.validation import compare
 
 OFF = LossTerm(weight=0.0)
 NO_PIXELS = LossesConfig(identity=OFF, lpips=OFF, gram=OFF, style=OFF)
+DECODED = LossesConfig(identity=OFF, gram=OFF, style=OFF, pixel_batch=2)
+"""Pixels are decoded for one loss."""
 ALL_OF_THE_UNET = ("conv_in", "time_embedding", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
 
 
@@ -124,7 +126,7 @@ def test_parts_add_up_and_pixel_losses_cost(norms: int) -> None:
 @pytest.mark.parametrize(("checkpointed", "batch", "fitting"), [(False, 2, 9), (True, 2, 9), (False, 12, 4)])
 def test_the_largest_batch_is_what_a_direct_trace_says(checkpointed: bool, batch: int, fitting: int) -> None:
     """With decoded pixels, whose cost checkpointing changes too."""
-    profile = small(LossesConfig(pixel_batch=2), batch_size=batch, precision="bf16")
+    profile = small(DECODED, batch_size=batch, precision="bf16", gradient_norm_every=0)
     step = memory_plan._Step(profile, "stage2", profile.stage2, memory_plan._architecture(profile, None))
     fits, does_not = (step.trace(size, checkpointed).peak / GIB for size in (fitting, fitting + 1))
     assert step.line(checkpointed).largest((fits + does_not) / 2 + memory_plan.CONTEXT_GIB) == fitting
@@ -133,9 +135,8 @@ def test_the_largest_batch_is_what_a_direct_trace_says(checkpointed: bool, batch
 @pytest.mark.usefixtures("few_layers")
 def test_the_advice_is_for_the_whole_step_with_and_without_checkpointing() -> None:
     """What the plan says about the other way is what its own plan says."""
-    losses = LossesConfig(pixel_batch=2)
     plain, checkpointed = (
-        plan_stage(small(losses, gradient_checkpointing=on, gradient_accumulation_steps=3), "stage2")
+        plan_stage(small(DECODED, gradient_checkpointing=on, gradient_accumulation_steps=3), "stage2")
         for on in (False, True)
     )
     assert f"without it the peak is {plain.peak_gib:.1f} GiB" in checkpointed.advice[1]
