@@ -80,7 +80,7 @@ def run_ab_test(
         PipelineError: a SPEC or the customers cannot be read, or there is no photo that both models drew.
     """
     candidate = resolve(new, settings, profile)
-    other = opponent(candidate, settings) if old == "production" else old
+    other = opponent(candidate, settings, profile) if old == "production" else old
     contenders = {"old": resolve(other, settings, profile), "new": candidate}
     photos = _customer_photos(customers, settings, profile) if customers else _validation_photos(settings, profile)
     first_opponent = other in ("untrained", profile.ab_test.first_opponent)

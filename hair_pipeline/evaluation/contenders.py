@@ -228,11 +228,11 @@ def resolve(spec: str, settings: Settings, profile: Profile) -> Contender:
     )
 
 
-def opponent(new: Contender, settings: Settings) -> str:
+def opponent(new: Contender, settings: Settings, profile: Profile) -> str:
     """The SPEC a new model is compared with when "production" is asked for.
 
-    That is the version in production, unless it is the new model itself: then the version before it, or the untrained
-    base when it was the first.
+    That is the version in production, unless it is the new model itself: then the last version before it whose folder
+    is still there (it may have been erased with somebody's photos), or `ab_test.first_opponent` where there is none.
 
     Raises:
         PipelineError: nothing is in production.
@@ -240,8 +240,9 @@ def opponent(new: Contender, settings: Settings) -> str:
     production = version_folder("production", settings).name
     if production != new.version:
         return "production"
-    previous: list[str] = read_registry(settings.registry_path)["previous"]
-    return previous[-1] if previous else "untrained"
+    earlier: list[str] = read_registry(settings.registry_path)["previous"]
+    there = [version for version in earlier if version != production and version_folder(version, settings).is_dir()]
+    return there[-1] if there else profile.ab_test.first_opponent
 
 
 def untrained(settings: Settings, profile: Profile) -> ModelContender:
