@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import dagster as dg
+from pydantic import BaseModel
 
 from hair_pipeline.files import hash_bytes
 from hair_pipeline.profile import STAGE_MODELS, Profile
+from hair_pipeline.training.runs import WITHOUT_EFFECT
 
 CONCERNS: Mapping[str, tuple[str, ...]] = {
     "catalog": ("inputs", "processing.size"),
@@ -41,10 +43,11 @@ CONCERNS: Mapping[str, tuple[str, ...]] = {
 
 
 def _value(profile: Profile, dotted: str) -> object:
+    """A value, or the plain values of a section but for those that change no result."""
     value: object = profile
     for name in dotted.split("."):
         value = getattr(value, name)
-    return value
+    return value.model_dump(exclude=set(WITHOUT_EFFECT)) if isinstance(value, BaseModel) else value
 
 
 def with_profile(spec: dg.AssetSpec, profile: Profile) -> dg.AssetSpec:
