@@ -35,7 +35,10 @@ CONCERNS: Mapping[str, tuple[str, ...]] = {
     "stage1_checkpoint": (*STAGE_MODELS, "stage1"),
     "stage2_checkpoint": (*STAGE_MODELS, "models.recogniser", "stage2"),
     "eval_report": ("models", "evaluation"),
-    "ab_verdict": ("models", "evaluation", "ab_test"),
+    "ab_verdict": (
+        *("models", "evaluation", "ab_test"),
+        *("inputs.min_face_confidence", "inputs.max_identity_yaw"),  # customers' faces are in no catalog
+    ),
     "exported_weights": (),
     "production_registry": ("release",),
 }

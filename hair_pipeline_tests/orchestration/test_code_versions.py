@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from pydantic import BaseModel
 
+from hair_pipeline.evaluation.fingerprints import READING
 from hair_pipeline.orchestration.code_versions import CONCERNS, with_profile
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
@@ -94,6 +95,11 @@ def test_a_trained_asset_becomes_stale_with_the_values_that_give_another_run_and
     stale = {path for path, profile in others.items() if version(asset, profile) != version(asset, PROFILE)}
     assert (section, "workers") not in stale
     assert stale == {path for path, profile in others.items() if run(profile) != run(PROFILE)}
+
+
+@pytest.mark.parametrize("name", sorted(READING))
+def test_the_verdict_becomes_stale_with_how_customers_faces_are_read(name: str):
+    assert version("ab_verdict", changed(PROFILE, ("inputs", name))) != version("ab_verdict", PROFILE)
 
 
 def test_what_concerns_an_asset_exists_in_the_profile():
