@@ -44,6 +44,8 @@ def test_every_profile_loads(name: str):
         ("name: x\nevaluation: {steps: 0}\n", "evaluation.steps"),
         ("name: x\nevaluation: {batch_size: 0}\n", "evaluation.batch_size"),
         ("name: x\nab_test: {bootstrap_samples: 0}\n", "bootstrap_samples"),
+        ("name: x\nab_test: {seed: -1}\n", "ab_test.seed"),
+        ("name: x\nstage1: {seed: 100000000000000000000}\n", "stage1.seed"),
         ("name: [", "profile"),
     ],
 )
