@@ -377,6 +377,18 @@ class Profile(Values):
     automation: AutomationConfig = AutomationConfig()
 
 
+class _EachNameOnce(yaml.SafeLoader):
+    """Refuses a name that stands twice in one group, of which PyYAML would take the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        names = [name for name, _ in node.value if name.tag != "tag:yaml.org,2002:merge"]
+        for place, name in enumerate(names):
+            if any(name.value == earlier.value for earlier in names[:place]):
+                raise yaml.MarkedYAMLError(problem=f"{name.value} stands twice", problem_mark=name.start_mark)
+        return node
+
+
 def load_profile(name_or_path: str | Path) -> Profile:
     """Read a profile by name (`sample`, `rtx24gb`, `h100`) or from a YAML file.
 
@@ -385,7 +397,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
     """
     path = PROFILES_DIR / f"{name_or_path}.yaml" if name_or_path in PROFILE_NAMES else Path(name_or_path)
     try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values: Any = yaml.load(path.read_text(encoding="utf-8"), _EachNameOnce)
     except OSError as error:
         raise PipelineError(
             f"no such profile ({error.strerror})", file=path, remedy=f"choose one of {', '.join(PROFILE_NAMES)}"
