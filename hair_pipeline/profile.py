@@ -295,7 +295,11 @@ class EvaluationConfig(Values):
         "another style, by the model and by the base; null: all (some 22,000 of K-Hairstyle)",
     )
     grid_rows: int = Field(8, ge=1)
-    leakage_images: int = Field(16, ge=0, description="transfers drawn again with the old hair swapped")
+    leakage_images: int = Field(
+        16,
+        ge=0,
+        description="transfers drawn again with the old hair swapped; 0: none, and no model is released then",
+    )
     seed: Seed = 0
 
 
