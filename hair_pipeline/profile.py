@@ -24,11 +24,15 @@ class Values(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""What numpy and torch both take."""
+
+
 class InputsConfig(Values):
     """Reading and splitting of the inputs."""
 
     validation_fraction: float = Field(0.05, gt=0, lt=1, description="share of people held out")
-    split_seed: int = 0
+    split_seed: Seed = 0
     shard_size: int = Field(1000, ge=1, description="images per shard; a person is never cut in two")
     image_set: Literal["auto", "rawset", "hqset", "mqset"] = Field(
         "auto",
@@ -72,7 +76,7 @@ class PatchConfig(Values):
 
     sizes: tuple[Annotated[int, Field(ge=4)], ...] = Field((128, 64), min_length=1, description="sides, pixels")
     per_image: int = Field(8, ge=1, description="at most this many patches per size and image")
-    seed: int = 0
+    seed: Seed = 0
 
 
 class ProcessingConfig(Values):
@@ -122,7 +126,7 @@ class BaseTrainingConfig(Values):
     """Training of the networks of data/sample_models, by `hair_pipeline/sample/recipe.yaml`."""
 
     resolution: int = Field(128, ge=32, multiple_of=8, description="side of the images they are trained on, pixels")
-    seed: int = 0
+    seed: Seed = 0
     vae: NetworkTraining
     unet: NetworkTraining
     recogniser: NetworkTraining
@@ -148,7 +152,7 @@ class PatchEncoderConfig(Values):
     learning_rate: float = Field(3e-4, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     workers: int = Field(4, ge=0, description="data loading processes")
-    seed: int = 0
+    seed: Seed = 0
 
 
 class ClassifierConfig(Values):
@@ -161,7 +165,7 @@ class ClassifierConfig(Values):
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     workers: int = Field(4, ge=0, description="data loading processes")
-    seed: int = 0
+    seed: Seed = 0
 
 
 class StyleVectorConfig(Values):
@@ -259,7 +263,7 @@ class StageConfig(Values):
     validation_images: int = Field(64, ge=1, description="at most this many held-out images per validation")
     gradient_norm_every: int = Field(50, ge=0, description="log each loss's gradient norm so often; 0: never")
     workers: int = Field(4, ge=0, description="data loading processes")
-    seed: int = 0
+    seed: Seed = 0
     losses: LossesConfig = LossesConfig()
 
     @model_validator(mode="after")
@@ -291,8 +295,12 @@ class EvaluationConfig(Values):
         "another style, by the model and by the base; null: all (some 22,000 of K-Hairstyle)",
     )
     grid_rows: int = Field(8, ge=1)
-    leakage_images: int = Field(16, ge=0, description="transfers drawn again with the old hair swapped")
-    seed: int = 0
+    leakage_images: int = Field(
+        16,
+        ge=0,
+        description="transfers drawn again with the old hair swapped; 0: none, and no model is released then",
+    )
+    seed: Seed = 0
 
 
 class AbTestConfig(Values):
@@ -311,7 +319,7 @@ class AbTestConfig(Values):
         0.0, ge=0, le=1, description="share of the new model's pictures with artifacts that a blind review tolerates"
     )
     bootstrap_samples: int = Field(2000, ge=100)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class AutomationConfig(Values):
@@ -373,6 +381,18 @@ class Profile(Values):
     automation: AutomationConfig = AutomationConfig()
 
 
+class _EachNameOnce(yaml.SafeLoader):
+    """Refuses a name that stands twice in one group, of which PyYAML would take the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        names = [name for name, _ in node.value if name.tag != "tag:yaml.org,2002:merge"]
+        for place, name in enumerate(names):
+            if any(name.value == earlier.value for earlier in names[:place]):
+                raise yaml.MarkedYAMLError(problem=f"{name.value} stands twice", problem_mark=name.start_mark)
+        return node
+
+
 def load_profile(name_or_path: str | Path) -> Profile:
     """Read a profile by name (`sample`, `rtx24gb`, `h100`) or from a YAML file.
 
@@ -381,7 +401,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
     """
     path = PROFILES_DIR / f"{name_or_path}.yaml" if name_or_path in PROFILE_NAMES else Path(name_or_path)
     try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values: Any = yaml.load(path.read_text(encoding="utf-8"), _EachNameOnce)
     except OSError as error:
         raise PipelineError(
             f"no such profile ({error.strerror})", file=path, remedy=f"choose one of {', '.join(PROFILE_NAMES)}"

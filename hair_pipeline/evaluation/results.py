@@ -157,7 +157,7 @@ def _estimate(name: str, frame: pd.DataFrame, measured: Measurements) -> Estimat
         "identity_raw": "no face is reliable (blurred, missing or turned away), or only finished pictures are given",
         "identity": "no face is reliable (blurred, missing or turned away)",
         "lpips_hair": "no photo has a hair mask large enough",
-        "leakage_swap": "no transfer between two people could be drawn",
+        "leakage_swap": "no transfer between two people was drawn again; or evaluation.leakage_images is 0",
     }
     reason = "the labels name no class to ask for" if name in ACCURACIES else "no picture allows it"
     values = values_of(name, frame)

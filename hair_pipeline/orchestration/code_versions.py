@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import dagster as dg
+from pydantic import BaseModel
 
 from hair_pipeline.files import hash_bytes
 from hair_pipeline.profile import STAGE_MODELS, Profile
+from hair_pipeline.training.runs import WITHOUT_EFFECT
 
 CONCERNS: Mapping[str, tuple[str, ...]] = {
     "catalog": ("inputs", "processing.size"),
@@ -33,7 +35,10 @@ CONCERNS: Mapping[str, tuple[str, ...]] = {
     "stage1_checkpoint": (*STAGE_MODELS, "stage1"),
     "stage2_checkpoint": (*STAGE_MODELS, "models.recogniser", "stage2"),
     "eval_report": ("models", "evaluation"),
-    "ab_verdict": ("models", "evaluation", "ab_test"),
+    "ab_verdict": (
+        *("models", "evaluation", "ab_test"),
+        *("inputs.min_face_confidence", "inputs.max_identity_yaw"),  # customers' faces are in no catalog
+    ),
     "exported_weights": (),
     "production_registry": ("release",),
 }
@@ -41,10 +46,11 @@ CONCERNS: Mapping[str, tuple[str, ...]] = {
 
 
 def _value(profile: Profile, dotted: str) -> object:
+    """A value, or the plain values of a section but for those that change no result."""
     value: object = profile
     for name in dotted.split("."):
         value = getattr(value, name)
-    return value
+    return value.model_dump(exclude=set(WITHOUT_EFFECT)) if isinstance(value, BaseModel) else value
 
 
 def with_profile(spec: dg.AssetSpec, profile: Profile) -> dg.AssetSpec:

@@ -53,8 +53,10 @@ result = try_on.redraw(person, style)  # two photos with their masks, see hair_p
 With stock diffusers: `UNet2DConditionModel.from_pretrained(folder, subfolder="unet")` reads the merged UNet (with
 `variant="fp16", torch_dtype=torch.float16` in half precision);
 `adapters/pytorch_lora_weights.safetensors` and `adapters/ip_adapter.safetensors` are read by `load_lora_weights` and
-`load_ip_adapter(..., image_encoder_folder=None)` on the base; `ip_adapter_masks` then takes
-`hair_pipeline.models.masks.for_every_level(face_mask)`, the mask that each level of the UNet reads as its area average.
+`load_ip_adapter(..., image_encoder_folder=None)` on the base, whose blocks that were trained in full are first replaced
+by `unet.load_state_dict(load_file("adapters/unet_finetuned.safetensors"), strict=False)`, where there is that file;
+`ip_adapter_masks` then takes `hair_pipeline.models.masks.for_every_level(face_mask)`, the mask that each level of the
+UNet reads as its area average. `style_projection/` turns a style vector into what stands in `prompt_embeds`.
 `style_patch_encoder.pt` loads with `torch.load(path, weights_only=True)`.
 
 Inputs: an RGB photo, hair mask and face mask as training_face makes them, its 512-dimensional InsightFace embedding

@@ -197,6 +197,20 @@ def test_hair_lpips_ignores_everything_outside_the_hair() -> None:
     assert np.isnan(nothing).all()
 
 
+def test_ssim_is_the_published_one(scene) -> None:  # type: ignore[no-untyped-def]
+    photo = scene[0]
+    blurred = cv2.GaussianBlur(photo, (0, 0), 2)
+    x, y = (image.astype(float) @ [0.299, 0.587, 0.114] for image in (photo, blurred))
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return cv2.GaussianBlur(values, (11, 11), 1.5, borderType=cv2.BORDER_REFLECT)
+
+    variances = mean(x * x) - mean(x) ** 2 + mean(y * y) - mean(y) ** 2
+    first = (2 * mean(x) * mean(y) + 2.55**2) / (mean(x) ** 2 + mean(y) ** 2 + 2.55**2)
+    expected = first * (2 * (mean(x * y) - mean(x) * mean(y)) + 7.65**2) / (variances + 7.65**2)
+    assert np.abs(pixels.similarity_map(photo, blurred) - expected).max() < 5e-4
+
+
 def test_psnr_and_ssim_look_at_their_region_only(scene) -> None:  # type: ignore[no-untyped-def]
     photo, hair, _, _, _ = scene
     noisy = photo.copy()

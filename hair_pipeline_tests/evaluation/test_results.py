@@ -58,6 +58,7 @@ def test_equal_models_do_not_differ_and_what_was_not_measured_has_no_difference(
     assert same is not None
     assert (same.value, same.ci_low, same.ci_high) == (0, 0, 0)
     assert results["identity"].difference is None
+    assert "evaluation.leakage_images" in str(results["leakage_swap"].estimate.reason)
     assert results["frechet_ring"].difference is None
 
 

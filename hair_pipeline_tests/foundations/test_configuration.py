@@ -44,7 +44,11 @@ def test_every_profile_loads(name: str):
         ("name: x\nevaluation: {steps: 0}\n", "evaluation.steps"),
         ("name: x\nevaluation: {batch_size: 0}\n", "evaluation.batch_size"),
         ("name: x\nab_test: {bootstrap_samples: 0}\n", "bootstrap_samples"),
+        ("name: x\nab_test: {seed: -1}\n", "ab_test.seed"),
+        ("name: x\nstage1: {seed: 100000000000000000000}\n", "stage1.seed"),
         ("name: [", "profile"),
+        ("name: x\nmodels: {lora_rank: 8}\nstage1: {seed: 1}\nmodels: {perceptual: vgg}\n", "models stands twice"),
+        ("name: x\nstage1:\n  losses: {pixel_every: 2}\n  epochs: 3\n  losses: {pixel_batch: 2}\n", "line 5"),
     ],
 )
 def test_a_wrong_profile_is_refused_by_file_and_field(tmp_path: Path, text: str, named: str):

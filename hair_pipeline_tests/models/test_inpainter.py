@@ -187,10 +187,14 @@ def test_blocks_trained_in_an_earlier_stage_are_saved_on(tmp_path: Path) -> None
 
 
 @torch.no_grad()
-def test_stock_diffusers_reproduces_the_model(tmp_path: Path) -> None:
-    model, batch = make_model(), make_batch()
+@pytest.mark.parametrize("finetune_blocks", [(), ("conv_in", "mid_block")])
+def test_stock_diffusers_reproduces_the_model(finetune_blocks: tuple[str, ...], tmp_path: Path) -> None:
+    """As the model card says."""
+    model, batch = make_model(finetune_blocks=finetune_blocks), make_batch()
     model.save_adapters(tmp_path)
     base = tiny_base()
+    if finetune_blocks:
+        base.unet.load_state_dict(load_file(tmp_path / FINETUNED_FILE), strict=False)
     stock = StableDiffusionInpaintPipeline(
         vae=base.vae,
         text_encoder=None,

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from pydantic import BaseModel
 
+from hair_pipeline.evaluation.fingerprints import READING
 from hair_pipeline.orchestration.code_versions import CONCERNS, with_profile
 from hair_pipeline.profile import Profile
 from hair_pipeline.settings import Settings
@@ -74,6 +75,31 @@ def test_who_judges_in_the_evaluation_alone_makes_no_stage_stale_and_no_other_ru
     }
     free = {path[1] for path in models if run(changed(PROFILE, path)) == run(PROFILE)}
     assert free == {"evaluation_recogniser", "inception", "clip"} | ({"recogniser"} if stage == "stage1" else set())
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")
+@pytest.mark.parametrize(
+    ("asset", "section"),
+    [
+        ("patch_encoder", "patch_encoder"),
+        ("style_classifier", "classifier"),
+        ("stage1_checkpoint", "stage1"),
+        ("stage2_checkpoint", "stage2"),
+    ],
+)
+def test_a_trained_asset_becomes_stale_with_the_values_that_give_another_run_and_no_others(asset: str, section: str):
+    def run(profile: Profile) -> str:
+        return RunPlan.make(asset, (section,), Settings(training_root=Path("nowhere")), profile, {}, "1").run_id
+
+    others = {path: changed(PROFILE, path) for path in changes(PROFILE) if path[0] == section}
+    stale = {path for path, profile in others.items() if version(asset, profile) != version(asset, PROFILE)}
+    assert (section, "workers") not in stale
+    assert stale == {path for path, profile in others.items() if run(profile) != run(PROFILE)}
+
+
+@pytest.mark.parametrize("name", sorted(READING))
+def test_the_verdict_becomes_stale_with_how_customers_faces_are_read(name: str):
+    assert version("ab_verdict", changed(PROFILE, ("inputs", name))) != version("ab_verdict", PROFILE)
 
 
 def test_what_concerns_an_asset_exists_in_the_profile():

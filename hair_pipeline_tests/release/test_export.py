@@ -22,7 +22,7 @@ from hair_pipeline.evaluation.report import evaluate
 from hair_pipeline.files import encode_image, hash_file, read_image, write_bytes
 from hair_pipeline.inputs.head_crop import head_crop
 from hair_pipeline.models.base import load_base
-from hair_pipeline.models.inpainter import HairInpainter, predict
+from hair_pipeline.models.inpainter import FINETUNED_FILE, HairInpainter, predict
 from hair_pipeline.models.patch_encoder import PatchEncoder
 from hair_pipeline.models.pipeline import HairInpaintPipeline
 from hair_pipeline.models.style_projection import StyleProjection
@@ -139,7 +139,7 @@ def test_export_writes_what_others_load(exported: World) -> None:
     assert (checkpoints / "adapters" / "ip_adapter.safetensors").exists()
     StyleProjection.from_pretrained(checkpoints / "adapters" / "style_projection")
     card = (checkpoints / "README.md").read_text()
-    for word in ("K-Hairstyle", "research use", "insightface", "non-commercial", result.version):
+    for word in ("K-Hairstyle", "research use", "insightface", "non-commercial", FINETUNED_FILE, result.version):
         assert word in card
 
 

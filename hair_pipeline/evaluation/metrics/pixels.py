@@ -34,9 +34,8 @@ def similarity_map(photo: np.ndarray, output: np.ndarray) -> np.ndarray:
 
     Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861, with its Gaussian window (sigma 1.5).
     """
-    _, local = structural_similarity(
-        _luminance(photo), _luminance(output), data_range=255.0, full=True, gaussian_weights=True, sigma=1.5
-    )
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    _, local = structural_similarity(_luminance(photo), _luminance(output), data_range=255.0, full=True, **window)
     return np.asarray(local)
 
 
