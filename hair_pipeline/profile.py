@@ -78,6 +78,12 @@ class PatchConfig(Values):
     per_image: int = Field(8, ge=1, description="at most this many patches per size and image")
     seed: Seed = 0
 
+    @model_validator(mode="after")
+    def _each_size_once(self) -> PatchConfig:
+        if len(set(self.sizes)) < len(self.sizes):
+            raise ValueError("sizes: one stands twice, and so would its patches")
+        return self
+
 
 class ProcessingConfig(Values):
     """Images cut into parts."""

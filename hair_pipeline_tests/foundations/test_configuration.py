@@ -46,6 +46,7 @@ def test_every_profile_loads(name: str):
         ("name: x\nab_test: {bootstrap_samples: 0}\n", "bootstrap_samples"),
         ("name: x\nab_test: {seed: -1}\n", "ab_test.seed"),
         ("name: x\nstage1: {seed: 100000000000000000000}\n", "stage1.seed"),
+        ("name: x\nprocessing: {patches: {sizes: [64, 64]}}\n", "processing.patches"),
         ("name: [", "profile"),
         ("name: x\nmodels: {lora_rank: 8}\nstage1: {seed: 1}\nmodels: {perceptual: vgg}\n", "models stands twice"),
         ("name: x\nstage1:\n  losses: {pixel_every: 2}\n  epochs: 3\n  losses: {pixel_batch: 2}\n", "line 5"),
