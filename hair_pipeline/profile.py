@@ -240,7 +240,9 @@ class StageConfig(Values):
     )
     learning_rate: float = Field(1e-4, gt=0, description="new layers: LoRA, IP-Adapter, style projection")
     learning_rate_deep: float = Field(1e-5, gt=0, description="UNet blocks named in finetune_blocks")
-    finetune_blocks: tuple[str, ...] = Field((), description="UNet parameter name prefixes trained in full")
+    finetune_blocks: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="UNet parameter name prefixes trained in full"
+    )
     weight_decay: float = Field(0.01, ge=0)
     warmup_fraction: float = Field(0.05, ge=0, lt=1, description="share of the steps with rising learning rate")
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
@@ -290,7 +292,7 @@ class StageConfig(Values):
 class EvaluationConfig(Values):
     """Validation report."""
 
-    steps: int = Field(30, ge=1, description="sampler steps")
+    steps: int = Field(30, ge=1, le=1000, description="sampler steps; the noise schedule has 1000")
     scheduler: Literal["ddim", "dpm++"] = "ddim"
     guidance_scale: float = Field(2.0, ge=0, description="1: no guidance")
     batch_size: int = Field(4, ge=1)

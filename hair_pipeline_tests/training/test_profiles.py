@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from hair_pipeline.errors import PipelineError
-from hair_pipeline.profile import PatchEncoderConfig, StageConfig, load_profile
+from hair_pipeline.profile import EvaluationConfig, PatchEncoderConfig, StageConfig, load_profile
 from hair_pipeline.training.loop import Engine
 from hair_pipeline.training.sampler import MixedBatches
 from hair_pipeline.training.task import LoopConfig
@@ -141,6 +141,17 @@ def test_impossible_values_are_refused(values: dict[str, Any]) -> None:
 def test_a_patch_batch_needs_two_people() -> None:
     with pytest.raises(ValidationError, match="people_per_batch"):
         PatchEncoderConfig(people_per_batch=1)
+
+
+def test_an_empty_block_name_is_no_prefix_of_everything() -> None:
+    with pytest.raises(ValidationError, match="finetune_blocks"):
+        StageConfig(finetune_blocks=("",))
+
+
+def test_no_more_sampler_steps_than_the_schedule_has() -> None:
+    assert EvaluationConfig(steps=1000).steps == 1000
+    with pytest.raises(ValidationError, match="less than or equal to 1000"):
+        EvaluationConfig(steps=1001)
 
 
 def test_an_anchor_to_weights_that_are_trained_is_refused(tmp_path: Path) -> None:
