@@ -97,7 +97,10 @@ def promote(version: Annotated[str, typer.Argument(help="A version of `registry 
 @registry_app.command(name="rollback")
 def rollback(
     reason: Annotated[str, typer.Option(help="Kept in the history.")] = "",
-    force: Annotated[bool, typer.Option("--force", help="Also to a version that a person has rejected.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Also to a version that a person has rejected; past versions that were erased."),
+    ] = False,
 ) -> None:
     """Put the previous production version back, on the server too."""
     from hair_pipeline.release.registry import rollback_and_deploy

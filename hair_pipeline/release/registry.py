@@ -148,7 +148,7 @@ def rollback_and_deploy(registry: Registry, reason: str, config: ReleaseConfig, 
     """Put the previous version back, in the registry and on the server.
 
     Args:
-        force: also if a person has rejected it since.
+        force: also if a person has rejected it since; and past earlier versions whose folder is gone.
 
     Returns:
         The version in production now.
@@ -159,7 +159,7 @@ def rollback_and_deploy(registry: Registry, reason: str, config: ReleaseConfig, 
         BaseException: what interrupted deploying (Ctrl-C), with the same said as a note.
     """
     with registry.deploying():
-        version = registry.rollback(reason, force=force)
+        version = registry.rollback(reason, force=force, past_erased=force)
         told = f"the registry says {version} again, but the server may not serve it"
         try:
             deploy_production(registry, config, checked=True)

@@ -261,25 +261,42 @@ class Registry:
             _log(state, "promoted", version, replaced=current)
             return current
 
-    def rollback(self, reason: str = "", *, leaving: str | None = None, force: bool = False) -> str:
+    def rollback(
+        self, reason: str = "", *, leaving: str | None = None, force: bool = False, past_erased: bool = False
+    ) -> str:
         """Restore the version that was in production before the present one.
 
         Args:
             leaving: the version to be taken out of production; if it is another one by now, nothing changes.
             force: also if a person has rejected the earlier version since.
+            past_erased: pass over earlier versions without a folder (erased, say because of a person in their training
+                data): they can never come back.
 
         Returns:
             The version in production now.
 
         Raises:
-            PipelineError: there is none, a person has rejected it, or its files are damaged.
+            PipelineError: there is none, a person has rejected it, or its files are erased or damaged.
         """
         state = self.state()
-        if not state["previous"]:
+        before: Names = state["previous"]
+        kept = list(before)
+        while past_erased and kept and not self.folder(kept[-1]).exists():
+            kept.pop()
+        passed_over = before[len(kept) :]
+        if not kept:
+            gone = f" (the folders of {', '.join(passed_over)} are gone)" if passed_over else ""
             raise PipelineError(
-                "there is no earlier version to go back to", file=self.path, remedy="promote another version"
+                f"there is no earlier version to go back to{gone}", file=self.path, remedy="promote another version"
             )
-        target: str = state["previous"][-1]
+        target = kept.pop()
+        if not self.folder(target).exists():
+            raise PipelineError(
+                f"the folder of the earlier version {target} is gone; nothing was rolled back",
+                file=self.folder(target),
+                remedy="mount or restore it; if it was erased for good, pass over it (and over a person's rejection of "
+                "the one before it): registry rollback --force",
+            )
         rejected = _rejected_by(self._record(state, target))
         if rejected and not force:
             raise PipelineError(
@@ -290,12 +307,13 @@ class Registry:
         self.require_intact(target)
         with self._changing() as state:
             moved_on = leaving is not None and state["production"] != leaving
-            if moved_on or not state["previous"] or state["previous"][-1] != target:
+            if moved_on or state["previous"] != before:
                 raise PipelineError("the registry changed meanwhile; nothing was rolled back", file=self.path)
             left = state["production"]
-            state["previous"].pop()
+            state["previous"] = kept
             state["production"] = target
-            _log(state, "rolled_back", target, left=left, reason=reason)
+            details = {"passed_over": passed_over} if passed_over else {}
+            _log(state, "rolled_back", target, left=left, reason=reason, **details)
             return target
 
     def withdraw(self, version: str, reason: str) -> None:

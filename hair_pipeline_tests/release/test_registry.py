@@ -192,6 +192,33 @@ def test_rollback_to_a_version_that_was_rejected_since_is_asked_for_by_name(tmp_
     assert registry.rollback("b blurs", force=True) == "a"
 
 
+def test_rollback_passes_over_an_erased_version_when_told_to(tmp_path: Path) -> None:
+    registry = signed(tmp_path, "a")
+    for version in ("b", "c"):
+        signed(tmp_path, version)
+    for version in ("a", "b", "c"):
+        registry.promote(version)
+    shutil.rmtree(registry.folder("b"))
+    with pytest.raises(PipelineError, match="folder of the earlier version b is gone; nothing was rolled back") as said:
+        registry.rollback("halo", force=True)
+    assert "--force" in said.value.remedy
+    assert registry.production() == "c"
+    assert registry.rollback("halo", past_erased=True) == "a"
+    assert registry.state()["previous"] == []
+    assert registry.state()["history"][-1]["passed_over"] == ["b"]
+
+
+def test_rollback_never_reaches_an_erased_version(tmp_path: Path) -> None:
+    registry = signed(tmp_path, "a")
+    signed(tmp_path, "b")
+    registry.promote("a")
+    registry.promote("b")
+    shutil.rmtree(registry.folder("a"))
+    with pytest.raises(PipelineError, match=r"no earlier version to go back to \(the folders of a are gone\)"):
+        registry.rollback("halo", past_erased=True)
+    assert registry.production() == "b"
+
+
 def test_taking_back_never_undoes_somebody_elses_promotion(tmp_path: Path) -> None:
     registry = signed(tmp_path, "a")
     signed(tmp_path, "b")
