@@ -224,10 +224,17 @@ def _train(
     return trained if main else TrainResult.load(plan.run_dir / "result.json", settings.training_root)
 
 
+_BUILT_ON = {
+    "stage1": ("patch-encoder", "style-classifier"),
+    "stage2": ("stage1", "patch-encoder", "style-classifier"),
+}
+"""Stage -> trainers whose weights it starts from or is exported with; a version holds all of them."""
+
+
 def _record_people(plan: RunPlan, settings: Settings) -> None:
-    """Stage 2 starts from Stage 1, which may be from before somebody left when it is trained by hand."""
-    start = current("stage1", settings).run_dir if plan.name == "stage2" else None
-    record_people(plan.run_dir, settings, start)
+    """Also those of the runs it builds on, which may be from before somebody left when it is trained by hand."""
+    trained = [name for name in _BUILT_ON.get(plan.name, ()) if (settings.runs / name / "current.json").exists()]
+    record_people(plan.run_dir, settings, [current(name, settings).run_dir for name in trained])
 
 
 def _run(trainer: Trainer, plan: RunPlan, settings: Settings, profile: Profile, resume: bool) -> Finished:

@@ -6,7 +6,7 @@ done about new people (`orchestration.sensors`).
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,13 +32,13 @@ def people_to_train_on(settings: Settings, shards: Collection[str] | None = None
     return sorted(pc.unique(rows.column("source")).to_pylist())
 
 
-def record_people(run_dir: Path, settings: Settings, start: Path | None = None) -> None:
+def record_people(run_dir: Path, settings: Settings, built_on: Iterable[Path] = ()) -> None:
     """Note in a run's folder whom its weights are trained on: also those whom the checkpoints it goes on from were.
 
     Args:
-        start: the folder of another trainer's run whose weights it starts from.
+        built_on: folders of other trainers' runs whose weights it starts from or is exported with.
     """
-    before = _recorded(run_dir) + ([] if start is None else _recorded(start))
+    before = [person for folder in (run_dir, *built_on) for person in _recorded(folder)]
     write_json(run_dir / PEOPLE_FILE, {"people": sorted({*before, *people_to_train_on(settings)})})
 
 

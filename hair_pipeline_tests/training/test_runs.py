@@ -149,13 +149,14 @@ def test_a_forced_run_names_those_too_whom_the_run_before_it_was_trained_on(inte
     assert gone in json.loads((result.run_dir / "people.json").read_text())["people"]
 
 
-def test_stage_2_names_those_too_whom_stage_1_was_trained_on(settings: Settings) -> None:
-    stage1, stage2 = (
+@pytest.mark.parametrize("earlier", ["stage1", "patch-encoder", "style-classifier"])
+def test_stage_2_names_those_too_whom_the_runs_it_builds_on_were_trained_on(settings: Settings, earlier: str) -> None:
+    before, stage2 = (
         RunPlan(stage, "tiny", {}, {}, "", "a", settings.training_root, settings.runs / stage)
-        for stage in ("stage1", "stage2")
+        for stage in (earlier, "stage2")
     )
-    stage1.finish("v1", {}, [], {}).save(stage1.folder / "current.json", settings.training_root)
-    write_json(stage1.run_dir / "people.json", {"people": ["gone"]})
+    before.finish("v1", {}, [], {}).save(before.folder / "current.json", settings.training_root)
+    write_json(before.run_dir / "people.json", {"people": ["gone"]})
     _record_people(stage2, settings)
     people = json.loads((stage2.run_dir / "people.json").read_text())["people"]
     assert set(people) == {"gone", *people_to_train_on(settings)}
