@@ -18,13 +18,19 @@ from hair_pipeline.training.fingerprints import asset_versions, base_version, we
 READING = {"min_face_confidence", "max_identity_yaw"}
 """Values of `inputs` by which a photo's face and identity are read; the others decide which photos there are."""
 
+WITHOUT_EFFECT = {"batch_size"}
+"""Values of `evaluation` that change no picture: memory that was short is no reason to draw everything again."""
+
+REPORT_ONLY = {"grid_rows", "leakage_images"}
+"""Values of `evaluation` that no A/B test reads."""
+
 
 def measured_with(settings: Settings, profile: Profile) -> str:
     """Changes whenever photos may be read, or pictures asked for and measured, otherwise: settings and judges."""
     return hash_bytes(
         str(SCHEMA),
         judges_version(settings, profile),
-        profile.evaluation.model_dump_json(),
+        profile.evaluation.model_dump_json(exclude=WITHOUT_EFFECT | REPORT_ONLY),
         profile.processing.model_dump_json(),
         profile.inputs.model_dump_json(include=READING),
     )

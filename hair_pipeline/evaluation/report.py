@@ -19,7 +19,7 @@ from hair_pipeline.errors import PipelineError
 from hair_pipeline.evaluation import leakage, pictures
 from hair_pipeline.evaluation.cases import Case, ValidationPlan, load_cases, plan_validation, spread_over_people
 from hair_pipeline.evaluation.contenders import Contender, Drawing, ModelContender, stage2_current, untrained
-from hair_pipeline.evaluation.fingerprints import current_model, held_out_vectors, measured_with
+from hair_pipeline.evaluation.fingerprints import REPORT_ONLY, current_model, held_out_vectors, measured_with
 from hair_pipeline.evaluation.judges import Judges, load_judges
 from hair_pipeline.evaluation.ledger import Ledger
 from hair_pipeline.evaluation.measure import Measurements, measure
@@ -202,4 +202,5 @@ def _fingerprint(version: str, plan: ValidationPlan, settings: Settings, profile
         json.dumps(plan.rows[["image_id", "content_hash"]].to_numpy().tolist()),
         held_out_vectors(settings),
         measured_with(settings, profile),
+        profile.evaluation.model_dump_json(include=REPORT_ONLY),
     )

@@ -15,6 +15,9 @@ from hair_pipeline.files import hash_bytes
 from hair_pipeline.profile import STAGE_MODELS, Profile
 from hair_pipeline.training.runs import WITHOUT_EFFECT
 
+PICTURES = tuple(f"evaluation.{name}" for name in ("steps", "scheduler", "guidance_scale", "max_images", "seed"))
+"""What decides which pictures are judged; not how many are drawn at once."""
+
 CONCERNS: Mapping[str, tuple[str, ...]] = {
     "catalog": ("inputs", "processing.size"),
     "identity_embeddings": ("inputs",),
@@ -34,9 +37,9 @@ CONCERNS: Mapping[str, tuple[str, ...]] = {
     "style_classifier": ("classifier", "models.base"),
     "stage1_checkpoint": (*STAGE_MODELS, "stage1"),
     "stage2_checkpoint": (*STAGE_MODELS, "models.recogniser", "stage2"),
-    "eval_report": ("models", "evaluation"),
+    "eval_report": ("models", *PICTURES, "evaluation.grid_rows", "evaluation.leakage_images"),
     "ab_verdict": (
-        *("models", "evaluation", "ab_test"),
+        *("models", *PICTURES, "ab_test"),
         *("inputs.min_face_confidence", "inputs.max_identity_yaw"),  # customers' faces are in no catalog
     ),
     "exported_weights": (),

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from hair_pipeline.evaluation.cases import ValidationPlan
 from hair_pipeline.evaluation.contenders import resolve
 from hair_pipeline.evaluation.fingerprints import current_model, drawn_by, measured_with
+from hair_pipeline.evaluation.report import _fingerprint
 from hair_pipeline.evaluation.styles import styles_version
 from hair_pipeline.models.patch_encoder import PatchEncoder
 from hair_pipeline_tests.evaluation.tiny_world import World, finish_run, make_world
@@ -28,6 +31,7 @@ def touch_content(path: Path) -> None:
         ("inputs", {"max_identity_yaw": 30.0}, True),
         ("inputs", {"min_face_confidence": 0.9}, True),
         ("evaluation", {"steps": 3}, True),
+        ("evaluation", {"batch_size": 1}, False),
         ("inputs", {"shard_size": 7}, False),
         ("stage2", {"workers": 1}, False),
     ],
@@ -35,6 +39,17 @@ def touch_content(path: Path) -> None:
 def test_settings_that_decide_the_numbers(world: World, part: str, changed: dict[str, float], stale: bool) -> None:
     other = world.profile.model_copy(update={part: getattr(world.profile, part).model_copy(update=changed)})
     assert (measured_with(world.settings, world.profile) != measured_with(world.settings, other)) == stale
+
+
+def test_a_report_goes_stale_with_what_it_shows_and_not_with_what_is_drawn_at_once(world: World) -> None:
+    plan = ValidationPlan(pd.DataFrame({"image_id": ["a"], "content_hash": ["b"]}), {}, {})
+
+    def fingerprint(**changed: int) -> str:
+        evaluation = world.profile.evaluation.model_copy(update=changed)
+        return _fingerprint("v", plan, world.settings, world.profile.model_copy(update={"evaluation": evaluation}))
+
+    assert fingerprint(batch_size=1) == fingerprint()
+    assert len({fingerprint(), fingerprint(grid_rows=1), fingerprint(leakage_images=1)}) == 3
 
 
 @pytest.mark.parametrize("judge", ["face_recogniser.onnx", "perceptual_alex.safetensors"])

@@ -97,6 +97,17 @@ def test_a_trained_asset_becomes_stale_with_the_values_that_give_another_run_and
     assert stale == {path for path, profile in others.items() if run(profile) != run(PROFILE)}
 
 
+@pytest.mark.parametrize(
+    ("asset", "without_effect"),
+    [("eval_report", {"batch_size"}), ("ab_verdict", {"batch_size", "grid_rows", "leakage_images"})],
+)
+def test_the_evaluation_becomes_stale_with_every_value_that_its_pages_depend_on(asset: str, without_effect: set[str]):
+    paths = [path for path in changes(PROFILE) if path[0] == "evaluation"]
+    assert without_effect < {path[1] for path in paths}
+    fresh = {path[1] for path in paths if version(asset, changed(PROFILE, path)) == version(asset, PROFILE)}
+    assert fresh == without_effect
+
+
 @pytest.mark.parametrize("name", sorted(READING))
 def test_the_verdict_becomes_stale_with_how_customers_faces_are_read(name: str):
     assert version("ab_verdict", changed(PROFILE, ("inputs", name))) != version("ab_verdict", PROFILE)
